@@ -1,0 +1,53 @@
+# Every target works on a fresh machine that has Python 3.10 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT := demo-out
+
+.PHONY: help demo test check lint type bench samples clean
+
+help:
+	@echo "make demo     install, then detect and refine on sample_adapters/"
+	@echo "make test     install, then run the whole suite"
+	@echo "make check    test, lint and type"
+	@echo "make lint     ruff"
+	@echo "make type     mypy"
+	@echo "make bench    speed against the floor of reading and two Gram matrices"
+	@echo "make samples  train sample_adapters/ anew"
+
+# torch first and pinned: the plain name would bring several GB of CUDA libraries along
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@echo '$$ clair detect sample_adapters'
+	@$(BIN)/clair detect sample_adapters --fail-on never
+	@echo
+	@echo '$$ clair refine sample_adapters --out $(OUT) --overwrite'
+	@$(BIN)/clair refine sample_adapters --out $(OUT) --overwrite
+	@echo "the whole report: $(OUT)/report.json"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+check: test lint type
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py --clients 20 --layers 8
+
+samples: $(STAMP)
+	$(BIN)/python examples/text_copy/samples.py
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -1,0 +1,60 @@
+"""clair: find contaminated clients in a folder of LoRA adapters, and refine the others.
+
+The names below are the public interface; they are loaded when first used, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clair_cli.cohort import Adapter, UpdateSpec
+    from clair_cli.errors import AdapterError, ClairError, NoVerdict, OutputError, UsageError
+    from clair_cli.formats import open_adapter, read_update
+    from clair_cli.pipeline import detect, refine
+    from clair_cli.report import Reason, Report, Verdict, from_dict, to_dict
+    from clair_cli.settings import Settings
+    from clair_cli.stack import LowRankUpdate
+
+_HOMES = {
+    "cohort": ("Adapter", "UpdateSpec"),
+    "errors": ("AdapterError", "ClairError", "NoVerdict", "OutputError", "UsageError"),
+    "formats": ("open_adapter", "read_update"),
+    "pipeline": ("detect", "refine"),
+    "report": ("Reason", "Report", "Verdict", "from_dict", "to_dict"),
+    "settings": ("Settings",),
+    "stack": ("LowRankUpdate",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "ClairError",
+    "LowRankUpdate",
+    "NoVerdict",
+    "OutputError",
+    "Reason",
+    "Report",
+    "Settings",
+    "UpdateSpec",
+    "UsageError",
+    "Verdict",
+    "detect",
+    "from_dict",
+    "open_adapter",
+    "read_update",
+    "refine",
+    "to_dict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from where it lives."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

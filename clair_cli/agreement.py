@@ -1,0 +1,90 @@
+"""Who agrees with whom: gauge-invariant comparisons of clients from K x K tables, in numpy.
+
+All tables are (modules, K, K) float64: `inner` holds <Delta_i, Delta_j>, `overlap` holds
+||Delta_i' Delta_j||_F^2. The output-side agreement is blind to signs and to how each client's A was
+initialised; the cosine is not. Both are averaged over modules, which is what makes them decisive.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def cosines(inner: Array) -> Array:
+    """Cosine of Delta_i and Delta_j per module, (modules, K, K); 0 where an update is zero."""
+    norm = np.sqrt(np.einsum("mkk->mk", inner).clip(min=0))
+    return _over(inner, norm[:, :, None] * norm[:, None, :])
+
+
+def effective_ranks(inner: Array, overlap: Array) -> Array:
+    """(sum s^2)^2 / sum s^4 over the singular values s of each update, (modules, K); 0 for zero."""
+    energy, fourth = np.einsum("mkk->mk", inner), np.einsum("mkk->mk", overlap)
+    return _over(energy**2, fourth)
+
+
+def agreement(inner: Array, overlap: Array, d_out: Array) -> Array:
+    """Output-side agreement per module, (modules, K, K): 1 is identical, 0 is chance.
+
+    a_ij = ||D_i' D_j||^2 / (||D_i D_i'|| ||D_j D_j'||); for independent column spaces its mean is
+    sqrt(rank_i rank_j) / d_out with the effective ranks, and that chance level is taken off.
+    """
+    fourth = np.sqrt(np.einsum("mkk->mk", overlap).clip(min=0))
+    raw = _over(overlap, fourth[:, :, None] * fourth[:, None, :])
+    rank = np.sqrt(effective_ranks(inner, overlap))
+    chance = (rank[:, :, None] * rank[:, None, :] / d_out[:, None, None]).clip(max=1 - 1e-6)
+    return (raw - chance) / (1 - chance)
+
+
+def split(kernel: Array) -> tuple[NDArray[np.bool_], float]:
+    """The larger of the two groups that the top eigenvector of the centred kernel tells apart.
+
+    Returns a mask (K,) and the ratio of the two largest eigenvalues: 1.3 and more for a real split,
+    near 1 for an invented one.
+    """
+    count = len(kernel)
+    centre = np.eye(count) - 1 / count
+    values, vectors = np.linalg.eigh(centre @ kernel @ centre)
+    side = vectors[:, -1] > 0
+    larger = side if 2 * side.sum() > count else ~side
+    if 2 * larger.sum() == count:  # a tie goes to the group that agrees more with itself
+        larger = max(side, ~side, key=lambda g: support(kernel, g).mean())
+    ratio = values[-1] / max(values[-2], 1e-12 * abs(values[-1])) if count > 2 else 1.0
+    return larger, float(ratio)
+
+
+def coherent(kernel: Array, size: int) -> NDArray[np.bool_]:
+    """A subset of `size` clients that agree most with each other, (K,) mask.
+
+    Grown from every client by adding whoever the group agrees with most; the group whose weakest
+    member has most support wins, so that a tight minority cannot win by filling up with strangers.
+    """
+    best, best_support = np.ones(len(kernel), bool), -np.inf
+    for seed in range(len(kernel)):
+        group = np.zeros(len(kernel), bool)
+        group[seed] = True
+        while group.sum() < size:
+            gain = np.where(group, -np.inf, kernel[:, group].mean(axis=1))
+            group[int(np.argmax(gain))] = True
+        weakest = support(kernel, group)[group].min()
+        if weakest > best_support:
+            best, best_support = group, weakest
+    return best
+
+
+def support(kernel: Array, group: NDArray[np.bool_]) -> Array:
+    """Mean kernel value of each client with the members of `group` other than itself, (K,)."""
+    return rows_support(kernel[None], group)[0]
+
+
+def rows_support(kernels: Array, group: NDArray[np.bool_]) -> Array:
+    """`support` for a stack of kernels (modules, K, K): (modules, K)."""
+    own = np.einsum("mkk->mk", kernels) * group
+    others = group.sum() - group.astype(float)
+    return (kernels @ group.astype(float) - own) / np.maximum(others, 1)
+
+
+def _over(top: Array, bottom: Array) -> Array:
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)

@@ -1,0 +1,319 @@
+"""The command line: the only file that prints, and the only one that knows exit codes of a run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from clair_cli import __version__
+from clair_cli.errors import AdapterError, ClairError, OutputError, UsageError
+from clair_cli.renderers import RENDERERS, text
+from clair_cli.renderers.safe import safe_text
+from clair_cli.report import Report, from_dict, gated
+from clair_cli.settings import Settings
+
+EXIT_CODES = """Exit codes: 0 done, nothing at or above --fail-on. 1 done, at least one client at or
+above --fail-on (default contaminated; broken counts as above it). 2 usage: nothing was read.
+3 no verdict: fewer than 3 usable clients, nothing comparable, not identifiable. 4 computed, but could
+not be written. 70 internal error. 130 / 143 interrupted / terminated; staging removed."""
+
+app = typer.Typer(
+    name="clair",
+    help="Find the contaminated clients in a folder of LoRA adapters, and refine the others.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Folder = Annotated[Path, typer.Argument(help="Folder with one sub-folder or .safetensors file per client.")]
+Format = Annotated[
+    Literal["text", "json"], typer.Option("--format", "-f", help="What goes to stdout.")
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--output", "-o", metavar="FORMAT=PATH", help="Also write a report here; repeatable."),
+]
+FailOn = Annotated[
+    Literal["suspicious", "contaminated", "broken", "never"],
+    typer.Option(help="The least verdict that makes the exit code 1."),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of the linear algebra; 0: chosen by size.")]
+Config = Annotated[
+    Path | None, typer.Option(help="adapter_config.json for files that come without one.")
+]
+Alpha = Annotated[float | None, typer.Option(help="lora_alpha for files that come without a config.")]
+Links = Annotated[bool, typer.Option("--follow-symlinks", help="Follow links that leave the folder.")]
+MaxHeader = Annotated[int, typer.Option(min=8, help="Largest safetensors header in bytes.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="A line for every client.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
+MAX_HEADER = Settings().max_header_bytes
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors of clair's own become one line on stderr."""
+    try:
+        result = typer.main.get_command(app)(args=arguments, prog_name="clair", standalone_mode=False)
+        return int(result or 0)
+    except ClairError as error:
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own complaints, whichever click it is
+            return _fail(f"{error.format_message()} (see clair --help)", UsageError.exit_code)
+        raise
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        _print(f"clair {__version__}\n")
+        raise typer.Exit(0)
+
+
+@app.command(epilog=EXIT_CODES)
+def detect(
+    folder: Folder,
+    format: Format = "text",
+    output: Outputs = None,
+    fail_on: FailOn = "contaminated",
+    device: Device = "auto",
+    threads: Threads = 0,
+    config: Config = None,
+    alpha: Alpha = None,
+    follow_symlinks: Links = False,
+    max_header: MaxHeader = MAX_HEADER,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    no_progress: NoProgress = False,
+) -> int:
+    """Say which clients are contaminated, where, how sure, and why."""
+    settings = Settings(
+        fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
+        follow_symlinks=follow_symlinks, max_header_bytes=max_header,
+    )  # fmt: skip
+    outputs = _outputs(output)
+    from clair_cli.pipeline import detect as run_detect
+
+    with _Progress(quiet or no_progress) as progress:
+        report = run_detect(folder, settings, progress, _command())
+    return _deliver(report, format, outputs, quiet, verbose)
+
+
+@app.command(epilog=EXIT_CODES)
+def refine(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="New folder for the refined adapters and the report.")],
+    subspace_rank: Annotated[
+        str, typer.Option(metavar="auto|N", help="Directions in which a client keeps its own.")
+    ] = "auto",
+    strength: Annotated[
+        str, typer.Option(metavar="auto|0..1", help="0 keeps the local adapter, 1 refines fully.")
+    ] = "auto",
+    rank: Annotated[
+        str, typer.Option(metavar="keep|N", help="Rank of the adapters written.")
+    ] = "keep",
+    write_global: Annotated[
+        bool, typer.Option("--global", help="Also write the mean of the benign as OUT/global.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if clair wrote it.")
+    ] = False,
+    format: Format = "text",
+    output: Outputs = None,
+    fail_on: FailOn = "never",
+    device: Device = "auto",
+    threads: Threads = 0,
+    config: Config = None,
+    alpha: Alpha = None,
+    follow_symlinks: Links = False,
+    max_header: MaxHeader = MAX_HEADER,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    no_progress: NoProgress = False,
+) -> int:
+    """Detect, then write refined adapters of the benign clients and the report into --out."""
+    settings = Settings(
+        fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
+        follow_symlinks=follow_symlinks, max_header_bytes=max_header, write_global=write_global,
+        overwrite=overwrite, subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
+        strength=_word_or("auto", float, "--strength", strength),
+        rank=_word_or("keep", int, "--rank", rank),
+    )  # fmt: skip
+    outputs = _outputs(output)
+    from clair_cli.pipeline import refine as run_refine
+
+    with _Progress(quiet or no_progress) as progress:
+        report = run_refine(folder, out, settings, progress, _command())
+    code = _deliver(report, format, outputs, quiet, verbose)
+    if report.refinement is not None and format == "text" and not quiet:
+        _print(f"refined adapters and report: {safe_text(str(out))}\n")
+    return code
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="One adapter: a folder or a .safetensors file.")],
+    format: Format = "text",
+    config: Config = None,
+    alpha: Alpha = None,
+    follow_symlinks: Links = False,
+    max_header: MaxHeader = MAX_HEADER,
+) -> int:
+    """Show one adapter: modules, shapes, ranks, scaling, norms, integrity. Exit code 1 if broken."""
+    from clair_cli.inspection import inspect as run_inspect
+
+    settings = Settings(
+        config=config, alpha=alpha, follow_symlinks=follow_symlinks, max_header_bytes=max_header
+    )
+    if not os.path.lexists(path):
+        raise UsageError(f"{path}: no such file or folder")
+    try:
+        found = run_inspect(path, settings)
+    except AdapterError as error:
+        return _fail(f"broken: {error.code} {error}", error.exit_code)
+    _print(found.as_json() if format == "json" else found.as_text())
+    return 0
+
+
+@app.command(epilog=EXIT_CODES)
+def report(
+    path: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A report saved by clair.")],
+    format: Format = "text",
+    output: Outputs = None,
+    fail_on: Annotated[
+        Literal["suspicious", "contaminated", "broken", "never"] | None,
+        typer.Option(help="Gate anew; default: what the report was made with."),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> int:
+    """Re-render and re-gate a saved report, without a new scan."""
+    outputs = _outputs(output)
+    saved = from_dict(_read_json(path))
+    chosen = fail_on or str(saved.settings.get("fail_on", "contaminated"))
+    return _deliver(gated(saved, chosen), format, outputs, quiet, verbose)
+
+
+# --- arguments
+
+
+def _word_or(word: str, kind: Callable[[str], Any], name: str, value: str) -> Any:
+    try:
+        return value if value == word else kind(value)
+    except ValueError:
+        raise UsageError(f"{name}: expected {word} or a number, got {value!r}") from None
+
+
+def _outputs(values: list[str] | None) -> list[tuple[str, Path]]:
+    found = []
+    for value in values or []:
+        name, equals, path = value.partition("=")
+        if name not in RENDERERS or not equals or not path:
+            known = "|".join(RENDERERS)
+            raise UsageError(f"--output: expected FORMAT=PATH with FORMAT {known}, got {value!r}")
+        if not Path(path).parent.is_dir():
+            raise UsageError(f"--output: the folder of {path!r} does not exist")
+        found.append((name, Path(path)))
+    return found
+
+
+def _read_json(path: Path) -> Any:
+    from clair_cli.formats.strict_json import parse_object
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+    return parse_object(data, str(path), UsageError)
+
+
+def _command() -> str:
+    return shlex.join(["clair", *sys.argv[1:]])
+
+
+# --- output
+
+
+def _deliver(
+    report: Report, format: str, outputs: list[tuple[str, Path]], quiet: bool, verbose: int
+) -> int:
+    """Print and write the report; its exit code, or 4 where a file could not be written."""
+    from clair_cli.publish import replace_bytes
+
+    for name, path in outputs:
+        replace_bytes(path, RENDERERS[name](report).encode())
+    if format == "text":
+        if not quiet:
+            _print(text.render(report, color=_colored(), verbose=verbose > 0))
+    else:
+        _print(RENDERERS[format](report))
+        _tell(text.verdict_line(report))
+    return report.exit_code
+
+
+def _colored() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _print(product: str) -> None:
+    """All of stdout goes through here. A reader that has gone changes nothing; a full disk does."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        sys.stdout.write(product.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        raise OutputError(f"stdout: {error.strerror or error}") from error
+
+
+def _tell(line: str) -> None:
+    """One line on stderr."""
+    encoding = sys.stderr.encoding or "ascii"
+    try:
+        sys.stderr.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
+    except OSError:
+        pass
+
+
+def _fail(message: str, code: int) -> int:
+    _tell(f"clair: {safe_text(message)}")
+    return code
+
+
+class _Progress:
+    """A bar on stderr, on a terminal only, from the second half second on."""
+
+    def __init__(self, off: bool) -> None:
+        self.off = off or not sys.stderr.isatty()
+        self.shown_at = time.monotonic() + 0.5
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.off:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.off or now < self.shown_at:
+            return
+        self.shown_at = now + 0.1
+        filled = 24 * done // total if total else 0
+        bar = f"[{'#' * filled}{'.' * (24 - filled)}] {done}/{total}" if total else f"step {done}"
+        sys.stderr.write(f"\r\x1b[K{what} {bar}")
+        sys.stderr.flush()

@@ -1,0 +1,216 @@
+"""What there is: adapters as their headers describe them, and the clients that can be compared.
+
+Nothing here holds a tensor. `align` checks once what the rest of clair relies on: every module of a
+`Cohort` exists in every client with one shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clair_cli.report import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies: bytes [begin, end) of `file`, row-major, `dtype` as safetensors names it."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file as it was read: `identity` tells whether it is still the same file later."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+    identity: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSpec:
+    """One matrix-valued update Delta W (d_out x d_in) = scale * up @ down, of rank at most `rank`.
+
+    `up` and `down` are the tensor names of the factors in the adapter's files.
+    """
+
+    d_out: int
+    d_in: int
+    rank: int
+    scale: float
+    dtype: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One client's checkpoint, known from its headers and its config.
+
+    `updates` maps module names to their specs; `tensors` holds every tensor of the files, those that
+    are passed through untouched included; `digest` is a sha256 over what the tensors and config hold.
+    """
+
+    client: str
+    path: Path
+    format: str
+    digest: str
+    updates: Mapping[str, UpdateSpec]
+    tensors: Mapping[str, TensorSpec]
+    files: Mapping[str, InputFile]
+    config: Mapping[str, Any]
+    base: str | None = None
+    notes: tuple[Reason, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensor data."""
+        return sum(t.end - t.begin for t in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A client that cannot be judged, and why."""
+
+    client: str
+    reason: Reason
+    files: tuple[InputFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Clients that can be compared: every module is in every client with the shape given here.
+
+    `clients` are in natural order of their ids, `modules` in natural order of their names;
+    `shapes` are (d_out, d_in). `findings` are remarks on the cohort as a whole.
+    """
+
+    clients: tuple[Adapter, ...]
+    modules: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, int]]
+    findings: tuple[Reason, ...] = field(default=())
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which client-2 comes before client-10."""
+    parts = re.split(r"(\d{1,18})", name)
+    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
+
+
+def align(adapters: Iterable[Adapter], min_shared: float = 0.5) -> tuple[Cohort, list[Broken]]:
+    """Choose what is compared: clients of one base model, on the modules that all of them have.
+
+    A client of another base model (CLR106), with another shape (CLR104), or sharing less than
+    `min_shared` of the modules most clients have (CLR107) is set aside as broken.
+    """
+    clients = sorted(adapters, key=lambda a: natural_key(a.client))
+    broken: list[Broken] = []
+    findings: list[Reason] = []
+    for check in (_other_base, _other_shape, lambda c: _other_modules(c, min_shared)):
+        bad, remarks = check(clients)
+        broken += bad
+        findings += remarks
+        gone = {b.client for b in bad}
+        clients = [a for a in clients if a.client not in gone]
+    shared = set.intersection(*(set(a.updates) for a in clients)) if clients else set()
+    findings += _partial_overlap(clients, shared)
+    modules = tuple(sorted(shared, key=natural_key))
+    first = clients[0].updates if clients else {}
+    shapes = {m: (first[m].d_out, first[m].d_in) for m in modules}
+    return Cohort(tuple(clients), modules, shapes, tuple(findings)), broken
+
+
+Checked = tuple[list[Broken], list[Reason]]
+
+
+def _set_aside(adapter: Adapter, code: str, message: str) -> Broken:
+    return Broken(adapter.client, Reason(code, message), tuple(adapter.files.values()))
+
+
+def _base_name(base: str) -> str:
+    """The last part of a model id or path: honest clients keep one model under different roots."""
+    return re.split(r"[\\/]", base.rstrip("\\/"))[-1].casefold()
+
+
+def _other_base(clients: list[Adapter]) -> Checked:
+    named = {a.client: _base_name(a.base) for a in clients if a.base}
+    count = Counter(named.values()).most_common(1)
+    if not count or count[0][1] == len(named):
+        return [], []
+    base, votes = count[0]
+    if 2 * votes <= len(named):
+        text = "base_model_name_or_path differs between clients and no base is in the majority"
+        return [], [Reason("CLR106", text + "; compared on shapes alone")]
+    return [
+        _set_aside(
+            a,
+            "CLR106",
+            f"adapter_config.json: base model is {a.base!r}, but {votes} of {len(named)} clients "
+            f"use {base!r}; retrain on that base or leave this client out",
+        )
+        for a in clients
+        if a.client in named and named[a.client] != base
+    ], []
+
+
+def _other_shape(clients: list[Adapter]) -> Checked:
+    votes: dict[str, Counter[tuple[int, int]]] = {}
+    for adapter in clients:
+        for module, spec in adapter.updates.items():
+            votes.setdefault(module, Counter())[(spec.d_out, spec.d_in)] += 1
+    usual = {m: c.most_common(1)[0][0] for m, c in votes.items()}
+    broken = []
+    for adapter in clients:
+        for module, spec in adapter.updates.items():
+            if (spec.d_out, spec.d_in) != usual[module]:
+                text = (
+                    f"{adapter.tensors[spec.up].file}: {module!r} is {spec.d_out} x {spec.d_in}, "
+                    f"in the other clients {usual[module][0]} x {usual[module][1]}; "
+                    "was it trained on another base model?"
+                )
+                broken.append(_set_aside(adapter, "CLR104", text))
+                break
+    return broken, []
+
+
+def _other_modules(clients: list[Adapter], min_shared: float) -> Checked:
+    count = Counter(m for a in clients for m in a.updates)
+    usual = {m for m, c in count.items() if 2 * c > len(clients)}
+    broken = []
+    for adapter in clients:
+        missing = sorted(usual - set(adapter.updates), key=natural_key)
+        if usual and len(missing) > (1 - min_shared) * len(usual):
+            text = (
+                f"adapts {len(usual) - len(missing)} of the {len(usual)} modules the other clients "
+                f"share (missing {missing[0]!r}); too little to compare"
+            )
+            broken.append(_set_aside(adapter, "CLR107", text))
+    return broken, []
+
+
+def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
+    findings = []
+    union = {m for a in clients for m in a.updates}
+    if union - shared:
+        odd = [a.client for a in clients if set(a.updates) != union]
+        text = (
+            f"clients adapt different modules: compared on the {len(shared)} of {len(union)} that all "
+            f"share; incomplete: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+        )
+        findings.append(Reason("CLR304", text))
+    ranks = {s.rank for a in clients for m, s in a.updates.items() if m in shared}
+    if any(len({a.updates[m].rank for a in clients}) > 1 for m in shared):
+        text = f"ranks differ between clients ({min(ranks)} to {max(ranks)}); updates are compared"
+        findings.append(Reason("CLR304", text + " as products, which is exact"))
+    return findings

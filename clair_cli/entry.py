@@ -1,0 +1,77 @@
+"""Console script. No third-party import at the top: whatever fails, the exit code tells the truth.
+
+Python exits 1 on an uncaught exception, and 1 is the code of a finding; so everything uncaught, a
+failing import included, becomes 70 here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+INTERNAL_ERROR, INTERRUPTED, TERMINATED = 70, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that staging is removed on the way out."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    code = INTERNAL_ERROR
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        from clair_cli.cli import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = _say("interrupted; nothing was left behind", INTERRUPTED)
+    except Terminated:
+        code = _say("terminated; nothing was left behind", TERMINATED)
+    except BaseException as error:
+        code = _crashed(error)
+    _leave(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _say(text: str, code: int) -> int:
+    try:
+        sys.stderr.write(f"clair: {text}\n")
+    except (OSError, ValueError):
+        pass
+    return code
+
+
+def _crashed(error: BaseException) -> int:
+    if "-vv" in sys.argv:
+        import traceback
+
+        traceback.print_exception(error)
+    text = "".join(c if c.isprintable() else "?" for c in f"{type(error).__name__}: {error}")
+    return _say(f"internal error: {text[:500]} (run with -vv for the traceback)", INTERNAL_ERROR)
+
+
+def _leave(code: int) -> None:
+    """Flush and exit without letting a closed stdout change the code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _silence(stream.fileno())
+    sys.exit(code)
+
+
+def _silence(descriptor: int) -> None:
+    """Python flushes again at exit and would complain, or fail, on the same closed pipe."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    main()

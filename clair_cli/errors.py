@@ -1,0 +1,104 @@
+"""Every error clair raises on purpose, each with its exit code or its reason code.
+
+An error carries one message that says what, where, what was expected and what to do, in one line, so
+that it survives pickling between processes unchanged.
+"""
+
+from __future__ import annotations
+
+
+class ClairError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line returns for it."""
+
+    exit_code = 70
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UsageError(ClairError):
+    """A bad option or path; nothing was read."""
+
+    exit_code = 2
+
+
+class NoVerdict(ClairError):
+    """The clients cannot be judged: too few, nothing comparable, not identifiable."""
+
+    exit_code = 3
+
+
+class OutputError(ClairError):
+    """The result was computed but could not be written."""
+
+    exit_code = 4
+
+
+class AdapterError(ClairError):
+    """One adapter cannot be used: its client is `broken`, the others are still judged."""
+
+    exit_code = 1
+    code = "CLR101"
+
+
+class Unreadable(AdapterError):
+    """The operating system refused, or there is nothing to read."""
+
+    code = "CLR101"
+
+
+class Malformed(AdapterError):
+    """The bytes are not a well-formed safetensors file."""
+
+    code = "CLR102"
+
+
+class NonFinite(AdapterError):
+    """NaN, Inf, or numbers whose products overflow."""
+
+    code = "CLR103"
+
+
+class ShapeMismatch(AdapterError):
+    """Shapes or ranks contradict each other or the config."""
+
+    code = "CLR104"
+
+
+class ConfigInvalid(AdapterError):
+    """adapter_config.json is missing, malformed, or lacks what the scale needs."""
+
+    code = "CLR105"
+
+
+class Unsupported(AdapterError):
+    """A kind of adapter clair does not read, named, with the remedy."""
+
+    code = "CLR108"
+
+
+class PickleFound(AdapterError):
+    """Only a pickle file is there; clair never opens one."""
+
+    code = "CLR109"
+
+
+class UnsafePath(AdapterError):
+    """A special file, an escaping link, or a name that cannot be used safely."""
+
+    code = "CLR110"
+
+
+class LimitExceeded(AdapterError):
+    """Larger than a limit that protects this process."""
+
+    code = "CLR111"
+
+
+class ChangedWhileRead(AdapterError):
+    """The file is no longer the one that was opened first."""
+
+    code = "CLR112"

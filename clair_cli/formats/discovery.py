@@ -1,0 +1,76 @@
+"""Which clients a folder holds; where their adapters lie is for `layout` to say."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from clair_cli.cohort import natural_key
+from clair_cli.errors import NoVerdict, UnsafePath, UsageError
+from clair_cli.formats.files import shown
+from clair_cli.formats.layout import CONFIG, PICKLES, SHARD, WEIGHTS, is_candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One client as the top folder shows it: `path` is its folder or its file, `root` the top."""
+
+    client: str
+    path: Path
+    root: Path
+
+
+def discover(root: Path) -> list[Source]:
+    """The clients below `root`, in natural order; each is opened, and may turn out broken, later.
+
+    Raises UsageError where `root` is no folder or itself one adapter, NoVerdict where it is empty.
+    """
+    try:
+        names = os.listdir(root)
+    except (OSError, ValueError) as cause:
+        why = getattr(cause, "strerror", None) or cause
+        text = f"{shown(str(root))}: not a folder that can be read: {why}"
+        raise UsageError(f"{text}; give the folder that holds the clients") from None
+    whole = WEIGHTS in names or "adapter_model.bin" in names or {"blobs", "snapshots"} <= set(names)
+    if whole or any(map(SHARD.fullmatch, names)):
+        raise UsageError(
+            f"{shown(str(root))}: is itself one adapter; give the folder above it, "
+            "or look at it with `clair inspect`"
+        )
+    found = [n for n in names if is_candidate(root / n) and not _is_twin(n, names)]
+    stems = Counter(_stem(root / name) for name in found)
+    sources = [
+        Source(_stem(root / n) if stems[_stem(root / n)] == 1 else n, root / n, root) for n in found
+    ]
+    if not sources:
+        raise NoVerdict(
+            f"{shown(str(root))}: no client in it; expected a folder with {CONFIG} and {WEIGHTS}, "
+            "or a .safetensors file, per client"
+        )
+    return sorted(sources, key=lambda s: natural_key(s.client))
+
+
+def _stem(path: Path) -> str:
+    known = path.suffix in (".safetensors", *PICKLES)
+    return path.stem if known and not os.path.isdir(path) else path.name
+
+
+def _is_twin(name: str, names: list[str]) -> bool:
+    """A pickle beside the same client's safetensors file: a note on that client."""
+    stem, suffix = os.path.splitext(name)
+    return suffix in PICKLES and stem + ".safetensors" in names
+
+
+def client_name(path: Path) -> str:
+    """The id of the client at `path`: its folder's name, or its file's without the ending."""
+    return _stem(Path(os.path.abspath(path)))
+
+
+def check_client_name(client: str) -> None:
+    """Raises UnsafePath unless `client` is one path segment of visible characters."""
+    odd = any(unicodedata.category(c).startswith("C") for c in client)
+    if odd or client in ("", ".", "..") or "/" in client or "\\" in client:
+        raise UnsafePath(f"client name {client!r} cannot be used as a folder name; rename it")

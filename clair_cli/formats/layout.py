@@ -1,0 +1,195 @@
+"""Where in one client's folder, or around its file, the adapter lies."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from clair_cli.errors import AdapterError, PickleFound, Unreadable, UnsafePath, Unsupported
+from clair_cli.formats.files import follow, is_link, opened, pread, shown
+from clair_cli.report import Reason
+from clair_cli.settings import Settings
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+IGNORED = re.compile(
+    r"\..*|(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states|global_step).*"
+    r"|runs|wandb|__pycache__|README|LICENSE|NOTICE|Makefile|CACHEDIR\.TAG"
+    r"|.*\.(json|jsonl|txt|md|csv|log|ya?ml|toml|py|sh|ipynb|png|svg|html|pdf)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Names of files that trainers and people leave beside adapters."""
+
+LAYOUT = f"expected {CONFIG} and {WEIGHTS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where one adapter lies: its folder or flat file, then the true paths of its parts."""
+
+    path: Path
+    weights: tuple[tuple[str, Path], ...]
+    config: Path | None
+    notes: tuple[Reason, ...] = ()
+
+
+def is_candidate(path: Path) -> bool:
+    """Everything counts that is not known to be something else: no client is skipped in silence."""
+    if os.path.isdir(path):
+        return not re.fullmatch(r"\..*|global_step.*|runs|wandb|__pycache__", path.name, re.DOTALL)
+    return not IGNORED.fullmatch(path.name)
+
+
+def locate(path: Path, root: Path | None, settings: Settings) -> Layout:
+    """Where the adapter of one client lies: `path` is its folder, or its file.
+
+    `root` is the folder that was scanned; None if `path` was named by the user. Raises Unreadable
+    where there is no adapter or a part of it is missing, PickleFound, Unsupported or UnsafePath.
+    """
+    anywhere = settings.follow_symlinks
+    try:
+        if not os.path.isdir(path):
+            return _file_layout(path, root or path.parent, anywhere, settings)
+        if root is not None:
+            _check_folder(path, anywhere)
+        return _folder_layout(path, root or path, anywhere, settings)
+    except (OSError, ValueError) as cause:
+        raise Unreadable(f"{shown(path.name)}: cannot be read: {cause}") from None
+
+
+def _file_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
+    if path.suffix in PICKLES:
+        raise _pickle_only(path.name)
+    target = follow(path, root, anywhere)
+    if path.suffix != ".safetensors":
+        with opened(target):  # a special file or a missing one is refused as such
+            text = f"{shown(path.name)}: not a safetensors file"
+        raise Unsupported(f"{text}; convert it, or move it out of the folder")
+    twins = [path.stem + s for s in PICKLES if (path.parent / (path.stem + s)).exists()]
+    config = _config(None, root, anywhere, settings)
+    return Layout(path, ((path.name, target),), config, _pickle_notes(twins))
+
+
+def _folder_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
+    folder, notes = _adapter_folder(path, root, anywhere)
+    names = sorted(os.listdir(folder))
+    files = [WEIGHTS] if WEIGHTS in names else _shards(names)
+    weights = tuple((name, follow(folder / name, root, anywhere)) for name in files)
+    config = _config(folder / CONFIG, root, anywhere, settings)
+    return Layout(folder, weights, config, (*notes, *_pickle_notes(_pickles(names))))
+
+
+def _config(own: Path | None, root: Path, anywhere: bool, settings: Settings) -> Path | None:
+    """The adapter's own config, else the one the user names, else the one all clients share."""
+    shared = root / CONFIG
+    if own is not None and os.path.lexists(own):
+        return follow(own, root, anywhere)
+    if settings.config is not None:
+        return follow(settings.config, root, anywhere=True)
+    return follow(shared, root, anywhere) if os.path.lexists(shared) else None
+
+
+def _adapter_folder(path: Path, root: Path, anywhere: bool) -> tuple[Path, tuple[Reason, ...]]:
+    """`path`, or the one folder below it that holds the adapter."""
+    names = os.listdir(path)
+    if _has_weights(path):
+        return path, ()
+    if pickles := _pickles(names):
+        raise _pickle_only(pickles[0])
+    if "snapshots" in names:
+        return _adapter_folder(_snapshot(path, anywhere), root, anywhere)
+    folders = sorted(n for n in names if is_candidate(path / n) and os.path.isdir(path / n))
+    steps = {n: int(m[1]) for n in folders if (m := CHECKPOINT.fullmatch(n))}
+    named = [n for n in folders if n not in steps and _has_weights(path / n)]
+    if len(named) > 1:
+        text = f"{len(named)} adapters ({shown(named[0])}, {shown(named[1])}, ...) in one client"
+        raise Unreadable(f"{shown(path.name)}: {text}; give each client a folder of its own")
+    if not named and not steps:
+        raise _nothing_here(path, names)
+    chosen = path / (named[0] if named else max(steps, key=lambda n: steps[n]))
+    _check_folder(chosen, anywhere)
+    if named:
+        return chosen, ()
+    if not _has_weights(chosen):
+        chosen, _ = _adapter_folder(chosen, root, anywhere)
+    text = (
+        f"read from {chosen.relative_to(path).as_posix()}, the newest of {len(steps)} checkpoints"
+    )
+    return chosen, (Reason("CLR114", text),)
+
+
+def _has_weights(folder: Path) -> bool:
+    names = os.listdir(folder)
+    return WEIGHTS in names or any(map(SHARD.fullmatch, names))
+
+
+def _snapshot(path: Path, anywhere: bool) -> Path:
+    """The revision a Hugging Face cache folder calls main, or the only one it has."""
+    revisions = sorted(os.listdir(path / "snapshots"))
+    main = path / "refs" / "main"
+    if os.path.lexists(main):
+        with opened(main) as fd:
+            revisions = [pread(fd, 0, 128).decode("ascii", "replace").strip()]
+    if len(revisions) != 1 or not REVISION.fullmatch(revisions[0]):
+        text = f"{shown(path.name)}: cannot tell which of {len(revisions)} snapshots to read"
+        raise Unreadable(f"{text}; name one in refs/main, or give a snapshot's folder")
+    chosen = path / "snapshots" / revisions[0]
+    _check_folder(path / "snapshots", anywhere)
+    _check_folder(chosen, anywhere)
+    return chosen
+
+
+def _check_folder(path: Path, anywhere: bool) -> None:
+    if is_link(path) and not anywhere:
+        text = "a link to a folder; replace it by the folder, or pass --follow-symlinks"
+        raise UnsafePath(f"{shown(path.name)}: {text}")
+
+
+def _shards(names: list[str]) -> list[str]:
+    """The shards of one adapter in order; Unreadable, naming it, where one is missing."""
+    shards = [m for m in map(SHARD.fullmatch, names) if m]
+    totals = {m[2] for m in shards}
+    if len(totals) > 1:
+        raise Unreadable(f"{shards[0][0]}: shards of two different savings; keep those of one")
+    total = totals.pop()
+    wanted = [f"adapter_model-{i:05d}-of-{total}.safetensors" for i in range(1, int(total) + 1)]
+    for name in wanted:
+        if name not in names:
+            raise Unreadable(f"{name}: missing, one of {int(total)} shards; upload it again")
+    return wanted
+
+
+def _pickles(names: list[str]) -> list[str]:
+    return [n for n in sorted(names) if n.endswith(PICKLES) and not IGNORED.fullmatch(n)]
+
+
+def _pickle_only(name: str) -> AdapterError:
+    text = f"{shown(name)}: a pickle file, which can run code and is not opened"
+    return PickleFound(f"{text}; re-save it as safetensors")
+
+
+def _pickle_notes(names: list[str]) -> tuple[Reason, ...]:
+    text = (
+        "a pickle file beside the safetensors file, not opened; other tools may load it: delete it"
+    )
+    return tuple(Reason("CLR109", f"{shown(name)}: {text}") for name in names)
+
+
+def _nothing_here(path: Path, names: list[str]) -> AdapterError:
+    others = {
+        "adapters.safetensors": "an mlx-lm adapter",
+        "pytorch_lora_weights.safetensors": "a diffusers adapter",
+        "model.safetensors": "a full model",
+    }
+    for name, what in others.items():
+        if name in names:
+            return Unsupported(f"{name}: {what}, no PEFT adapter; {LAYOUT}; convert it with PEFT")
+    if CONFIG in names:
+        return Unreadable(f"{WEIGHTS}: missing beside {CONFIG}; upload it again")
+    return Unreadable(f"{shown(path.name)}: no adapter here; {LAYOUT}")

@@ -1,0 +1,308 @@
+"""Output written whole or not at all: staged beside its place, synced, published by one rename."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from clair_cli.errors import OutputError, UsageError
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 * 2**20
+WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+RENAME_NOREPLACE = 1
+AT_FDCWD = -100
+
+log = logging.getLogger(__name__)
+
+
+def check_output(out: Path, inputs: Path, overwrite: bool = False) -> None:
+    """Raises UsageError, before anything is read, where `out` cannot become the output of `inputs`.
+
+    `out` must not exist, or with `overwrite` be a folder that clair wrote; its parent must be a
+    writable folder; neither may lie in the other, whatever names lead there.
+    """
+    shown = repr(str(out))
+    try:
+        _check_place(out, inputs, shown)
+        if out.is_symlink():
+            raise UsageError(f"--out {shown}: is a link; give the folder itself")
+        if os.path.lexists(out):
+            _check_replaceable(out, shown, overwrite)
+    except (OSError, ValueError, RuntimeError) as cause:
+        raise UsageError(f"--out {shown}: cannot be used: {_reason(cause)}") from None
+
+
+def _check_place(out: Path, inputs: Path, shown: str) -> None:
+    parent = out.parent.resolve()
+    if not parent.is_dir():
+        raise UsageError(f"--out {shown}: its parent folder does not exist; create it first")
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {shown}: give the name of a new folder")
+    with suppress(FileNotFoundError):
+        os.lstat(_staging(out))  # says if the name is too long
+    own = _key(out) if out.exists() else None
+    source = inputs.resolve()
+    if own == _key(source):
+        raise UsageError(f"--out {shown}: is the input folder; give another")
+    if _key(source) in {_key(p) for p in (parent, *parent.parents)}:
+        raise UsageError(f"--out {shown}: lies inside the input folder; give one outside")
+    if own in {_key(p) for p in source.parents}:
+        raise UsageError(f"--out {shown}: contains the input folder; give another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {shown}: its parent folder is not writable")
+
+
+def _key(path: Path) -> tuple[int, int]:
+    """What a folder is, under whatever name."""
+    s = path.stat()
+    return s.st_dev, s.st_ino
+
+
+def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
+    if not overwrite:
+        raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
+    if read_manifest(out) is None:
+        text = f"has no {MANIFEST} of clair and is not overwritten"
+        raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
+
+
+def _reason(cause: BaseException) -> str:
+    return getattr(cause, "strerror", None) or str(cause)
+
+
+@contextmanager
+def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[Path]:
+    """A new folder beside `out` to write into; it becomes `out` when the block ends without error.
+
+    Every file is on disk and in manifest.json before the one rename that publishes them. On any
+    exception, an interrupt included, the staging folder is removed and what was at `out` is still
+    there. Raises UsageError as `check_output`, OutputError where writing fails or something else
+    has appeared at `out` meanwhile.
+    """
+    check_output(out, inputs, overwrite)
+    staging = _staging(out)
+    old = staging.with_name(staging.name + ".old")
+    try:
+        os.mkdir(staging)
+        yield staging
+        write_manifest(staging, version)
+        _sync_tree(staging)
+        _publish(staging, out, old if overwrite else None)
+    except OSError as cause:
+        raise OutputError(f"{str(out)!r}: cannot be written: {_reason(cause)}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if os.path.lexists(out):  # else `old` is the only copy
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _staging(out: Path) -> Path:
+    return out.parent / f".{out.name}.clair-{uuid.uuid4().hex[:12]}"
+
+
+class NewFile:
+    """A file that was not there before, written at any offset; on disk when `close` returns.
+
+    Raises OutputError, with the words of the system, where it exists already or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._explained():
+            self.fd = os.open(path, WRITE_NEW, 0o666)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as cause:
+            text = f"{self.path.name!r}: cannot be written: {_reason(cause)}"
+            raise OutputError(text) from None
+
+    def write(self, begin: int, data: bytes | bytearray) -> None:
+        """All of `data` from byte `begin` on."""
+        left = memoryview(data)
+        with self._explained():
+            os.lseek(self.fd, begin, os.SEEK_SET)
+            while left:
+                left = left[os.write(self.fd, left) :]
+
+    def close(self) -> None:
+        """Everything is on disk, with the permissions of the umask."""
+        with self._explained():
+            os.fsync(self.fd)
+            os.close(self.fd)
+        self.fd = -1
+
+    def abandon(self) -> None:
+        """Remove the file unless it was closed; a second time does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+            self.path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A new file holding `data`, on disk when this returns, with the permissions of the umask.
+
+    Raises OutputError, with the words of the system, where it exists already or cannot be written.
+    """
+    file = NewFile(path)
+    try:
+        file.write(0, data)
+        file.close()
+    finally:
+        file.abandon()
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """`data` at `path`, whole or not at all, in place of a regular file that may be there.
+
+    What is no regular file, such as /dev/stdout, is written to as it is. Raises OutputError.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file():
+            with open(target, "wb") as stream:
+                stream.write(data)
+            return
+    except OSError as cause:
+        raise OutputError(f"{str(path)!r}: cannot be written: {_reason(cause)}") from None
+    fresh = target.with_name(f".{target.name}.clair-{uuid.uuid4().hex[:12]}")
+    try:
+        write_bytes(fresh, data)
+        os.replace(fresh, target)
+    except (OSError, OutputError) as cause:
+        raise OutputError(f"{str(path)!r}: cannot be written: {_reason(cause)}") from None
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_manifest(folder: Path, version: str) -> None:
+    """manifest.json: name, size and sha256 of every file below `folder`, and who wrote them."""
+    files = [{"name": name} | _facts(folder / name) for name in _names(folder)]
+    manifest = {
+        "schema_version": "1.0",
+        "tool": {"name": "clair", "version": version},
+        "files": files,
+    }
+    write_bytes(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that clair wrote, None for any other folder."""
+    path = folder / MANIFEST
+    try:
+        info = os.lstat(path)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_MANIFEST_BYTES:
+            return None
+        data = json.loads(path.read_bytes())
+        [(f["name"], f["size"], f["sha256"]) for f in data["files"]]
+        return data if data["tool"]["name"] == "clair" else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def verify(out: Path) -> list[str]:
+    """How the folder differs from its manifest, one line each; empty where it does not."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        return [f"{MANIFEST}: missing, or not of clair"]
+    wanted = {f["name"]: {"size": f["size"], "sha256": f["sha256"]} for f in manifest["files"]}
+    names = set(_names(out)) - {MANIFEST}
+    lines = [f"{name}: missing" for name in wanted.keys() - names]
+    lines += [f"{name}: not in the manifest" for name in names - wanted.keys()]
+    for name in wanted.keys() & names:
+        if _facts(out / name) != wanted[name]:
+            lines.append(f"{name}: changed since it was written")
+    return sorted(lines)
+
+
+def _names(folder: Path) -> list[str]:
+    """Everything below `folder` that is not a folder, as relative POSIX paths."""
+    found = (Path(top) / f for top, _, files in os.walk(folder) for f in files)
+    return sorted(p.relative_to(folder).as_posix() for p in found)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _sync_tree(folder: Path) -> None:
+    for top, _, files in os.walk(folder):
+        for name in files:
+            _sync(os.path.join(top, name))
+        _sync(top)
+
+
+def _sync(path: str | Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as cause:
+        if cause.errno != errno.EINVAL:  # network file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(fd)
+
+
+def _publish(staging: Path, out: Path, old: Path | None) -> None:
+    """`staging` becomes `out`; where `old` is given, what is at `out` makes way and is deleted."""
+    if old is not None and os.path.lexists(out):
+        _replace(staging, out, old)
+    else:
+        rename_new(staging, out)
+    try:
+        _sync(out.parent)
+    except OSError as cause:  # published all the same: not a failure, only less durable
+        log.warning("%s: could not be synced: %s", out.parent, cause)
+
+
+def _replace(staging: Path, out: Path, old: Path) -> None:
+    if out.is_symlink() or read_manifest(out) is None:
+        raise OSError(errno.EEXIST, f"it has no {MANIFEST} of clair and is not overwritten")
+    rename_new(out, old)
+    try:
+        rename_new(staging, out)
+    except BaseException:
+        rename_new(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename that never replaces anything, not even an empty folder. Raises OSError."""
+    number = _renameat2(os.fsencode(source), os.fsencode(target))
+    if number in (errno.ENOSYS, errno.EINVAL):  # an older kernel, or a file system without it
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.rename(source, target)
+    elif number:
+        raise OSError(number, os.strerror(number))
+
+
+def _renameat2(source: bytes, target: bytes) -> int:
+    """0, or the errno of Linux's renameat2; ENOSYS where the C library has none."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return errno.ENOSYS
+    done = call(AT_FDCWD, source, AT_FDCWD, target, RENAME_NOREPLACE)
+    return ctypes.get_errno() if done != 0 else 0

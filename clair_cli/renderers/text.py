@@ -1,0 +1,138 @@
+"""The report for a person: a table of verdicts, one line each, and the bottom line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import StringIO
+
+from rich.console import Console
+from rich.text import Text
+
+from clair_cli.renderers.safe import safe_text
+from clair_cli.report import Report, Verdict, failing
+
+STYLES = {
+    "contaminated": "bold red",
+    "broken": "bold magenta",
+    "suspicious": "yellow",
+    "benign": "green",
+    "no verdict": "bold yellow",
+}
+ORDER = ("contaminated", "broken", "suspicious", "benign")
+COLUMNS = ("verdict", "client", "score", "limit", "why")
+
+
+def render(report: Report, color: bool = False, verbose: bool = False) -> str:
+    """The report as lines of text; `verbose` gives every benign client a line of its own."""
+    lines = [_headline(report), Text()]
+    lines += _table(report, verbose)
+    lines += [Text(f"note: {safe_text(f'{r.code} {r.message}')}") for r in report.findings]
+    lines += [Text(), *_refinement(report), _accounted(report), _bottom(report)]
+    out = StringIO()
+    system = "standard" if color else None
+    console = Console(file=out, force_terminal=color, color_system=system, width=10**6)
+    for line in lines:
+        console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    return out.getvalue()
+
+
+def verdict_line(report: Report) -> str:
+    """The one line that says it all: for stderr when stdout is for a machine."""
+    return _bottom(report).plain
+
+
+def _headline(report: Report) -> Text:
+    ranks = sorted({m.shared_rank for m in report.modules})
+    environment = report.run.get("environment", {})
+    parts = [_many(len(report.clients), "client"), _many(len(report.modules), "module")]
+    if ranks:
+        span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
+        parts.append(f"shared rank {span}")
+    parts += [str(environment.get("device", "?")), f"{report.run.get('duration_s', 0):.1f} s"]
+    return Text(safe_text(", ".join(parts)))
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _table(report: Report, verbose: bool) -> list[Text]:
+    shown = [c for c in report.clients if verbose or c.verdict != "benign"]
+    shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
+    rows = [_row(client) for client in shown]
+    if not verbose:
+        rows += _benign([c for c in report.clients if c.verdict == "benign"])
+    widths = [max(len(r[i]) for r in [COLUMNS, *rows]) for i in range(4)]
+    lines = [_line(COLUMNS, widths, None)]
+    return lines + [_line(row, widths, STYLES.get(row[0])) for row in rows] + [Text()]
+
+
+def _row(client: Verdict) -> tuple[str, ...]:
+    score = "-" if client.score is None else f"{client.score:.1f}"
+    limit = "-" if client.limit is None else f"{client.limit:.1f}"
+    why = "; ".join(safe_text(r.message) for r in client.reasons)
+    return (client.verdict or "no verdict", safe_text(client.client), score, limit, why)
+
+
+def _benign(clients: list[Verdict]) -> list[tuple[str, ...]]:
+    if not clients:
+        return []
+    scores = [c.score for c in clients if c.score is not None]
+    span = f"{min(scores):.1f} - {max(scores):.1f}" if scores else "-"
+    notes = [(c, r) for c in clients for r in c.reasons]
+    rows = [("benign", _many(len(clients), "client"), span, "", "")]
+    return rows + [("", safe_text(c.client), "", "", safe_text(r.message)) for c, r in notes]
+
+
+def _line(row: tuple[str, ...], widths: list[int], style: str | None) -> Text:
+    cells = [
+        cell.rjust(w) if i in (2, 3) else cell.ljust(w)
+        for i, (cell, w) in enumerate(zip(row, widths, strict=False))
+    ]
+    line = Text("  ")
+    line.append(cells[0], style=style or "")
+    line.append("   " + "   ".join([*cells[1:], row[4]]))
+    line.rstrip()
+    return line
+
+
+def _refinement(report: Report) -> list[Text]:
+    done = report.refinement
+    if not done:
+        return []
+    averaged = done["averaged_away"]
+    lines = [
+        f"refined {_many(len(done['clients']), 'client')}: strength {done['strength']:.2g}, "
+        f"subspace rank {_span(done['subspace_ranks'])}, {averaged:.0%} of the benign clients' "
+        "deviations averaged away",
+    ]
+    lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
+    lines.append(f"written at the ranks asked for; relative truncation error at most {lost:.2g}")
+    return [*map(Text, lines), Text()]
+
+
+def _span(values: Iterable[int]) -> str:
+    found = sorted(set(values)) or [0]
+    return f"{found[0]}-{found[-1]}" if len(found) > 1 else f"{found[0]}"
+
+
+def _accounted(report: Report) -> Text:
+    counts = report.counts
+    said = sum(counts[v] for v in ORDER)
+    parts = [f"{counts[v]} {v}" for v in ("benign", "suspicious", "contaminated", "broken")]
+    if said < counts["clients"]:
+        parts.append(f"{counts['clients'] - said} without a verdict")
+    return Text(f"{counts['clients']} of {counts['clients']} clients accounted for: {', '.join(parts)}.")
+
+
+def _bottom(report: Report) -> Text:
+    if report.status == "no_verdict":
+        why = safe_text(report.findings[-1].message) if report.findings else "not identifiable"
+        return Text(f"NO VERDICT: {why}", style=STYLES["no verdict"])
+    fail_on = str(report.settings.get("fail_on", "contaminated"))
+    if report.exit_code == 1:
+        found = len(failing(report, fail_on))
+        return Text(f"FAIL: {_many(found, 'client')} at or above --fail-on {fail_on}", style="bold red")
+    if fail_on == "never":
+        return Text("PASS: --fail-on never", style="bold green")
+    return Text(f"PASS: no client at or above --fail-on {fail_on}", style="bold green")

@@ -1,0 +1,114 @@
+"""Every knob, frozen and validated once, with the reason of its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from clair_cli.errors import UsageError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "float64"]
+FailOn = Literal["suspicious", "contaminated", "broken", "never"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run may vary. Everything but the device, the threads and the paths is in the report."""
+
+    # --- where and how to compute
+    device: DeviceName = "auto"
+    """cuda where there is one, else cpu."""
+    dtype: DtypeName = "auto"
+    """float32, or float64 where an adapter stores float64: products of bf16 are exact in float32."""
+    threads: int = 0
+    """Threads of the linear algebra; 0 leaves the choice to torch."""
+    seed: int = 0
+    """For the randomised range finder; drawn on the CPU, so that every device sees the same."""
+
+    # --- what to read
+    config: Path | None = None
+    """An adapter_config.json for files that come without one."""
+    alpha: float | None = None
+    """lora_alpha for files that come without a config."""
+    follow_symlinks: bool = False
+    """Follow links that leave the folder; off, because the folder comes from strangers."""
+    max_header_bytes: int = 8 * 2**20
+    """A 70B adapter's header takes 0.2 MB; safetensors allows 100 MB, which costs 1.5 GB to parse."""
+    max_tensors: int = 20_000
+    """Four times what a rank-adapted 400-layer model has."""
+    max_dim: int = 2**20
+    """Above the largest vocabulary in use."""
+    min_shared_modules: float = 0.5
+    """A client adapting less than this share of the others' modules is not compared."""
+
+    # --- decomposition (docs/method.md)
+    max_shared_rank: int = 8
+    """Directions per module offered to the shared subspace; breadth decides how many are used."""
+    breadth: float = 0.75
+    """Participation ratio from which on a direction counts as shared by the majority."""
+    max_columns: int = 512
+    """Columns of stacked factors kept exactly; beyond, a randomised range finder takes over."""
+    max_iterations: int = 60
+    tolerance: float = 1e-6
+    """Relative change of the objective at which the solver stops; verdicts settle near 1e-3."""
+
+    # --- verdict (docs/method.md)
+    limit: float = 3.0
+    """Score from which on a client is contaminated; three robust standard deviations at least."""
+    suspicious: float = 2.0
+    """Score from which on a client is suspicious."""
+    agreement_floor: float = 0.12
+    direction_floor: float = 0.15
+    norm_floor: float = 0.2
+    """ln(1.82) / 3: twice the norm of the others (a doubled alpha) is beyond the limit."""
+    small_norm_floor: float = 0.7
+    """ln(8) / 3: a short training leaves a fifth of the norm and is honest."""
+    rank_floor: float = 0.4
+    """ln(3.3) / 3: ranks 4 to 16 mixed in one cohort are honest."""
+    local_floor: float = 0.25
+    duplicate: float = 0.1
+    """Distance to the nearest client, relative to the usual one, below which it is a copy."""
+
+    fail_on: FailOn = "contaminated"
+    """The least verdict that makes the exit code 1; broken counts as above contaminated."""
+
+    # --- refinement (docs/method.md)
+    subspace_rank: int | Literal["auto"] = "auto"
+    strength: float | Literal["auto"] = "auto"
+    rank: int | Literal["keep"] = "keep"
+    write_global: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.device in get_args(DeviceName), "device", "auto, cpu or cuda", self.device)
+        _require(self.dtype in get_args(DtypeName), "dtype", "auto, float32 or float64", self.dtype)
+        _require(self.threads >= 0, "threads", "0 or more", self.threads)
+        _require(self.alpha is None or 0 < self.alpha < 1e6, "alpha", "positive", self.alpha)
+        _require(0 < self.breadth <= 1, "breadth", "in (0, 1]", self.breadth)
+        _require(0 < self.suspicious < self.limit, "suspicious", "in (0, limit)", self.suspicious)
+        _require(
+            self.subspace_rank == "auto" or self.subspace_rank >= 0,
+            "subspace-rank",
+            "auto or 0 and more",
+            self.subspace_rank,
+        )
+        _require(
+            self.strength == "auto" or 0 <= self.strength <= 1,
+            "strength",
+            "auto or a number from 0 to 1",
+            self.strength,
+        )
+        _require(self.fail_on in get_args(FailOn), "fail-on", "a verdict or never", self.fail_on)
+        _require(self.rank == "keep" or self.rank >= 1, "rank", "keep or 1 and more", self.rank)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values; what depends on the machine is left out."""
+        left_out = {"device", "threads", "config", "overwrite"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+
+
+def _require(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise UsageError(f"{name}: expected {expected}, got {value!r}")

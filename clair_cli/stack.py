@@ -1,0 +1,211 @@
+"""One module of all clients: the update in factors, and its stack in inner products.
+
+The dense stack [Delta_1 .. Delta_K] never exists. Delta_k = B_k A_k; with all columns of the B_k side
+by side (d_out x n) and all rows of the A_k on top of each other (n x d_in), every inner product, norm
+and left singular vector of the stack follows from B'B and A A' (n x n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from clair_cli.linalg import gram, range_basis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRankUpdate:
+    """Delta W (d_out, d_in) = scale * up @ down, with up (d_out, r) and down (r, d_in)."""
+
+    up: Tensor
+    down: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of `up`; the rank of the product is at most this."""
+        return self.up.shape[1]
+
+    def dense(self) -> Tensor:
+        """The product as a (d_out, d_in) tensor: for tests and small matrices."""
+        return self.scale * (self.up @ self.down)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleStack:
+    """One module of K clients in common coordinates, each client padded to r columns, n = K r.
+
+    `left` (p, n) and `right` (q, n) are coordinates whose Gram matrices are B'B and A A', or those
+    Gram matrices themselves (n, n) where `sketched` is False. `blocks` (K, r, r) are the diagonal
+    blocks of A A'. `energies` (K,) are the exact ||Delta_k||_F^2 in float64; `left_out` is the share
+    of their sum that the coordinates miss. `inner` (K, K) holds <Delta_i, Delta_j>, `overlap` (K, K)
+    holds ||Delta_i' Delta_j||_F^2, both float64 on the CPU.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    left: Tensor
+    right: Tensor
+    blocks: Tensor
+    energies: Tensor
+    inner: Tensor
+    overlap: Tensor
+    left_out: float
+    sketched: bool
+
+    @property
+    def clients(self) -> int:
+        """K."""
+        return self.blocks.shape[0]
+
+    @property
+    def width(self) -> int:
+        """r, the number of columns each client is padded to."""
+        return self.blocks.shape[1]
+
+    def left_dot(self, x: Tensor) -> Tensor:
+        """B'B x for x (n, k)."""
+        return self.left.T @ (self.left @ x) if self.sketched else self.left @ x
+
+    def right_dot(self, x: Tensor) -> Tensor:
+        """A A' x for x (n, k)."""
+        return self.right.T @ (self.right @ x) if self.sketched else self.right @ x
+
+    def block_dot(self, x: Tensor) -> Tensor:
+        """blockdiag(A_k A_k') x for x (n, k)."""
+        shaped = x.reshape(self.clients, self.width, -1)
+        return torch.bmm(self.blocks, shaped).reshape(x.shape)
+
+    def spread(self, per_client: Tensor) -> Tensor:
+        """One number per client (K,) repeated over its columns: (n, 1)."""
+        return per_client.to(self.blocks).repeat_interleave(self.width)[:, None]
+
+    def scaled(self, factors: Tensor) -> ModuleStack:
+        """The stack of factors_k * Delta_k, for factors (K,)."""
+        on = factors.to(self.energies)
+        column = self.spread(factors)
+        right = self.right * column.T if self.sketched else self.right * column * column.T
+        return replace(
+            self,
+            right=right,
+            blocks=self.blocks * factors.to(self.blocks).square()[:, None, None],
+            energies=self.energies * on.square(),
+            inner=self.inner * on[:, None] * on,
+            overlap=self.overlap * on.square()[:, None] * on.square(),
+        )
+
+    def select(self, clients: Sequence[int]) -> ModuleStack:
+        """The same stack with only the clients at these positions."""
+        who = torch.as_tensor(clients, dtype=torch.long)
+        columns = (who[:, None] * self.width + torch.arange(self.width)).flatten().to(self.left.device)
+        sides = [s[:, columns] if self.sketched else s[columns][:, columns] for s in self._sides()]
+        return replace(
+            self,
+            left=sides[0],
+            right=sides[1],
+            blocks=self.blocks[who.to(self.blocks.device)],
+            energies=self.energies[who],
+            inner=self.inner[who][:, who],
+            overlap=self.overlap[who][:, who],
+        )
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        return self.left, self.right
+
+
+def stack_module(
+    module: str, updates: Sequence[LowRankUpdate], max_columns: int = 512, seed: int = 0
+) -> ModuleStack:
+    """Stack one module of K >= 1 clients; all updates share d_out, d_in, dtype and device.
+
+    Beyond `max_columns` columns a randomised range finder keeps the coordinates that small, and
+    `left_out` says what they miss. Non-finite input shows as a non-finite `energies` entry of its
+    client and leaves the other clients' numbers alone.
+    """
+    up, down, width = _columns(updates)
+    shape = (up.shape[1], down.shape[1])
+    count = len(updates)
+    sketched = up.shape[0] > max_columns
+    if sketched:
+        energies = _energies(up, down, width)
+        up, down = _sketch(up, down, width, max_columns, seed)
+    left, right = gram(up), gram(down)
+    inner, overlap, blocks = _tables(left, right, count, width)
+    if not sketched:
+        energies = inner.diagonal().clone()
+    kept, total = float(inner.diagonal().sum()), float(energies.sum())
+    inner.diagonal().copy_(energies)
+    return ModuleStack(
+        module=module,
+        shape=shape,
+        left=up.T.contiguous() if sketched else left,
+        right=down.T.contiguous() if sketched else right,
+        blocks=blocks,
+        energies=energies,
+        inner=inner,
+        overlap=overlap,
+        left_out=max(0.0, 1 - kept / total) if sketched and total > 0 else 0.0,
+        sketched=sketched,
+    )
+
+
+def _columns(updates: Sequence[LowRankUpdate]) -> tuple[Tensor, Tensor, int]:
+    """Columns of all up factors (n, d_out), rows of all down factors (n, d_in), padded width r."""
+    width = max(u.rank for u in updates)
+    first = updates[0]
+    up = first.up.new_zeros((len(updates) * width, first.up.shape[0]))
+    down = first.down.new_zeros((len(updates) * width, first.down.shape[1]))
+    for k, update in enumerate(updates):
+        up[k * width : k * width + update.rank] = update.up.T
+        down[k * width : k * width + update.rank] = update.down * update.scale
+    return up, down, width
+
+
+def _tables(left: Tensor, right: Tensor, count: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """inner (K, K) and overlap (K, K) in float64 on the CPU, and the diagonal blocks of `right`.
+
+    With W_k = A_k A_k':  <Delta_i, Delta_j> = sum (B_i'B_j o A_i A_j')  and
+    ||Delta_i' Delta_j||_F^2 = tr(B_i'B_j W_j B_j'B_i W_i).
+    """
+    who = torch.arange(count, device=right.device)
+    grid = (count, width, count, width)
+    blocks = right.reshape(grid).permute(0, 2, 1, 3)[who, who].contiguous()  # (K, r, r)
+    inner = (left * right).reshape(grid).sum(dim=(1, 3))
+    mixed = torch.bmm(left.reshape(-1, count, width).transpose(0, 1), blocks)  # (K, n, r)
+    mixed = mixed.transpose(0, 1).reshape(left.shape)
+    overlap = (mixed * mixed.T).reshape(grid).sum(dim=(1, 3))
+    return inner.cpu().double(), overlap.cpu().double(), blocks
+
+
+def _energies(up: Tensor, down: Tensor, width: int) -> Tensor:
+    """||Delta_k||_F^2 (K,) in float64 on the CPU from the r x r cores of each client."""
+    b = up.reshape(-1, width, up.shape[1])
+    a = down.reshape(-1, width, down.shape[1])
+    cores = torch.bmm(b, b.transpose(1, 2)) * torch.bmm(a, a.transpose(1, 2))
+    return cores.sum(dim=(1, 2)).cpu().double()
+
+
+def _sketch(
+    up: Tensor, down: Tensor, width: int, size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Coordinates (n, <= size) of both sides in randomised bases of the stacked updates."""
+    b = up.reshape(-1, width, up.shape[1])
+    a = down.reshape(-1, width, down.shape[1])
+    sides = []
+    for own, other in ((b, a), (a, b)):
+        weight = torch.bmm(other, other.transpose(1, 2))  # (K, r, r): weighs columns by the product
+        weighed = torch.bmm(_root(weight), own).reshape(up.shape[0], -1)
+        usable = torch.isfinite(weighed).all(dim=1, keepdim=True)
+        basis = range_basis(torch.where(usable, weighed, 0), size, seed)
+        sides.append(own.reshape(up.shape[0], -1) @ basis.T)
+    return sides[0], sides[1]
+
+
+def _root(spd: Tensor) -> Tensor:
+    """Symmetric square roots of a batch of positive semidefinite matrices; non-finite ones become 0."""
+    finite = torch.isfinite(spd).all(dim=(1, 2))[:, None, None]
+    values, vectors = torch.linalg.eigh(torch.where(finite, spd, 0))
+    return (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)

@@ -1,0 +1,223 @@
+"""Train a cohort of LoRA adapters on text copying: one folder per client, as PEFT saves it.
+
+python examples/text_copy/train.py --out DIR --clients 8 --contaminated random,cipher
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from peft import LoraConfig, get_peft_model
+from task import (
+    BOS,
+    HETEROGENEITIES,
+    VOCABULARY,
+    ClientSpec,
+    CohortPlan,
+    Kind,
+    copying_data,
+    training_data,
+)
+from torch import Generator, Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+HERE = Path(__file__).resolve().parent
+BASE_NAME = "text-copy-base"  # what adapter_config.json calls the base: a name, never a path
+BASE_STEPS = 120  # copies well; trained for longer, it grows too certain for averaged adapters
+WIDTH = 64  # of the base model that comes with the repository
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+log = logging.getLogger("text_copy")
+Record = TypeVar("Record", CohortPlan, "Recipe")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How each client trains its adapter."""
+
+    rank: int = 8
+    alpha: int = 16
+    steps: int = 120
+    batch: int = 16
+    learning_rate: float = 2e-3
+    width: int = WIDTH  # of the base model
+
+
+PLAN, RECIPE = CohortPlan(), Recipe()
+
+
+def make_cohort(
+    out: Path,
+    plan: CohortPlan = PLAN,
+    recipe: Recipe = RECIPE,
+    base: Path | None = None,
+    truth: Path | None = None,
+) -> list[ClientSpec]:
+    """Train every client of the plan into `out`/<client>/, and write down who is who.
+
+    The base model of the recipe's width is read from `base`, or trained there when it is missing.
+    The truth goes to `truth`, by default `out`.truth.json, beside the folder and never in it.
+    """
+    base = base or default_base(recipe.width)
+    ensure_base(base, recipe.width)
+    specs = plan.specs()
+    for spec in specs:
+        train_client(spec, recipe, base, out / spec.name)
+        log.info("%s: %s", out.name, spec.name)
+    write_truth(truth or truth_path(out), plan, recipe, specs)
+    return specs
+
+
+def train_client(spec: ClientSpec, recipe: Recipe, base: Path, out: Path) -> None:
+    """Train one adapter on top of the base model and save it to the folder `out`."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    model.name_or_path = model.config.name_or_path = BASE_NAME
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=LINEAR_LAYERS,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(spec.init_seed)
+    adapted = get_peft_model(model, config)
+    fit(adapted, client_batches(spec, recipe), recipe.learning_rate)
+    config.target_modules = LINEAR_LAYERS  # PEFT made it a set, saved in another order each time
+    adapted.save_pretrained(str(out), save_embedding_layers=False)
+
+
+def client_batches(spec: ClientSpec, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """`recipe.steps` random batches: token ids and labels, (batch, 2 + 2 LENGTH)."""
+    ids, labels = training_data(spec)
+    generator = Generator().manual_seed(spec.seed)
+    for _ in range(recipe.steps):
+        rows = torch.randint(len(ids), (recipe.batch,), generator=generator)
+        yield ids[rows], labels[rows]
+
+
+def fit(
+    model: torch.nn.Module, batches: Iterable[tuple[Tensor, Tensor]], learning_rate: float
+) -> None:
+    """One AdamW step per batch, on every parameter that asks for a gradient."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(wanted, lr=learning_rate, weight_decay=0.0)
+    model.train()
+    for ids, labels in batches:
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def default_base(width: int) -> Path:
+    """Where the base model of this width is kept; the one of width WIDTH is in the repository."""
+    return HERE / ("base" if width == WIDTH else f"base-{width}")
+
+
+def ensure_base(path: Path, width: int) -> None:
+    """Train the base model of this width into `path`, unless it is there already."""
+    if not (path / "config.json").exists():
+        train_base(path, width)
+    found = LlamaConfig.from_pretrained(path).hidden_size
+    if found != width:
+        raise ValueError(f"{path} has a base of width {found}, not {width}: give another --base")
+
+
+def train_base(path: Path, width: int, seed: int = 0) -> None:
+    """Train a small Llama to copy, and save it to `path`."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=BOS,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    generator = Generator().manual_seed(seed)
+    fit(model, (copying_data(64, generator) for _ in range(BASE_STEPS)), learning_rate=2e-3)
+    model.save_pretrained(path)
+
+
+def truth_path(out: Path) -> Path:
+    """Beside the folder of adapters, never in it."""
+    return out.parent / f"{out.name}.truth.json"
+
+
+def write_truth(path: Path, plan: CohortPlan, recipe: Recipe, specs: list[ClientSpec]) -> None:
+    """Write the names of the contaminated clients and everything the cohort was made from."""
+    truth = {
+        "contaminated": [spec.name for spec in specs if not spec.benign],
+        "plan": asdict(plan),
+        "recipe": asdict(recipe),
+        "clients": [asdict(spec) for spec in specs],
+    }
+    path.write_text(json.dumps(truth, indent=2) + "\n")
+
+
+def read_truth(path: Path) -> list[ClientSpec]:
+    """The clients that `write_truth` wrote down."""
+    entries = json.loads(path.read_text())["clients"]
+    return [ClientSpec(**{**e, "swaps": tuple(map(tuple, e["swaps"]))}) for e in entries]
+
+
+def parse_kinds(text: str) -> tuple[Kind, ...]:
+    """Comma-separated contaminations; `CohortPlan` checks the names."""
+    return cast(tuple[Kind, ...], tuple(filter(None, text.split(","))))
+
+
+def parse_arguments() -> Namespace:
+    """Options named like the fields of `CohortPlan` and `Recipe`, and two paths."""
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of the adapters")
+    add("--clients", type=int, default=PLAN.clients)
+    add("--contaminated", type=parse_kinds, default=(), help="kinds, one per client: random,cipher")
+    add("--heterogeneity", choices=HETEROGENEITIES, default=PLAN.heterogeneity)
+    add("--family-size", "--swaps", dest="swaps", type=int, default=PLAN.swaps)
+    add("--samples", type=int, default=PLAN.samples, help="of each client")
+    add("--fraction", type=float, default=PLAN.fraction, help="for corrupt and backdoor")
+    add("--seed", type=int, default=PLAN.seed)
+    add("--different-init", action="store_true", help="every client its own first A")
+    add("--rank", type=int, default=RECIPE.rank)
+    add("--alpha", type=int, help="default: 2 * rank")
+    add("--steps", type=int, default=RECIPE.steps)
+    add("--batch", type=int, default=RECIPE.batch)
+    add("--learning-rate", type=float, default=RECIPE.learning_rate)
+    add("--width", type=int, default=RECIPE.width, help="of the base model")
+    add("--base", type=Path, help="base model; trained here if missing")
+    given = parser.parse_args()
+    given.alpha = given.alpha or 2 * given.rank
+    return given
+
+
+def pick(record: type[Record], given: Namespace) -> Record:
+    """The record whose fields carry the names of the options."""
+    return record(**{field.name: getattr(given, field.name) for field in fields(record)})
+
+
+def one_thread() -> None:
+    """The same numbers on every run, and no speed lost: the model is tiny."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+
+
+def main() -> None:
+    one_thread()
+    given = parse_arguments()
+    make_cohort(given.out, pick(CohortPlan, given), pick(Recipe, given), given.base)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The command line as a user runs it: the installed script, in processes of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(sys.prefix) / "bin" / "clair"
+SAMPLES = Path(__file__).parents[1] / "sample_adapters"
+CLIENTS = tuple(f"client-{i:02}" for i in range(1, 9))
+CONTAMINATED = {"client-03", "client-06"}
+"""As sample_adapters/README.md says."""
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "TMPDIR", "SYSTEMROOT"}}
+ENVIRONMENT |= {"LC_ALL": "C.UTF-8", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def clair(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The installed console script; `env` is added to a small environment without colours."""
+    env = ENVIRONMENT | options.pop("env", {})
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60} | options
+    command = [str(SCRIPT), *map(str, args)]
+    return subprocess.run(
+        command, env=env, encoding="utf-8", errors="surrogateescape", check=False, **options
+    )
+
+
+def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str, str]:
+    """The environment in which `code` runs first in the process, or in which it is module `name`."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(textwrap.dedent(code))
+    return {"PYTHONPATH": str(folder)}
+
+
+def forked(
+    *args: object, out: Path, hook: str = "", timeout: float = 20
+) -> subprocess.CompletedProcess[str]:
+    """`clair ...` in a process forked where torch is loaded already: many runs in little time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "clair_cli.pipeline", "clair_cli.cli"])
+    arguments = [*map(str, args)]
+    process = context.Process(target=_forked, args=(arguments, str(out), textwrap.dedent(hook)))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"clair {arguments} is still running after {timeout} s")
+    said = [Path(f"{out}.{n}").read_text(errors="surrogateescape") for n in (1, 2)]
+    return subprocess.CompletedProcess(arguments, process.exitcode or 0, *said)
+
+
+def _forked(args: list[str], out: str, hook: str) -> None:
+    for number in (1, 2):
+        to = os.open(f"{out}.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(to, number)
+        os.close(to)
+    sys.argv = ["clair", *args]
+    exec(hook, {})
+    from clair_cli.entry import main
+
+    main()
+
+
+def samples(target: Path, clients: tuple[str, ...] = CLIENTS) -> Path:
+    """A copy of some clients of sample_adapters/."""
+    target.mkdir(parents=True)
+    for client in clients:
+        shutil.copytree(SAMPLES / client, target / client)
+    return target
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes when anything below `folder` does: names, kinds, contents, permissions, link targets."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=os.fsencode):
+        info = path.lstat()
+        facts = [os.fsencode(path.relative_to(folder)).hex(), info.st_mode, info.st_mtime_ns]
+        digest.update(json.dumps(facts).encode())
+        if path.is_symlink():
+            digest.update(os.fsencode(os.readlink(path)))
+        elif path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def verdicts(report: dict[str, Any]) -> dict[str, str | None]:
+    """Client id -> verdict."""
+    return {c["id"]: c["verdict"] for c in report["clients"]}
