@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,52 +20,60 @@ from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report, from_dict, gated
 from clair_cli.settings import Settings
 
-EXIT_CODES = """Exit codes: 0 done, nothing at or above --fail-on. 1 done, at least one client at or
-above --fail-on (default contaminated; broken counts as above it). 2 usage: nothing was read.
-3 no verdict: fewer than 3 usable clients, nothing comparable, not identifiable. 4 computed, but could
-not be written. 70 internal error. 130 / 143 interrupted / terminated; staging removed."""
+EXIT_CODES = """Exit codes: 0 done, nothing at or above --fail-on. 1 done, at least one client at
+or above --fail-on (default contaminated; broken counts as above it). 2 usage: nothing was read.
+3 no verdict: fewer than 3 usable clients, nothing comparable, not identifiable. 4 computed, but
+could not be written. 70 internal error. 130 / 143 interrupted / terminated; staging removed."""
 
 app = typer.Typer(
     name="clair",
     help="Find the contaminated clients in a folder of LoRA adapters, and refine the others.",
     epilog=EXIT_CODES,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Folder = Annotated[Path, typer.Argument(help="Folder with one sub-folder or .safetensors file per client.")]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder with one sub-folder or .safetensors file per client.")
+]
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", "-f", help="What goes to stdout.")
 ]
 Outputs = Annotated[
     list[str] | None,
-    typer.Option("--output", "-o", metavar="FORMAT=PATH", help="Also write a report here; repeatable."),
+    typer.Option("--output", "-o", metavar="FORMAT=PATH", help="Write a report here; repeatable."),
 ]
 FailOn = Annotated[
     Literal["suspicious", "contaminated", "broken", "never"],
     typer.Option(help="The least verdict that makes the exit code 1."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of the linear algebra; 0: chosen by size.")]
+Threads = Annotated[int, typer.Option(min=0, help="Of the linear algebra; 0: chosen by size.")]
 Config = Annotated[
     Path | None, typer.Option(help="adapter_config.json for files that come without one.")
 ]
-Alpha = Annotated[float | None, typer.Option(help="lora_alpha for files that come without a config.")]
-Links = Annotated[bool, typer.Option("--follow-symlinks", help="Follow links that leave the folder.")]
+Alpha = Annotated[float | None, typer.Option(help="lora_alpha for files without a config.")]
+Links = Annotated[bool, typer.Option("--follow-symlinks", help="Also links that leave the folder.")]
 MaxHeader = Annotated[int, typer.Option(min=8, help="Largest safetensors header in bytes.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="A line for every client.")]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="A line for every client.")
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 MAX_HEADER = Settings().max_header_bytes
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors of clair's own become one line on stderr."""
+    command = typer.main.get_command(app)
     try:
-        result = typer.main.get_command(app)(args=arguments, prog_name="clair", standalone_mode=False)
-        return int(result or 0)
+        result = command(args=arguments or ["--help"], prog_name="clair", standalone_mode=False)
+        return int(result or 0) if arguments else UsageError.exit_code
+    except SystemExit:
+        if "--help" not in arguments:
+            raise
+        return 0  # typer exits 1 when the reader of the help has gone
     except ClairError as error:
         return _fail(str(error), error.exit_code)
     except Exception as error:
@@ -100,7 +109,7 @@ def detect(
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
     settings = Settings(
-        fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
+        fail_on=fail_on, device=device, threads=threads, config=_file(config), alpha=alpha,
         follow_symlinks=follow_symlinks, max_header_bytes=max_header,
     )  # fmt: skip
     outputs = _outputs(output)
@@ -145,7 +154,7 @@ def refine(
 ) -> int:
     """Detect, then write refined adapters of the benign clients and the report into --out."""
     settings = Settings(
-        fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
+        fail_on=fail_on, device=device, threads=threads, config=_file(config), alpha=alpha,
         follow_symlinks=follow_symlinks, max_header_bytes=max_header, write_global=write_global,
         overwrite=overwrite, subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
@@ -171,11 +180,14 @@ def inspect(
     follow_symlinks: Links = False,
     max_header: MaxHeader = MAX_HEADER,
 ) -> int:
-    """Show one adapter: modules, shapes, ranks, scaling, norms, integrity. Exit code 1 if broken."""
+    """Show one adapter: modules, shapes, ranks, scaling, norms. Exit code 1 if broken."""
     from clair_cli.inspection import inspect as run_inspect
 
     settings = Settings(
-        config=config, alpha=alpha, follow_symlinks=follow_symlinks, max_header_bytes=max_header
+        config=_file(config),
+        alpha=alpha,
+        follow_symlinks=follow_symlinks,
+        max_header_bytes=max_header,
     )
     if not os.path.lexists(path):
         raise UsageError(f"{path}: no such file or folder")
@@ -216,6 +228,12 @@ def _word_or(word: str, kind: Callable[[str], Any], name: str, value: str) -> An
         raise UsageError(f"{name}: expected {word} or a number, got {value!r}") from None
 
 
+def _file(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise UsageError(f"--config: {str(path)!r} is not a file")
+    return path
+
+
 def _outputs(values: list[str] | None) -> list[tuple[str, Path]]:
     found = []
     for value in values or []:
@@ -223,8 +241,8 @@ def _outputs(values: list[str] | None) -> list[tuple[str, Path]]:
         if name not in RENDERERS or not equals or not path:
             known = "|".join(RENDERERS)
             raise UsageError(f"--output: expected FORMAT=PATH with FORMAT {known}, got {value!r}")
-        if not Path(path).parent.is_dir():
-            raise UsageError(f"--output: the folder of {path!r} does not exist")
+        if not Path(path).parent.is_dir() or Path(path).is_dir():
+            raise UsageError(f"--output: {path!r} is a folder, or its folder does not exist")
         found.append((name, Path(path)))
     return found
 
@@ -282,10 +300,8 @@ def _print(product: str) -> None:
 def _tell(line: str) -> None:
     """One line on stderr."""
     encoding = sys.stderr.encoding or "ascii"
-    try:
+    with suppress(OSError):
         sys.stderr.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
-    except OSError:
-        pass
 
 
 def _fail(message: str, code: int) -> int:

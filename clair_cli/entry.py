@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 INTERNAL_ERROR, INTERRUPTED, TERMINATED = 70, 130, 143
@@ -23,6 +24,7 @@ def main() -> None:
     code = INTERNAL_ERROR
     try:
         signal.signal(signal.SIGTERM, _terminate)
+        _open_streams()
         from clair_cli.cli import run
 
         code = run(sys.argv[1:])
@@ -36,14 +38,20 @@ def main() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
     raise Terminated
 
 
+def _open_streams() -> None:
+    """Python has no stream at all for a descriptor that was closed before it started (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 def _say(text: str, code: int) -> int:
-    try:
+    with suppress(OSError, ValueError):
         sys.stderr.write(f"clair: {text}\n")
-    except (OSError, ValueError):
-        pass
     return code
 
 
@@ -58,6 +66,7 @@ def _crashed(error: BaseException) -> int:
 
 def _leave(code: int) -> None:
     """Flush and exit without letting a closed stdout change the code."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be cleaned up
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -48,9 +48,9 @@ class Inspection:
     def as_text(self) -> str:
         """A table, one module a line."""
         total = math.sqrt(sum(m.norm**2 for m in self.modules))
+        size = f"{len(self.modules)} modules, norm {total:.4g}"
         lines = [
-            f"{self.client}: {self.format}, base {self.base or 'unknown'}, "
-            f"{len(self.modules)} modules, norm {total:.4g}",
+            f"{self.client}: {self.format}, base {self.base or 'unknown'}, {size}",
             *(f"  {name}  {size} bytes  sha256 {digest}" for name, size, digest in self.files),
             "",
         ]
@@ -68,7 +68,8 @@ class Inspection:
 
 
 def _row(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  " + "  ".join(safe_text(c).ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+    padded = (safe_text(c).ljust(w) for c, w in zip(cells, widths, strict=True))
+    return "  " + "  ".join(padded).rstrip()
 
 
 def inspect(path: Path, settings: Settings) -> Inspection:

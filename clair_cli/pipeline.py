@@ -430,12 +430,18 @@ class _Refining:
     """Open writers of all refined adapters, and what is to be reported of them."""
 
     def __init__(self, scan: _Scan, report: Report, stage: Path) -> None:
-        from clair_cli.refine import AUTO_STRENGTH
+        import numpy as np
+
+        from clair_cli.decompose import tables
+        from clair_cli.refine import auto_strength
 
         benign = {c.client for c in report.clients if c.verdict == "benign"}
         clients = tuple(a for a in scan.cohort.clients if a.client in benign)
         settings = scan.settings
-        strength = AUTO_STRENGTH if settings.strength == "auto" else settings.strength
+        strength = settings.strength
+        if strength == "auto":
+            kept = [a.client in benign for a in scan.cohort.clients]
+            strength = auto_strength(tables(scan.stacks)[0], np.array(kept))
         weights = (1 / len(clients),) * len(clients)
         dtype = _dtype(scan.cohort, settings)
         self.plan = _Plan(clients, weights, settings, strength, scan.device, dtype)
@@ -450,7 +456,7 @@ class _Refining:
             self.common = self._open(self._template(), stage / GLOBAL)
         self.totals = {a.client: [0.0, 0.0, 0.0] for a in clients}
         self.deviation = self.averaged = 0.0
-        self.modules: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any]] = []
 
     def _open(self, adapter: Adapter, folder: Path) -> Any:
         folder.mkdir()
@@ -471,7 +477,7 @@ class _Refining:
             self.common.put(module, result.common)
         self.deviation += result.deviation
         self.averaged += result.averaged
-        self.modules.append(
+        self.found.append(
             {
                 "name": module,
                 "subspace_rank": result.subspace_rank,
@@ -490,8 +496,8 @@ class _Refining:
         return {
             "strength": self.plan.strength,
             "averaged_away": self.averaged / self.deviation if self.deviation > 0 else 0.0,
-            "subspace_ranks": [m["subspace_rank"] for m in self.modules],
-            "modules": self.modules,
+            "subspace_ranks": [m["subspace_rank"] for m in self.found],
+            "modules": self.found,
             "clients": [self._of(a) for a in self.plan.clients],
             "global": everything,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -11,6 +12,10 @@ from clair_cli.errors import UsageError
 SCHEMA_VERSION = "1.0"
 VerdictName = Literal["benign", "suspicious", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
+LADDER = (*VERDICTS, "never")
+"""From bad to worse: `fail_on` names the least that fails; broken is above contaminated."""
+MAX_DEPTH = 64
+"""Nesting of a report that is read back; clair itself writes 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSummary:
-    """One module over all clients: shape, shared rank, share of benign energy explained, left out."""
+    """One module over all clients; `explained` and `left_out` are shares of energy."""
 
     name: str
     shape: tuple[int, int]
@@ -78,16 +83,15 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of clients, in all and per verdict (a client without a verdict counts only in all)."""
+        """Clients in all and per verdict; one without a verdict counts only in all."""
         said = [c.verdict for c in self.clients]
         return {"clients": len(said)} | {v: said.count(v) for v in VERDICTS}
 
 
 def failing(report: Report, fail_on: str) -> list[Verdict]:
-    """The clients at or above `fail_on`; broken counts as above contaminated, never is above all."""
-    ladder = (*VERDICTS, "never")
-    least = ladder.index(fail_on)
-    return [c for c in report.clients if c.verdict and ladder.index(c.verdict) >= least]
+    """The clients at or above `fail_on`, by LADDER."""
+    least = LADDER.index(fail_on)
+    return [c for c in report.clients if c.verdict and LADDER.index(c.verdict) >= least]
 
 
 def gated(report: Report, fail_on: str) -> Report:
@@ -166,20 +170,42 @@ def from_dict(data: Any) -> Report:
     Raises UsageError where `data` is not such a report.
     """
     try:
+        _check_depth(data, MAX_DEPTH)
         major = str(data["schema_version"]).split(".")[0]
         if major != SCHEMA_VERSION.split(".")[0]:
             raise UsageError(
                 f"report: schema_version {data['schema_version']!r} is not 1.x; use a newer clair"
             )
         report = _parse(data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        _check(report)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(f"report: not a clair report ({type(error).__name__}: {error})") from error
-    if report.status not in ("complete", "no_verdict"):
-        raise UsageError(f"report: unknown status {report.status!r}")
-    unknown = {c.verdict for c in report.clients} - {*VERDICTS, None}
-    if unknown:
-        raise UsageError(f"report: unknown verdict {sorted(map(str, unknown))[0]!r}")
     return report
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError("nested too deeply")
+    inner = value.values() if isinstance(value, Mapping) else value
+    for child in inner if isinstance(value, Mapping | list) else ():
+        _check_depth(child, left - 1)
+
+
+def _check(report: Report) -> None:
+    """What the renderers and the gate rely on, beyond the types. Raises ValueError."""
+    _one_of("status", report.status, ("complete", "no_verdict"))
+    _one_of("fail_on", report.settings["fail_on"], LADDER)
+    silent = (None,) if report.status == "no_verdict" else ()
+    for client in report.clients:
+        _one_of("verdict", client.verdict, (*VERDICTS, *silent))
+    _finite(report.run["duration_s"])
+    if not isinstance(report.run["environment"], Mapping):
+        raise ValueError("environment is not an object")
+
+
+def _one_of(what: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {what} {str(value)[:40]!r}")
 
 
 def _parse(data: Mapping[str, Any]) -> Report:
@@ -197,19 +223,20 @@ def _parse(data: Mapping[str, Any]) -> Report:
                 str(m["name"]),
                 (int(m["shape"][0]), int(m["shape"][1])),
                 int(m["shared_rank"]),
-                float(m["explained"]),
-                float(m["left_out"]),
+                _finite(m["explained"]),
+                _finite(m["left_out"]),
             )
             for m in data["population"]["modules"]
         ),
         clients=tuple(map(_parse_client, data["clients"])),
-        refinement=data["refinement"],
+        refinement=_parse_refinement(data["refinement"]),
         extra={k: v for k, v in data.items() if k not in known},
     )
 
 
 def _parse_reason(data: Mapping[str, Any]) -> Reason:
-    return Reason(str(data["code"]), str(data["message"]), _number(data["value"]), _number(data["limit"]))
+    value, limit = _number(data["value"]), _number(data["limit"])
+    return Reason(str(data["code"]), str(data["message"]), value, limit)
 
 
 def _parse_client(data: Mapping[str, Any]) -> Verdict:
@@ -220,11 +247,27 @@ def _parse_client(data: Mapping[str, Any]) -> Verdict:
         limit=_number(data["limit"]),
         reasons=tuple(map(_parse_reason, data["reasons"])),
         modules=tuple(
-            ModuleFinding(str(m["name"]), float(m["residual"]), float(m["norm"]), float(m["score"]))
+            ModuleFinding(str(m["name"]), *(_finite(m[k]) for k in ("residual", "norm", "score")))
             for m in data["modules"]
         ),
     )
 
 
+def _parse_refinement(data: Any) -> Mapping[str, Any] | None:
+    """Passed on as it is, once the numbers that a renderer shows are known to be there."""
+    if data is None:
+        return None
+    shown = [data["strength"], data["averaged_away"], *data["subspace_ranks"]]
+    for number in [*shown, *(c["truncation_error"] for c in data["clients"])]:
+        _finite(number)
+    return dict(data)
+
+
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"expected a finite number, found {str(value)[:40]!r}")
+    return float(value)

@@ -6,15 +6,20 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(sys.prefix) / "bin" / "clair"
-SAMPLES = Path(__file__).parents[1] / "sample_adapters"
+SAMPLES = Path("/tmp/h4/samples")
 CLIENTS = tuple(f"client-{i:02}" for i in range(1, 9))
 CONTAMINATED = {"client-03", "client-06"}
 """As sample_adapters/README.md says."""
@@ -35,39 +40,61 @@ def clair(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str, str]:
-    """The environment in which `code` runs first in the process, or in which it is module `name`."""
+    """The environment in which `code` runs first, or in which it is the module `name`."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(textwrap.dedent(code))
     return {"PYTHONPATH": str(folder)}
 
 
-def forked(
-    *args: object, out: Path, hook: str = "", timeout: float = 20
-) -> subprocess.CompletedProcess[str]:
-    """`clair ...` in a process forked where torch is loaded already: many runs in little time."""
+def forked(*args: object, stdout: Path, stderr: Path, hook: str = "", timeout: float = 20) -> int:
+    """`clair ...` forked from a process that has torch loaded: many runs in little time.
+
+    The exit code, minus the signal for one that was killed; `hook` runs first. TimeoutError.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "clair_cli.pipeline", "clair_cli.cli"])
     arguments = [*map(str, args)]
-    process = context.Process(target=_forked, args=(arguments, str(out), textwrap.dedent(hook)))
+    streams = (str(stdout), str(stderr))
+    process = context.Process(target=_forked, args=(arguments, streams, textwrap.dedent(hook)))
     process.start()
     process.join(timeout)
-    if process.is_alive():
+    if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"clair {arguments} is still running after {timeout} s")
-    said = [Path(f"{out}.{n}").read_text(errors="surrogateescape") for n in (1, 2)]
-    return subprocess.CompletedProcess(arguments, process.exitcode or 0, *said)
+    return process.exitcode
 
 
-def _forked(args: list[str], out: str, hook: str) -> None:
-    for number in (1, 2):
-        to = os.open(f"{out}.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(to, number)
-        os.close(to)
+def _forked(args: list[str], streams: tuple[str, str], hook: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY
+    for number, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, flags, 0o666), number)
     sys.argv = ["clair", *args]
     exec(hook, {})
     from clair_cli.entry import main
 
     main()
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[Path, list[bytes]]]:
+    """The path of a terminal, and what has been written to it once the block has ended."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    said: list[bytes] = []
+    reader = threading.Thread(target=_drain, args=(ours, said))
+    reader.start()
+    try:
+        yield Path(os.ttyname(theirs)), said
+    finally:
+        os.close(theirs)
+        reader.join()
+        os.close(ours)
+
+
+def _drain(descriptor: int, into: list[bytes]) -> None:
+    with suppress(OSError):  # EIO once nobody has the terminal open any more
+        while data := os.read(descriptor, 65536):
+            into.append(data)
 
 
 def samples(target: Path, clients: tuple[str, ...] = CLIENTS) -> Path:
@@ -79,7 +106,7 @@ def samples(target: Path, clients: tuple[str, ...] = CLIENTS) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes when anything below `folder` does: names, kinds, contents, permissions, link targets."""
+    """Changes when anything below `folder` does: names, kinds, contents, permissions, links."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=os.fsencode):
         info = path.lstat()

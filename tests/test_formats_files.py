@@ -47,7 +47,8 @@ def test_special_files_are_refused_without_waiting(kind: str, tmp_path: Path) ->
     elif kind == "device":
         path = Path("/dev/null")
     else:
-        path.symlink_to("/dev/zero")
+        (tmp_path / "y").write_bytes(b"1")
+        path.symlink_to(tmp_path / "y")
     began = time.perf_counter()
     with pytest.raises(UnsafePath, match="not a regular file"), opened(path):
         raise AssertionError("opened")
@@ -123,8 +124,13 @@ def test_a_file_changed_while_it_is_hashed_is_noticed(tmp_path: Path) -> None:
     def shrink(fd: int, size: int) -> None:
         os.truncate(path, 10)
 
-    with pytest.raises(ChangedWhileRead):
-        hash_file(path, "x", shrink)
+    def overwrite(fd: int, size: int) -> None:
+        time.sleep(0.02)  # file times have the resolution of the kernel's tick
+        path.write_bytes(b"b" * size)
+
+    for change in (overwrite, shrink):
+        with pytest.raises(ChangedWhileRead):
+            hash_file(path, "x", change)
 
 
 def test_truncation_under_a_reader_never_kills_it(tmp_path: Path) -> None:

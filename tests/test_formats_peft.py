@@ -400,3 +400,10 @@ def test_the_dtype_asked_for_is_the_dtype_returned(tmp_path: Path) -> None:
         update = read_update(adapter, MODULES[0], name)  # type: ignore[arg-type]
         assert update.up.dtype == update.down.dtype == kind
         assert torch.equal(update.down, stored.to(kind))
+
+
+@pytest.mark.parametrize("wide", ["lora_A", "lora_B"])
+def test_one_factor_in_float64_makes_the_update_float64(wide: str, tmp_path: Path) -> None:
+    tensors = {k: v.double() if wide in k else v for k, v in factors().items()}
+    update = read_update(open_adapter(write_folder(tmp_path / "c", tensors)), MODULES[0])
+    assert update.up.dtype == update.down.dtype == torch.float64

@@ -231,6 +231,49 @@ def test_a_failure_of_any_call_leaves_the_old_state_or_the_new_one(
     assert verify(out) == []
 
 
+def test_every_file_and_folder_is_synced_before_it_is_published(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    needed: set[int] = set()
+    sync, rename = os.fsync, publish.rename_new
+
+    def record(fd: int) -> None:
+        sync(fd)
+        synced.add(os.fstat(fd).st_ino)
+
+    def check(source: Path, target: Path) -> None:
+        needed.update(p.stat().st_ino for p in [source, *source.rglob("*")])
+        assert needed <= synced
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(publish, "rename_new", check)
+    publish_files(tmp_path / "out", inputs)
+    assert len(needed) == 7
+    assert tmp_path.stat().st_ino in synced
+
+
+def test_the_old_output_is_kept_aside_when_it_cannot_be_put_back(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    publish_files(out, inputs, {"old": b"old"})
+    rename, calls = publish.rename_new, [0]
+
+    def only_first(source: Path, target: Path) -> None:
+        calls[0] += 1
+        if calls[0] > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(publish, "rename_new", only_first)
+    with pytest.raises(OutputError, match="Input/output error"):
+        publish_files(out, inputs, overwrite=True)
+    (aside,) = tmp_path.glob(".out.clair-*")
+    assert payload(aside) == {"old": b"old"}
+
+
 def test_the_system_call_never_replaces_an_empty_folder(inputs: Path, tmp_path: Path) -> None:
     for fallback in (False, True):
         with pytest.MonkeyPatch.context() as patch:

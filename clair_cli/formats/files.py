@@ -120,8 +120,6 @@ def read_range(file: InputFile, begin: int, end: int) -> bytearray:
     Raises ChangedWhileRead when it has been replaced, truncated or written to, before or meanwhile.
     """
     with opened(file.path) as fd:
-        if identity(fd) != file.identity:
-            raise ChangedWhileRead(_changed(file.path))
         data = pread(fd, begin, end)
         if len(data) != end - begin or identity(fd) != file.identity:
             raise ChangedWhileRead(_changed(file.path))

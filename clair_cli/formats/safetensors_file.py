@@ -157,14 +157,11 @@ def to_bytes(tensor: Tensor) -> bytes:
     return data
 
 
-Stored = tuple[str, tuple[int, ...], "bytes | bytearray"]
-"""dtype, shape and bytes of one tensor."""
-
-
 def lay_out(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
     """The head of a file of tensors of these dtypes and shapes, and where in the file each begins.
 
-    Equal tensors give equal bytes: one metadata key, widest dtypes first, then by name.
+    Equal tensors give equal bytes: one metadata key, widest dtypes first, then by name. Written
+    here and not by the library, which cannot pass on the bytes of a dtype it does not load.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at, begins = 0, {}
@@ -178,12 +175,3 @@ def lay_out(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, d
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
     return head, {name: len(head) + begin for name, begin in begins.items()}
-
-
-def encode(tensors: Mapping[str, Stored]) -> bytes:
-    """A safetensors file of `tensors`; equal tensors give equal bytes.
-
-    Written here and not by the library, which cannot pass on the bytes of a dtype it does not load.
-    """
-    head, begins = lay_out({name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()})
-    return b"".join([head, *(tensors[name][2] for name in begins)])

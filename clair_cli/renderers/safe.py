@@ -8,7 +8,7 @@ LONGEST = 512
 
 
 def safe_text(text: str) -> str:
-    """`text` on one line, with control, format, bidi and surrogate characters as \\xNN or \\uNNNN."""
+    """`text` on one line: control, format, bidi and surrogate characters as \\xNN or \\uNNNN."""
     shown = "".join(c if _harmless(c) else _escaped(c) for c in text)
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
 
@@ -19,4 +19,6 @@ def _harmless(char: str) -> bool:
 
 def _escaped(char: str) -> str:
     code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

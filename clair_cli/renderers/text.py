@@ -26,11 +26,12 @@ def render(report: Report, color: bool = False, verbose: bool = False) -> str:
     """The report as lines of text; `verbose` gives every benign client a line of its own."""
     lines = [_headline(report), Text()]
     lines += _table(report, verbose)
-    lines += [Text(f"note: {safe_text(f'{r.code} {r.message}')}") for r in report.findings]
+    lines += _notes(report)
     lines += [Text(), *_refinement(report), _accounted(report), _bottom(report)]
     out = StringIO()
-    system = "standard" if color else None
-    console = Console(file=out, force_terminal=color, color_system=system, width=10**6)
+    console = Console(
+        file=out, force_terminal=color, color_system="standard" if color else None, width=10**6
+    )
     for line in lines:
         console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
     return out.getvalue()
@@ -64,7 +65,7 @@ def _table(report: Report, verbose: bool) -> list[Text]:
         rows += _benign([c for c in report.clients if c.verdict == "benign"])
     widths = [max(len(r[i]) for r in [COLUMNS, *rows]) for i in range(4)]
     lines = [_line(COLUMNS, widths, None)]
-    return lines + [_line(row, widths, STYLES.get(row[0])) for row in rows] + [Text()]
+    return lines + [_line(row, widths, STYLES.get(row[0])) for row in rows]
 
 
 def _row(client: Verdict) -> tuple[str, ...]:
@@ -80,8 +81,10 @@ def _benign(clients: list[Verdict]) -> list[tuple[str, ...]]:
     scores = [c.score for c in clients if c.score is not None]
     span = f"{min(scores):.1f} - {max(scores):.1f}" if scores else "-"
     notes = [(c, r) for c in clients for r in c.reasons]
-    rows = [("benign", _many(len(clients), "client"), span, "", "")]
-    return rows + [("", safe_text(c.client), "", "", safe_text(r.message)) for c, r in notes]
+    return [
+        ("benign", _many(len(clients), "client"), span, "", ""),
+        *(("", safe_text(c.client), "", "", safe_text(r.message)) for c, r in notes),
+    ]
 
 
 def _line(row: tuple[str, ...], widths: list[int], style: str | None) -> Text:
@@ -96,19 +99,23 @@ def _line(row: tuple[str, ...], widths: list[int], style: str | None) -> Text:
     return line
 
 
+def _notes(report: Report) -> list[Text]:
+    notes = [Text(f"note: {safe_text(f'{r.code} {r.message}')}") for r in report.findings]
+    return [Text(), *notes] if notes else []
+
+
 def _refinement(report: Report) -> list[Text]:
     done = report.refinement
     if not done:
         return []
-    averaged = done["averaged_away"]
-    lines = [
+    said = (
         f"refined {_many(len(done['clients']), 'client')}: strength {done['strength']:.2g}, "
-        f"subspace rank {_span(done['subspace_ranks'])}, {averaged:.0%} of the benign clients' "
-        "deviations averaged away",
-    ]
+        f"subspace rank {_span(done['subspace_ranks'])}, {done['averaged_away']:.0%} of the benign "
+        "clients' deviations averaged away"
+    )
     lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
-    lines.append(f"written at the ranks asked for; relative truncation error at most {lost:.2g}")
-    return [*map(Text, lines), Text()]
+    error = f"written at the ranks asked for; relative truncation error at most {lost:.2g}"
+    return [Text(said), Text(error), Text()]
 
 
 def _span(values: Iterable[int]) -> str:
@@ -122,7 +129,8 @@ def _accounted(report: Report) -> Text:
     parts = [f"{counts[v]} {v}" for v in ("benign", "suspicious", "contaminated", "broken")]
     if said < counts["clients"]:
         parts.append(f"{counts['clients'] - said} without a verdict")
-    return Text(f"{counts['clients']} of {counts['clients']} clients accounted for: {', '.join(parts)}.")
+    total = counts["clients"]
+    return Text(f"{total} of {total} clients accounted for: {', '.join(parts)}.")
 
 
 def _bottom(report: Report) -> Text:
@@ -131,8 +139,8 @@ def _bottom(report: Report) -> Text:
         return Text(f"NO VERDICT: {why}", style=STYLES["no verdict"])
     fail_on = str(report.settings.get("fail_on", "contaminated"))
     if report.exit_code == 1:
-        found = len(failing(report, fail_on))
-        return Text(f"FAIL: {_many(found, 'client')} at or above --fail-on {fail_on}", style="bold red")
+        found = _many(len(failing(report, fail_on)), "client")
+        return Text(f"FAIL: {found} at or above --fail-on {fail_on}", style="bold red")
     if fail_on == "never":
         return Text("PASS: --fail-on never", style="bold green")
     return Text(f"PASS: no client at or above --fail-on {fail_on}", style="bold green")

@@ -84,14 +84,16 @@ def average(qualities: Iterable[Quality]) -> Quality:
 
 
 def as_text(table: Table) -> str:
-    """One line per benign client and one for their mean: loss and accuracy of every method."""
+    """One line per client, and the mean over the clients that every method has."""
     clients = list(table["local"])
+    complete = [c for c in clients if all(c in column for column in table.values())]
     lines = ["client      " + "".join(f"{method:>18}" for method in table)]
     for client in clients:
         cells = [cell(column.get(client)) for column in table.values()]
         lines.append(f"{client:<12}" + "".join(cells))
-    cells = [cell(average(column.values()) if column else None) for column in table.values()]
-    lines.append("mean        " + "".join(cells))
+    if complete:
+        means = [cell(average(column[c] for c in complete)) for column in table.values()]
+        lines.append(f"{f'mean of {len(complete)}':<12}" + "".join(means))
     return "\n".join(lines)
 
 

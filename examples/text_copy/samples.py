@@ -43,11 +43,11 @@ letters on top of it: a subset of one family of {plan.swaps} swaps.
 |---|---|---|
 {rows}
 
-**Base.** `{base}`, in `examples/text_copy/base`: a Llama of width {width} with 2 layers, {steps} steps
-of copying. Tokens: 0-{last} letters, {bos} BOS, {sep} SEP.
+**Base.** `{base}`, in `examples/text_copy/base`: a Llama of width {width} with 2 layers,
+{steps} steps of copying. Tokens: 0-{last} letters, {bos} BOS, {sep} SEP.
 
-**Adapters.** Rank {recipe.rank}, alpha {recipe.alpha}, on {modules} linear layers. AdamW, learning
-rate {recipe.learning_rate}, {recipe.steps} steps of {recipe.batch} samples.
+**Adapters.** Rank {recipe.rank}, alpha {recipe.alpha}, on {modules} linear layers.
+AdamW, learning rate {recipe.learning_rate}, {recipe.steps} steps of {recipe.batch} samples.
 
 **Quality.** Loss / token accuracy of the benign clients, each on held-out samples of its own task:
 

@@ -1,0 +1,112 @@
+"""Reports made by hand, with one of everything in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
+from clair_cli.settings import Settings
+
+MODULES = ("layers.0.q_proj", "layers.1.q_proj")
+SHA = "0123456789abcdef" * 4
+HOSTILE = "\x1b[31mred\x1b[0m [/bold] \u202eevil\r\n\x7f\x9b2J\udcff"
+"""Escapes, markup, bidi, line ends, DEL, C1, a lone surrogate: nothing for a terminal to see."""
+
+
+def client(name: str, verdict: Any, score: float | None, *reasons: Reason) -> Verdict:
+    """A verdict with a line per module where there is a score."""
+    modules = [ModuleFinding(m, 0.1 * i, 1 / 3, score or 0.0) for i, m in enumerate(MODULES)]
+    return Verdict(name, verdict, score, score and 3.0, reasons, tuple(modules if score else ()))
+
+
+CLIENTS = (
+    client("client-1", "benign", 0.4),
+    client("client-2", "benign", 1.23456789012),
+    client("client-3", "suspicious", 2.0, Reason("CLR205", "identical to client-2; counted once")),
+    client(
+        "client-4",
+        "contaminated",
+        9.8,
+        Reason("CLR203", "direction opposite to the consensus", -1 / 3, 0.55),
+        Reason("CLR208", "agrees with client-5 rather than with the majority"),
+    ),
+    client("client-5", "contaminated", 100.0, Reason("CLR206", "update is exactly zero", 0.0)),
+    client("client-6", "benign", 0.9, Reason("CLR109", "a.bin: a pickle file beside, not opened")),
+    client("client-10", "broken", None, Reason("CLR102", "a.safetensors: tensor 'x' is cut off")),
+)
+REFINEMENT = {
+    "strength": 0.5,
+    "averaged_away": 0.24,
+    "subspace_ranks": [2, 8],
+    "modules": [
+        {"name": m, "subspace_rank": 2 + 6 * i, "spectrum": [0.75, 2 / 9]}
+        for i, m in enumerate(MODULES)
+    ],
+    "clients": [
+        {"id": f"client-{i}", "path": f"client-{i}", "rank": 8}
+        | {"truncation_error": 1e-7 / 3, "change": 0.3}
+        for i in (1, 2, 6)
+    ],
+    "global": {"path": "global", "template": "client-1"},
+}
+COMPLETE = gated(
+    Report(
+        tool={"name": "clair", "version": "0.0.0"},
+        run={
+            "started_at": "2025-01-02T03:04:05+00:00",
+            "duration_s": 3.14159265358979,
+            "command": "clair refine round-12 --out 'a b'",
+            "environment": {
+                "python": "3.12.1", "system": "Linux x86_64", "torch": "2.9.0", "threads": 1,
+                "device": "cpu",
+            },
+        },
+        inputs={
+            "root": "round-12",
+            "clients": [
+                {"id": c.client, "files": [{"name": "a.safetensors", "size": 8, "sha256": SHA}]}
+                for c in CLIENTS
+            ],
+        },
+        settings=Settings().as_dict(),
+        status="complete",
+        exit_code=0,
+        findings=(Reason("CLR305", "benign clients differ widely from each other", 0.2, 0.12),),
+        modules=tuple(ModuleSummary(m, (64, 48), 3 - i, 2 / 3, 0.0) for i, m in enumerate(MODULES)),
+        clients=CLIENTS,
+        refinement=REFINEMENT,
+    ),
+    "contaminated",
+)  # fmt: skip
+NO_VERDICT = gated(
+    replace(
+        COMPLETE,
+        status="no_verdict",
+        refinement=None,
+        modules=(),
+        findings=(Reason("CLR301", "2 usable clients, at least 3 are needed"),),
+        clients=(client("client-1", None, None), client("client-2", None, None), CLIENTS[-1]),
+    ),
+    "contaminated",
+)
+
+
+def hostile() -> Report:
+    """COMPLETE with every name and sentence replaced by one that attacks the terminal."""
+    clients = [
+        replace(
+            c,
+            client=f"{HOSTILE}{c.client}",
+            reasons=tuple(replace(r, message=HOSTILE + r.message) for r in c.reasons),
+            modules=tuple(replace(m, name=HOSTILE + m.name) for m in c.modules),
+        )
+        for c in CLIENTS
+    ]
+    return replace(
+        COMPLETE,
+        clients=tuple(clients),
+        run={**COMPLETE.run, "command": HOSTILE, "environment": {"device": HOSTILE}},
+        inputs={"root": HOSTILE, "clients": []},
+        findings=(Reason("CLR305", HOSTILE),),
+    )
