@@ -35,7 +35,7 @@ def agreement(inner: Array, overlap: Array, d_out: Array) -> Array:
     raw = _over(overlap, fourth[:, :, None] * fourth[:, None, :])
     rank = np.sqrt(effective_ranks(inner, overlap))
     chance = (rank[:, :, None] * rank[:, None, :] / d_out[:, None, None]).clip(max=1 - 1e-6)
-    return (raw - chance) / (1 - chance)
+    return np.asarray((raw - chance) / (1 - chance))
 
 
 def split(kernel: Array) -> tuple[NDArray[np.bool_], float]:
@@ -76,14 +76,14 @@ def coherent(kernel: Array, size: int) -> NDArray[np.bool_]:
 
 def support(kernel: Array, group: NDArray[np.bool_]) -> Array:
     """Mean kernel value of each client with the members of `group` other than itself, (K,)."""
-    return rows_support(kernel[None], group)[0]
+    return np.asarray(rows_support(kernel[None], group)[0])
 
 
 def rows_support(kernels: Array, group: NDArray[np.bool_]) -> Array:
     """`support` for a stack of kernels (modules, K, K): (modules, K)."""
     own = np.einsum("mkk->mk", kernels) * group
     others = group.sum() - group.astype(float)
-    return (kernels @ group.astype(float) - own) / np.maximum(others, 1)
+    return np.asarray((kernels @ group.astype(float) - own) / np.maximum(others, 1))
 
 
 def _over(top: Array, bottom: Array) -> Array:

@@ -18,7 +18,7 @@ from clair_cli.report import Reason
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies: bytes [begin, end) of `file`, row-major, `dtype` as safetensors names it."""
+    """Where one tensor lies: bytes [begin, end) of `file`, row-major, `dtype` in safetensors terms."""
 
     file: str
     dtype: str

@@ -120,7 +120,7 @@ def refit(
 ) -> Decomposition:
     """M and U of the given members (K,), equally weighted: what the decomposition is once S is known."""
     problem = _Problem(_level(stacks), settings or Settings(), lambda: None)
-    return _Run(problem, "given members", members).result(members)
+    return _Run(problem, "given members", members).refit(members)
 
 
 def _level(stacks: Sequence[ModuleStack]) -> list[ModuleStack]:
@@ -130,9 +130,7 @@ def _level(stacks: Sequence[ModuleStack]) -> list[ModuleStack]:
     norms = np.sqrt(sum(s.energies.numpy() * u**2 for s, u in zip(stacks, units, strict=True)))
     middle = float(np.median(norms))
     caps = np.minimum(1.0, CAP * middle / np.maximum(norms, np.finfo(float).tiny))
-    return [
-        s.scaled(torch.from_numpy(caps * u)) for s, u in zip(stacks, units, strict=True)
-    ]
+    return [s.scaled(torch.from_numpy(caps * u)) for s, u in zip(stacks, units, strict=True)]
 
 
 def _starts(stacks: Sequence[ModuleStack]) -> dict[str, Mask]:
@@ -157,7 +155,9 @@ class _Problem:
         draw = torch.Generator().manual_seed(settings.seed)
         width = settings.max_shared_rank + 4  # oversampling, Halko, Martinsson & Tropp 2011
         self.bases = [
-            torch.randn(s.clients * s.width, min(width, s.clients * s.width), generator=draw).to(s.left)
+            torch.randn(s.clients * s.width, min(width, s.clients * s.width), generator=draw).to(
+                s.left
+            )
             for s in stacks
         ]
         self.inner = sum(s.inner for s in stacks)
@@ -174,7 +174,7 @@ class _Problem:
         for stack, space in zip(self.stacks, spaces, strict=True):
             deviation = deviations(stack.inner.numpy(), weights)
             rows.append((deviation - space.energies.numpy().sum(axis=1)).clip(min=0))
-        return np.sqrt(np.stack(rows))
+        return np.asarray(np.sqrt(np.stack(rows)))
 
 
 class _Run:
@@ -197,17 +197,20 @@ class _Run:
         self.weights = (1 / self.lengths) / (1 / self.lengths).sum()
         self.problem.on_step()
 
-    def result(self, members: Mask | None = None) -> Decomposition:
-        """Equal weights on the clients with S_k = 0 make M and U exact where the data are."""
-        fixed = members is not None
-        for _ in range(1 if fixed else 3):
-            members = members if fixed else _support(self.lengths, self.problem.floor)
-            weights = members / members.sum()
-            self.ranks = None
-            spaces, self.lengths = self._fit(weights, sweeps=30)
-            if fixed or (members == _support(self.lengths, self.problem.floor)).all():
+    def result(self) -> Decomposition:
+        """Settle who has S_k = 0, and refit on them."""
+        for _ in range(3):
+            members = _support(self.lengths, self.problem.floor)
+            found = self.refit(members, self.gap <= self.problem.settings.tolerance)
+            if (members == _support(self.lengths, self.problem.floor)).all():
                 break
-        done = self.gap <= self.problem.settings.tolerance or fixed
+        return found
+
+    def refit(self, members: Mask, converged: bool = True) -> Decomposition:
+        """Equal weights on the clients with S_k = 0 make M and U exact where the data are."""
+        weights = members / members.sum()
+        self.ranks = None
+        spaces, self.lengths = self._fit(weights, sweeps=30)
         return Decomposition(
             modules=tuple(s.module for s in self.problem.stacks),
             weights=weights,
@@ -216,7 +219,7 @@ class _Run:
             residuals=self.problem.residuals(spaces, weights),
             norms=np.sqrt(np.stack([s.energies.numpy() for s in self.problem.stacks]).clip(min=0)),
             objective=float(self.lengths.sum()),
-            status="converged" if done else "iteration limit",
+            status="converged" if converged else "iteration limit",
             iterations=self.iterations,
             gap=float(self.gap),
             start=self.name,
@@ -314,9 +317,8 @@ def _breadth(energies: Tensor, weights: NDArray[np.float64]) -> NDArray[np.float
     """Participation ratio (k,) in (0, 1] of the client energies, counted with the clients' weights."""
     e = energies.numpy()
     square = (weights[:, None] * e**2).sum(axis=0)
-    return np.divide(
-        (weights @ e) ** 2, square, out=np.zeros(e.shape[1]), where=square > 0
-    )
+    ratio = np.divide((weights @ e) ** 2, square, out=np.zeros(e.shape[1]), where=square > 0)
+    return np.asarray(ratio)
 
 
 def _above_noise(
@@ -325,6 +327,6 @@ def _above_noise(
     """Which of the leading directions stand out of noise and rounding errors, (k,)."""
     columns = round(stack.width / float((weights**2).sum()))  # of as many clients as carry weight
     found = values.cpu().double().numpy()
-    above = np.arange(len(found)) < standing_out(found, total, stack.shape[0], columns)
+    above = np.arange(len(found)) < standing_out(found.tolist(), total, stack.shape[0], columns)
     rounding = max(total, 0.0) * float(torch.finfo(values.dtype).eps) * columns
     return np.asarray(above & (found > rounding))

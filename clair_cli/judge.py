@@ -151,11 +151,17 @@ class _Bench:
         kernel, cosine = self.kernel, self.cosine.mean(axis=0)
         found = [
             self._relative(
-                "CLR201", agreement.support(kernel, group), group, s.agreement_floor,
+                "CLR201",
+                agreement.support(kernel, group),
+                group,
+                s.agreement_floor,
                 lambda x: f"off the others' subspace: {max(x, 0):.0%} of the usual agreement",
             ),
             self._relative(
-                "CLR203", agreement.support(cosine, group), group, s.direction_floor,
+                "CLR203",
+                agreement.support(cosine, group),
+                group,
+                s.direction_floor,
                 lambda x: (
                     "direction opposite to the consensus"
                     if x < -self.settings.direction_floor
@@ -171,7 +177,11 @@ class _Bench:
         return [e for e in found if e is not None]
 
     def _relative(
-        self, code: str, values: Array, group: Mask, floor: float,
+        self,
+        code: str,
+        values: Array,
+        group: Mask,
+        floor: float,
         words: Callable[[float], str],
     ) -> Evidence | None:
         """One-sided: how far below the usual support a client falls, relative to the usual."""
@@ -181,8 +191,11 @@ class _Bench:
         relative = values / usual
         spread = _spread(relative[group], floor)
         return Evidence(
-            code, relative, ((1 - relative) / spread).clip(0, MOST),
-            (1 - self.settings.limit * spread, math.inf), lambda k: words(float(relative[k])),
+            code,
+            relative,
+            ((1 - relative) / spread).clip(0, MOST),
+            (1 - self.settings.limit * spread, math.inf),
+            lambda k: words(float(relative[k])),
         )
 
     def _norm(self, group: Mask) -> Evidence:
@@ -203,8 +216,11 @@ class _Bench:
             return f"update is {ratio[k]:.3g}x the usual norm; {hint}"
 
         return Evidence(
-            "CLR202", ratio, scores,
-            (math.exp(-s.limit * below), math.exp(s.limit * above)), words,
+            "CLR202",
+            ratio,
+            scores,
+            (math.exp(-s.limit * below), math.exp(s.limit * above)),
+            words,
         )
 
     def _local(self, code: str, kernels: Array, group: Mask) -> Evidence | None:
@@ -220,8 +236,11 @@ class _Bench:
             return self._where(k, kernels, group)
 
         return Evidence(
-            code, worst, ((usual - worst) / spread).clip(0, MOST),
-            (usual - self.settings.limit * spread, math.inf), words,
+            code,
+            worst,
+            ((usual - worst) / spread).clip(0, MOST),
+            (usual - self.settings.limit * spread, math.inf),
+            words,
         )
 
     def _per_module(self, kernels: Array, group: Mask) -> Array | None:
@@ -244,9 +263,13 @@ class _Bench:
         relative = values / usual
         spread = _spread(relative[group], self.settings.agreement_floor)
         return Evidence(
-            "CLR205", relative, ((relative - 1) / spread).clip(0, MOST),
+            "CLR205",
+            relative,
+            ((relative - 1) / spread).clip(0, MOST),
             (-math.inf, 1 + self.settings.limit * spread),
-            lambda k: f"nearer to the others' mean than anyone: agreement {relative[k]:.2f}x the usual",
+            lambda k: (
+                f"nearer to the others' mean than anyone: agreement {relative[k]:.2f}x the usual"
+            ),
             decisive=False,
         )
 
@@ -256,9 +279,12 @@ class _Bench:
         spread = _spread(log[group], self.settings.rank_floor)
         ratio = np.exp(log)
         return Evidence(
-            "CLR207", ratio, (np.abs(log) / spread).clip(0, MOST),
+            "CLR207",
+            ratio,
+            (np.abs(log) / spread).clip(0, MOST),
             (math.exp(-self.settings.limit * spread), math.exp(self.settings.limit * spread)),
-            lambda k: f"effective rank is {ratio[k]:.2g}x the usual", decisive=False,
+            lambda k: f"effective rank is {ratio[k]:.2g}x the usual",
+            decisive=False,
         )
 
     def _where(self, k: int, kernels: Array, group: Mask) -> str:
@@ -351,7 +377,9 @@ class _Bench:
             )
             return Reason("CLR303", text)
         if float(np.median(agreement.support(self.kernel, group)[group])) <= 0:
-            text = "the clients share no output directions beyond chance; nothing to compare against"
+            text = (
+                "the clients share no output directions beyond chance; nothing to compare against"
+            )
             return Reason("CLR302", text)
         return None
 

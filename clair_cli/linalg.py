@@ -34,7 +34,8 @@ def whiten(metric: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(metric)
     keep = values > values[-1].clamp_min(0) * metric.shape[0] * torch.finfo(metric.dtype).eps
-    return vectors[:, keep] / values[keep].sqrt()
+    white: Tensor = vectors[:, keep] / values[keep].sqrt()
+    return white
 
 
 def dominant(

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clair_cli import __version__, formats, publish
-from clair_cli.cohort import Adapter, Broken, Cohort, align
+from clair_cli.cohort import Adapter, Broken, Cohort, align, natural_key
 from clair_cli.engines import ENGINES
-from clair_cli.errors import AdapterError, NonFinite
+from clair_cli.errors import AdapterError, NonFinite, NoVerdict, UsageError
+from clair_cli.renderers import RENDERERS
 from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
 from clair_cli.settings import Settings
 
@@ -73,10 +74,11 @@ def refine(
     if report.status == "no_verdict":
         return report
     with publish.staged(out, settings.overwrite, path, __version__) as stage:
-        refinement = _write_refined(scan, report, stage)
+        try:
+            refinement = _write_refined(scan, report, stage)
+        except AdapterError as error:  # it was readable a moment ago, so it has changed since
+            raise NoVerdict(f"{error}; nothing was written, run again") from error
         report = replace(report, refinement=refinement, run=scan.run())
-        from clair_cli.renderers import RENDERERS
-
         publish.write_bytes(stage / "report.json", RENDERERS["json"](report).encode())
     return report
 
@@ -212,7 +214,7 @@ class _Scan:
             exit_code=0,
             findings=tuple(findings),
             modules=tuple(self._summaries()),
-            clients=tuple(sorted(verdicts, key=lambda v: _natural(v.client))),
+            clients=tuple(sorted(verdicts, key=lambda v: natural_key(v.client))),
         )
         return gated(report, self.settings.fail_on)
 
@@ -256,23 +258,17 @@ class _Scan:
         ]
 
 
-def _natural(name: str) -> Any:
-    from clair_cli.cohort import natural_key
-
-    return natural_key(name)
-
-
 def _open_all(
     path: Path, settings: Settings, on_progress: Progress
 ) -> tuple[list[Adapter], list[Broken]]:
     """Every client's adapter by its headers, and the clients whose adapter cannot be used."""
+    if settings.config is not None and not settings.config.is_file():
+        raise UsageError(f"--config {str(settings.config)!r}: no such file")
     sources = formats.discover(path)
     adapters, broken = [], []
     for done, source in enumerate(sources, start=1):
         try:
-            adapters.append(
-                formats.open_adapter(source.path, settings, source.client, source.root)
-            )
+            adapters.append(formats.open_adapter(source.path, settings, source.client, source.root))
         except AdapterError as error:
             broken.append(Broken(source.client, Reason(error.code, str(error))))
         on_progress("opening adapters", done, len(sources))
@@ -283,15 +279,15 @@ def _prepare(settings: Settings, cohort: Cohort) -> torch.device:
     """Threads and device, decided once. Raises UsageError where cuda is asked for and not there."""
     import torch
 
-    from clair_cli.errors import UsageError
-
     widest = max((max(shape) for shape in cohort.shapes.values()), default=0)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     elif widest < SMALL:
         torch.set_num_threads(1)
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device: cuda was asked for, but torch sees no CUDA device; use cpu or auto")
+        raise UsageError(
+            "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
+        )
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
 
@@ -357,7 +353,7 @@ def _inputs(path: Path, cohort: Cohort, broken: Sequence[Broken]) -> dict[str, A
                     {"name": f.name, "size": f.size, "sha256": f.sha256} for f in files[client]
                 ],
             }
-            for client in sorted(files, key=_natural)
+            for client in sorted(files, key=natural_key)
         ],
     }
 
@@ -377,8 +373,7 @@ def _environment(device: str) -> dict[str, Any]:
 
 # --- refined adapters
 
-GLOBAL = "global"
-RESERVED = {GLOBAL, "report.json", publish.MANIFEST, "con", "prn", "aux", "nul"}
+RESERVED = {publish.GLOBAL, "report.json", publish.MANIFEST, "con", "prn", "aux", "nul"}
 PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 
 
@@ -453,7 +448,7 @@ class _Refining:
             self.writers[adapter.client] = self._open(adapter, stage / names[adapter.client])
         self.names, self.common = names, None
         if settings.write_global:
-            self.common = self._open(self._template(), stage / GLOBAL)
+            self.common = self._open(self._template(), stage / publish.GLOBAL)
         self.totals = {a.client: [0.0, 0.0, 0.0] for a in clients}
         self.deviation = self.averaged = 0.0
         self.found: list[dict[str, Any]] = []
@@ -492,15 +487,20 @@ class _Refining:
         everything = None
         if self.common is not None:
             self.common.close()
-            everything = {"path": GLOBAL, "template": self._template().client}
+            everything = {"path": publish.GLOBAL, "template": self._template().client}
         return {
             "strength": self.plan.strength,
-            "averaged_away": self.averaged / self.deviation if self.deviation > 0 else 0.0,
+            "averaged_away": self._averaged_away(),
             "subspace_ranks": [m["subspace_rank"] for m in self.found],
             "modules": self.found,
             "clients": [self._of(a) for a in self.plan.clients],
             "global": everything,
         }
+
+    def _averaged_away(self) -> float:
+        """Share of the benign clients' energy around their mean that refinement takes away."""
+        outside = self.averaged / self.deviation if self.deviation > 0 else 0.0
+        return outside * (1 - (1 - self.plan.strength) ** 2)
 
     def _of(self, adapter: Adapter) -> dict[str, Any]:
         squared, moved, lost = self.totals[adapter.client]

@@ -19,6 +19,8 @@ from typing import Any
 from clair_cli.errors import OutputError, UsageError
 
 MANIFEST = "manifest.json"
+GLOBAL = "global"
+"""Folder of the mean of the benign clients in an output."""
 MAX_MANIFEST_BYTES = 64 * 2**20
 WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 RENAME_NOREPLACE = 1

@@ -36,6 +36,8 @@ class Settings:
     """Follow links that leave the folder; off, because the folder comes from strangers."""
     max_header_bytes: int = 8 * 2**20
     """A 70B adapter's header takes 0.2 MB; safetensors allows 100 MB, which costs 1.5 GB to parse."""
+    max_file_bytes: int = 16 * 2**30
+    """Ten times the adapter of a 70B model at rank 64; a sparse file can claim any size."""
     max_tensors: int = 20_000
     """Four times what a rank-adapted 400-layer model has."""
     max_dim: int = 2**20

@@ -100,7 +100,9 @@ class ModuleStack:
     def select(self, clients: Sequence[int]) -> ModuleStack:
         """The same stack with only the clients at these positions."""
         who = torch.as_tensor(clients, dtype=torch.long)
-        columns = (who[:, None] * self.width + torch.arange(self.width)).flatten().to(self.left.device)
+        columns = (
+            (who[:, None] * self.width + torch.arange(self.width)).flatten().to(self.left.device)
+        )
         sides = [s[:, columns] if self.sketched else s[columns][:, columns] for s in self._sides()]
         return replace(
             self,
@@ -188,9 +190,7 @@ def _energies(up: Tensor, down: Tensor, width: int) -> Tensor:
     return cores.sum(dim=(1, 2)).cpu().double()
 
 
-def _sketch(
-    up: Tensor, down: Tensor, width: int, size: int, seed: int
-) -> tuple[Tensor, Tensor]:
+def _sketch(up: Tensor, down: Tensor, width: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Coordinates (n, <= size) of both sides in randomised bases of the stacked updates."""
     b = up.reshape(-1, width, up.shape[1])
     a = down.reshape(-1, width, down.shape[1])
@@ -205,7 +205,8 @@ def _sketch(
 
 
 def _root(spd: Tensor) -> Tensor:
-    """Symmetric square roots of a batch of positive semidefinite matrices; non-finite ones become 0."""
+    """Symmetric roots of a batch of positive semidefinite matrices; non-finite ones become 0."""
     finite = torch.isfinite(spd).all(dim=(1, 2))[:, None, None]
     values, vectors = torch.linalg.eigh(torch.where(finite, spd, 0))
-    return (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)
+    return root

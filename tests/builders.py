@@ -23,7 +23,9 @@ class Planted:
     def members(self) -> list[bool]:
         return [k not in self.contaminated for k in range(len(self.updates))]
 
-    def stacks(self, max_columns: int = 512, dtype: torch.dtype = torch.float64) -> list[ModuleStack]:
+    def stacks(
+        self, max_columns: int = 512, dtype: torch.dtype = torch.float64
+    ) -> list[ModuleStack]:
         def cast(u: LowRankUpdate) -> LowRankUpdate:
             return LowRankUpdate(u.up.to(dtype), u.down.to(dtype), u.scale)
 
@@ -40,7 +42,9 @@ def orthonormal(rows: int, columns: int, draw: torch.Generator) -> Tensor:
 def regauge(update: LowRankUpdate, draw: torch.Generator) -> LowRankUpdate:
     """The same product from other factors: (B G, G^-1 A)."""
     r = update.rank
-    g = torch.randn(r, r, generator=draw, dtype=torch.float64) + 3 * torch.eye(r, dtype=torch.float64)
+    g = torch.randn(r, r, generator=draw, dtype=torch.float64) + 3 * torch.eye(
+        r, dtype=torch.float64
+    )
     g = g.to(update.up)
     return LowRankUpdate(update.up @ g, torch.linalg.solve(g, update.down), update.scale)
 
@@ -69,10 +73,14 @@ def planted(
     """
     draw = torch.Generator().manual_seed(seed)
     rank = shared_rank + common_rank
-    truth = Planted([[] for _ in range(clients)], [], [], list(range(clients - contaminated, clients)))
+    truth = Planted(
+        [[] for _ in range(clients)], [], [], list(range(clients - contaminated, clients))
+    )
     for _ in range(modules):
         basis = orthonormal(shape[0], shared_rank, draw)
-        common = orthonormal(shape[0], common_rank, draw) @ orthonormal(shape[1], common_rank, draw).T
+        common = (
+            orthonormal(shape[0], common_rank, draw) @ orthonormal(shape[1], common_rank, draw).T
+        )
         common = common / common.norm()
         foreign = orthonormal(shape[0], rank, draw)
         for k in range(clients):

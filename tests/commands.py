@@ -105,6 +105,25 @@ def samples(target: Path, clients: tuple[str, ...] = CLIENTS) -> Path:
     return target
 
 
+def split_weights(file: Path) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file, and the bytes behind it."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def join_weights(file: Path, header: dict[str, Any] | str, data: bytes) -> None:
+    """A file of this header, true or not."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def change_config(client: Path, **fields: Any) -> None:
+    """The client's config with other `fields`; Ellipsis removes one."""
+    config = json.loads((client / CONFIG).read_text()) | fields
+    (client / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
 def fingerprint(folder: Path) -> str:
     """Changes when anything below `folder` does: names, kinds, contents, permissions, links."""
     digest = hashlib.sha256()

@@ -40,7 +40,9 @@ def outlier_pursuit(
     return low, sparse
 
 
-def refined(updates: list[Array], basis: Array, strength: float, weights: list[float]) -> list[Array]:
+def refined(
+    updates: list[Array], basis: Array, strength: float, weights: list[float]
+) -> list[Array]:
     """Delta_k - t (I - U U') (Delta_k - M), dense."""
     mean = sum(w * d for w, d in zip(weights, updates, strict=True))
     outside = np.eye(len(basis)) - basis @ basis.T

@@ -15,14 +15,16 @@ import pytest
 from clair_cli.renderers import json as json_renderer
 from tests.commands import (
     CLIENTS,
-    CONFIG,
     CONTAMINATED,
     ENVIRONMENT,
     SCRIPT,
     WEIGHTS,
+    change_config,
     clair,
     forked,
+    join_weights,
     samples,
+    split_weights,
     terminal,
     verdicts,
 )
@@ -156,17 +158,8 @@ def hostiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rename_tensors(file: Path, old: str, new: str) -> None:
-    """The same file with other names in its header."""
-    data = file.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = {name.replace(old, new): entry for name, entry in json.loads(data[8:end]).items()}
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
-
-
-def change_config(client: Path, **fields: object) -> None:
-    config = json.loads((client / CONFIG).read_text())
-    (client / CONFIG).write_text(json.dumps(config | fields))
+    header, data = split_weights(file)
+    join_weights(file, {name.replace(old, new): entry for name, entry in header.items()}, data)
 
 
 @pytest.mark.parametrize("options", [("-v",), ("-f", "json")], ids=str)

@@ -33,7 +33,9 @@ GRID = [(10, 0), (10, 4), (20, 6), (20, 9), (11, 5), (40, 18)]
 @pytest.mark.parametrize("kind", ["random", "colluding"])
 @pytest.mark.parametrize(("clients", "contaminated"), GRID)
 @pytest.mark.parametrize("rank", [1, 2, 4])
-def test_noiseless_truth_is_recovered(kind: str, clients: int, contaminated: int, rank: int) -> None:
+def test_noiseless_truth_is_recovered(
+    kind: str, clients: int, contaminated: int, rank: int
+) -> None:
     truth = planted(clients, contaminated, kind, shared_rank=rank, seed=clients + rank)
     found = decompose(truth.stacks())
     assert found.members.tolist() == truth.members
@@ -57,7 +59,9 @@ def test_the_convex_reference_agrees(
     clients: int, contaminated: int, shape: tuple[int, int]
 ) -> None:
     """The convex program knows no M: what it calls low-rank is the span of M and U together."""
-    truth = planted(clients, contaminated, modules=1, shape=shape, shared_rank=1, common_rank=1, seed=5)
+    truth = planted(
+        clients, contaminated, modules=1, shape=shape, shared_rank=1, common_rank=1, seed=5
+    )
     dense = [client[0].dense().numpy() for client in truth.updates]
     stack = np.concatenate([d / np.linalg.norm(d) for d in dense], axis=1)
     low, sparse = outlier_pursuit(stack, clients, weight=0.7)

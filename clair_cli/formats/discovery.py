@@ -12,6 +12,7 @@ from clair_cli.cohort import natural_key
 from clair_cli.errors import NoVerdict, UnsafePath, UsageError
 from clair_cli.formats.files import shown
 from clair_cli.formats.layout import CONFIG, PICKLES, SHARD, WEIGHTS, is_candidate
+from clair_cli.publish import GLOBAL, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,10 @@ def discover(root: Path) -> list[Source]:
             f"{shown(str(root))}: is itself one adapter; give the folder above it, "
             "or look at it with `clair inspect`"
         )
-    found = [n for n in names if is_candidate(root / n) and not _is_twin(n, names)]
+    own = (
+        {GLOBAL} if read_manifest(root) is not None else set()
+    )  # the mean clair wrote is no client
+    found = [n for n in names if is_candidate(root / n) and not _is_twin(n, names) and n not in own]
     stems = Counter(_stem(root / name) for name in found)
     sources = [
         Source(_stem(root / n) if stems[_stem(root / n)] == 1 else n, root / n, root) for n in found

@@ -89,9 +89,22 @@ class PeftWriter:
         if self.due:
             raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self.file.close()
+        self._check_readable()
         write_bytes(self.folder / CONFIG, self.config)
         if (readme := _readme(self.adapter)) is not None:
             write_bytes(self.folder / "README.md", readme)
+
+    def _check_readable(self) -> None:
+        """The library that will load the file must accept it, and find every tensor."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / WEIGHTS, "pt") as file:
+                found = set(file.keys())
+        except SafetensorError as cause:
+            raise OutputError(f"{WEIGHTS}: safetensors does not accept it: {cause}") from cause
+        if found != self.begins.keys():
+            raise OutputError(f"{WEIGHTS}: safetensors does not find what was written")
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""

@@ -44,6 +44,8 @@ def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str,
     Raises Malformed, LimitExceeded (header bytes, number of tensors) or PickleFound; nothing is
     allocated before its size has been compared with the file and the limits.
     """
+    if size > settings.max_file_bytes:
+        raise LimitExceeded(f"{where}: {size} bytes, the limit is {settings.max_file_bytes}")
     length = _header_length(fd, size, where, settings)
     header = parse_object(pread(fd, 8, 8 + length), where, Malformed)
     _check_metadata(header.pop("__metadata__", {}), where)

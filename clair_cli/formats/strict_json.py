@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from clair_cli.errors import AdapterError
+from clair_cli.errors import ClairError
 
 MAX_DIGITS = 40
 """Twice what a 64-bit offset takes; int() of millions of digits is quadratic."""
 
 
-def parse_object(data: bytes | bytearray, where: str, error: type[AdapterError]) -> dict[str, Any]:
+def parse_object(data: bytes | bytearray, where: str, error: type[ClairError]) -> dict[str, Any]:
     """The JSON object in `data`, in the order of the document.
 
     Raises `error`, naming `where`, on invalid UTF-8 or JSON, duplicate keys, NaN, Infinity, numbers

@@ -1,0 +1,425 @@
+"""Every row of the exit-code table, through the installed script in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.adapters import write_folder
+from tests.builders import planted
+from tests.commands import (
+    CLIENTS,
+    CONFIG,
+    CONTAMINATED,
+    ENVIRONMENT,
+    SCRIPT,
+    WEIGHTS,
+    clair,
+    fingerprint,
+    hooked,
+    samples,
+)
+from tests.conftest import Detected
+
+BENIGN = tuple(c for c in CLIENTS if c not in CONTAMINATED)
+
+
+def staging(out: Path) -> list[Path]:
+    return list(out.parent.glob(f".{out.name}.*"))
+
+
+@pytest.fixture(scope="module")
+def benign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Only clean clients."""
+    return samples(tmp_path_factory.mktemp("benign") / "round", BENIGN)
+
+
+@pytest.fixture(scope="module")
+def with_broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clean clients and one that cannot be read."""
+    folder = samples(tmp_path_factory.mktemp("broken") / "round", BENIGN)
+    (folder / BENIGN[0] / WEIGHTS).write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clean clients and a copy of one of them, which is suspicious."""
+    folder = samples(tmp_path_factory.mktemp("copy") / "round", BENIGN)
+    shutil.copytree(folder / BENIGN[0], folder / "client-99")
+    return folder
+
+
+# --- 0 and 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "options", "code"),
+    [
+        ("benign", (), 0),
+        ("adapters", (), 1),
+        ("adapters", ("--fail-on", "broken"), 0),
+        ("adapters", ("--fail-on", "never", "-q"), 0),
+        ("with_broken", (), 1),
+        ("with_broken", ("--fail-on", "broken", "-f", "json"), 1),
+        ("with_copy", (), 0),
+        ("with_copy", ("--fail-on", "suspicious", "-q"), 1),
+    ],
+)
+def test_detect_exits_1_where_a_client_is_at_or_above_fail_on(
+    folder: str, options: tuple[str, ...], code: int, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(folder)
+    before = fingerprint(path)
+    done = clair("detect", path, *options)
+    assert (done.returncode, fingerprint(path)) == (code, before), done.stderr
+    assert (done.stdout == "") == ("-q" in options)
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--fail-on", "contaminated"), 1)])
+def test_refine_exits_0_when_the_output_is_complete_unless_asked_otherwise(
+    options: tuple[str, ...], code: int, adapters: Path, tmp_path: Path
+) -> None:
+    before, out = fingerprint(adapters), tmp_path / "out"
+    done = clair("refine", adapters, "--out", out, *options)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == list(BENIGN)
+    assert {p.name for p in out.iterdir() if p.is_file()} == {"report.json", "manifest.json"}
+    assert json.loads((out / "report.json").read_text())["exit_code"] == code
+    assert (fingerprint(adapters), staging(out)) == (before, [])
+
+
+OPTIONS = [(), ("-q",), ("-f", "json"), ("-f", "json", "-q"), ("-v",), ("-o", "json=/dev/null")]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_format_and_quiet_never_change_the_code(
+    options: tuple[str, ...], detected: Detected, tmp_path: Path
+) -> None:
+    two = samples(tmp_path / "two", CLIENTS[:2])
+    never = ("--fail-on", "never")
+    assert clair("report", detected.json, *options).returncode == 1
+    assert clair("report", detected.json, *never, *options).returncode == 0
+    assert clair("detect", two, *options).returncode == 3
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "broken"])
+def test_inspect_exits_1_only_where_the_adapter_is_broken(what: str, adapters: Path) -> None:
+    path = {"folder": CLIENTS[0], "file": f"{CLIENTS[0]}/{WEIGHTS}", "broken": "."}[what]
+    done = clair("inspect", adapters / path, "--alpha", "16")
+    assert done.returncode == (1 if what == "broken" else 0)
+    assert (done.stdout == "") == (what == "broken")
+
+
+# --- 2
+
+
+USAGE = {
+    "no command": "",
+    "unknown command": "scan {samples}",
+    "unknown option": "detect {samples} --bogus",
+    "unknown format": "detect {samples} -f xml",
+    "unknown verdict": "detect {samples} --fail-on bad",
+    "unknown device": "detect {samples} --device tpu",
+    "negative threads": "detect {samples} --threads -1",
+    "alpha of zero": "detect {samples} --alpha 0",
+    "alpha is NaN": "detect {samples} --alpha nan",
+    "tiny header": "detect {samples} --max-header 1",
+    "config missing": "detect {samples} --config {tmp}/none.json",
+    "no folder": "detect",
+    "missing folder": "detect {tmp}/none",
+    "a file": "detect {samples}/client-01/adapter_config.json",
+    "one adapter": "detect {samples}/client-01",
+    "output of no format": "detect {samples} -o xml={tmp}/x",
+    "output without path": "detect {samples} -o json=",
+    "output without format": "detect {samples} -o {tmp}/x",
+    "output in no folder": "detect {samples} -o json={tmp}/none/x",
+    "output is a folder": "detect {samples} -o json={tmp}",
+    "no out": "refine {samples}",
+    "out exists": "refine {samples} --out {tmp}/there",
+    "out exists and is not clair's": "refine {samples} --out {tmp}/there --overwrite",
+    "out is the input": "refine {samples} --out {samples}",
+    "out is the input by another name": "refine {samples} --out {tmp}/link",
+    "out in the input": "refine {samples} --out {samples}/out",
+    "out in the input by another name": "refine {samples} --out {tmp}/link/out",
+    "out around the input": "refine {samples} --out {samples}/..",
+    "out without parent": "refine {samples} --out {tmp}/none/out",
+    "strength beyond 1": "refine {samples} --out {tmp}/out --strength 1.5",
+    "strength below 0": "refine {samples} --out {tmp}/out --strength -0.1",
+    "strength is NaN": "refine {samples} --out {tmp}/out --strength nan",
+    "strength is a word": "refine {samples} --out {tmp}/out --strength much",
+    "rank of zero": "refine {samples} --out {tmp}/out --rank 0",
+    "negative subspace": "refine {samples} --out {tmp}/out --subspace-rank -1",
+    "inspect nothing": "inspect {tmp}/none",
+    "report of nothing": "report {tmp}/none.json",
+    "report of a folder": "report {samples}",
+    "report of garbage": "report {samples}/client-01/adapter_config.json",
+    "no CUDA": "detect {samples} --device cuda",
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_misuse_exits_2_with_one_line_and_writes_nothing(
+    name: str, adapters: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(adapters)
+    before = fingerprint(adapters.parent), fingerprint(tmp_path)
+    done = clair(*USAGE[name].format(samples=adapters, tmp=tmp_path).split())
+    assert done.returncode == 2
+    assert (fingerprint(adapters.parent), fingerprint(tmp_path)) == before
+    if name == "no command":
+        assert done.stdout == clair("--help").stdout
+    else:
+        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+        assert done.stderr.startswith("clair: ")
+
+
+def test_misuse_is_found_before_anything_is_read(adapters: Path, tmp_path: Path) -> None:
+    hook = hooked(tmp_path / "hook", "import os\ndel os.preadv")
+    out = ("--out", tmp_path / "out")
+    assert clair("refine", adapters, *out, "--strength", "2", env=hook).returncode == 2
+    assert clair("refine", adapters, "--out", adapters / "out", env=hook).returncode == 2
+    assert clair("refine", adapters, *out, env=hook).returncode == 70
+
+
+# --- 3
+
+
+def write_planted(folder: Path, contaminated: int, kind: str) -> Path:
+    """Eight adapters of two modules, the last of them contaminated."""
+    truth = planted(8, contaminated, kind, modules=2, seed=3)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4}
+    for k, updates in enumerate(truth.updates):
+        tensors = {}
+        for m, update in enumerate(updates):
+            name = f"base_model.model.layers.{m}.q_proj.lora_"
+            tensors[f"{name}A.weight"] = update.down.to(torch.float32).contiguous()
+            tensors[f"{name}B.weight"] = update.up.to(torch.float32).contiguous()
+        write_folder(folder / f"client-{k}", tensors, config)
+    return folder
+
+
+def no_verdict(name: str, folder: Path) -> Path:
+    """A folder about which nothing can be said."""
+    if name == "empty":
+        folder.mkdir()
+    elif name == "two clients":
+        samples(folder, CLIENTS[:2])
+    elif name == "two usable clients":
+        (samples(folder, CLIENTS[:3]) / CLIENTS[0] / WEIGHTS).write_bytes(b"")
+    elif name == "copies of two":
+        for i in range(4):
+            shutil.copytree(
+                samples(folder / f"{i}", CLIENTS[:2]) / CLIENTS[i % 2], folder / f"c{i}"
+            )
+            shutil.rmtree(folder / f"{i}")
+    elif name == "no common module":
+        for i in range(3):
+            tensors = {
+                f"m{i}.lora_A.weight": torch.ones(2, 5),
+                f"m{i}.lora_B.weight": torch.ones(6, 2),
+            }
+            write_folder(folder / f"client-{i}", tensors)
+    else:
+        write_planted(folder, int(name[0]), name.split()[-1])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empty",
+        "two clients",
+        "two usable clients",
+        "copies of two",
+        "no common module",
+        "4 of 8 colluding",
+        "7 of 8 random",
+    ],
+)
+def test_without_a_verdict_the_code_is_3_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+    folder, out = no_verdict(name, tmp_path / "round"), tmp_path / "out"
+    before = fingerprint(folder)
+    done = clair("refine", folder, "--out", out, "-f", "json", "--fail-on", "suspicious")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert (out.exists(), staging(out), fingerprint(folder)) == (False, [], before)
+    if name != "empty":
+        report = json.loads(done.stdout)
+        assert report["status"] == "no_verdict"
+        assert {c["verdict"] for c in report["clients"]} <= {None, "broken"}
+        assert done.stderr.startswith("NO VERDICT: ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- 4
+
+
+@pytest.mark.parametrize("options", [(), ("-f", "json")], ids=str)
+def test_a_full_disk_behind_stdout_exits_4(options: tuple[str, ...], detected: Detected) -> None:
+    with open("/dev/full", "wb") as full:
+        done = clair("report", detected.json, *options, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/proc/report.json"])
+def test_a_file_that_cannot_be_written_exits_4(path: str, detected: Detected) -> None:
+    done = clair("report", detected.json, "--fail-on", "never", "-o", f"json={path}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+    assert path in done.stderr
+
+
+def limit_files() -> None:
+    """No file may grow beyond 20 kB: the adapters of the samples are larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+FULL = """
+    import errno, os
+    real, calls = os.fsync, []
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor)
+    os.fsync = fsync
+"""
+
+
+@pytest.mark.parametrize("how", ["limit", "disk"])
+def test_a_disk_that_fills_up_exits_4_and_leaves_nothing(
+    how: str, adapters: Path, tmp_path: Path
+) -> None:
+    out, before = tmp_path / "out", fingerprint(adapters)
+    fault: dict[str, Any] = {"preexec_fn": limit_files}
+    if how == "disk":
+        fault = {"env": hooked(tmp_path / "hook", FULL)}
+    done = clair("refine", adapters, "--out", out, **fault)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+    assert (out.exists(), staging(out), fingerprint(adapters)) == (False, [], before)
+
+
+# --- 70
+
+
+def crash(name: str) -> tuple[str, str]:
+    """A module put before the real one, and its code."""
+    if name == "uncaught":
+        return (
+            "sitecustomize.py",
+            "import os\ndef preadv(*a): raise RuntimeError('boom')\nos.preadv = preadv",
+        )
+    module, error = name.split()
+    return f"{module}.py", f"raise {error}('boom')"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["typer ImportError", "rich RuntimeError", "torch OSError", "torch SystemExit", "uncaught"],
+)
+def test_what_nobody_expected_exits_70_with_one_line(
+    name: str, adapters: Path, tmp_path: Path
+) -> None:
+    file, code = crash(name)
+    done = clair("detect", adapters, env=hooked(tmp_path / "hook", code, file))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (70, "", 1)
+    assert done.stderr.startswith("clair: internal error: ")
+    assert "boom" in done.stderr
+    wordy = clair("detect", adapters, "-vv", env=hooked(tmp_path / "hook", code, file))
+    assert (wordy.returncode, "Traceback" in wordy.stderr) == (70, True)
+
+
+# --- 130 and 143
+
+SLOW = """
+    import os, time
+    real = os.fsync
+    def fsync(descriptor):
+        time.sleep(60)
+        return real(descriptor)
+    os.fsync = fsync
+"""
+"""The first file that is written whole takes a minute to reach the disk."""
+
+
+def default_signals() -> None:
+    """As in a shell, also where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def refine_slowly(adapters: Path, out: Path, tmp_path: Path) -> subprocess.Popen[str]:
+    """A refine that is in the middle of writing when this returns."""
+    env = ENVIRONMENT | hooked(tmp_path / "hook", SLOW)
+    child = subprocess.Popen(
+        [str(SCRIPT), "refine", str(adapters), "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+        preexec_fn=default_signals,
+    )  # fmt: skip
+    until = time.monotonic() + 40
+    while not any(s.rglob(WEIGHTS) for s in staging(out)) and child.poll() is None:
+        assert time.monotonic() < until, "no staging folder appeared"
+        time.sleep(0.02)
+    time.sleep(0.2)
+    return child
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_writing_removes_the_staging(
+    number: signal.Signals, code: int, adapters: Path, tmp_path: Path
+) -> None:
+    out, before = tmp_path / "out", fingerprint(adapters)
+    child = refine_slowly(adapters, out, tmp_path)
+    assert staging(out)
+    child.send_signal(number)
+    said = child.communicate(timeout=20)
+    assert child.returncode == code
+    assert said[0] == ""
+    assert "Traceback" not in said[1]
+    assert (out.exists(), staging(out), fingerprint(adapters)) == (False, [], before)
+
+
+# --- streams that are not there
+
+
+def test_a_reader_that_has_gone_changes_nothing(detected: Detected) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as gone:
+        for code, args in {
+            1: ("report", detected.json),
+            0: ("--help",),
+            3: ("detect", detected.folder.parent),
+        }.items():
+            done = clair(*args, stdout=gone)
+            assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+
+
+def test_the_first_line_is_enough_for_head(detected: Detected) -> None:
+    pipe = f"'{SCRIPT}' detect '{detected.folder}' | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout.splitlines()[1:] == ["1"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(closed: str, detected: Detected) -> None:
+    line = f"'{SCRIPT}' report '{detected.json}' -f json {closed}"
+    assert subprocess.run(["bash", "-c", line], env=ENVIRONMENT).returncode == 1
+
+
+def test_the_help_states_every_code(detected: Detected) -> None:
+    for command in ("--help", "detect --help", "refine --help", "report --help"):
+        words = clair(*command.split()).stdout.replace(".", " ").split()
+        assert {"0", "1", "2", "3", "4", "70", "130", "143"} <= set(words)
+    assert CONFIG not in clair("--version").stdout
