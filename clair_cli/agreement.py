@@ -38,6 +38,15 @@ def agreement(inner: Array, overlap: Array, d_out: Array) -> Array:
     return np.asarray((raw - chance) / (1 - chance))
 
 
+def chance_deviation(d_out: Array) -> float:
+    """Standard deviation of the agreement of two strangers, averaged over modules of these d_out.
+
+    In one module the agreement sums r^2 squared cosines of variance 2 / d_out^2 and divides by r:
+    sqrt(2) / d_out, whatever the rank r.
+    """
+    return float(np.sqrt((2 / d_out**2).sum()) / len(d_out))
+
+
 def split(kernel: Array) -> tuple[NDArray[np.bool_], float]:
     """The larger of the two groups that the top eigenvector of the centred kernel tells apart.
 

@@ -129,7 +129,8 @@ def _level(stacks: Sequence[ModuleStack]) -> list[ModuleStack]:
     units = [1 / m if m > 0 else 0.0 for m in medians]
     norms = np.sqrt(sum(s.energies.numpy() * u**2 for s, u in zip(stacks, units, strict=True)))
     middle = float(np.median(norms))
-    caps = np.minimum(1.0, CAP * middle / np.maximum(norms, np.finfo(float).tiny))
+    most = max(CAP * middle, np.finfo(float).tiny)
+    caps = most / np.maximum(norms, most)
     return [s.scaled(torch.from_numpy(caps * u)) for s, u in zip(stacks, units, strict=True)]
 
 

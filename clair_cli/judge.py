@@ -376,11 +376,11 @@ class _Bench:
                 "with half or more contaminated nobody can tell which side is right"
             )
             return Reason("CLR303", text)
-        if float(np.median(agreement.support(self.kernel, group)[group])) <= 0:
-            text = (
-                "the clients share no output directions beyond chance; nothing to compare against"
-            )
-            return Reason("CLR302", text)
+        usual = float(np.median(agreement.support(self.kernel, group)[group]))
+        chance = agreement.chance_deviation(self.tables.d_out)
+        if usual <= 3 * chance:
+            text = "the clients share no output directions beyond chance; nothing to compare against"
+            return Reason("CLR302", text, usual, 3 * chance)
         return None
 
     def findings(self, group: Mask) -> list[Reason]:

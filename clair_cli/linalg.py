@@ -48,27 +48,30 @@ def dominant(
     B'B V. Stops early when the values change by less than `tolerance` relative to the largest.
     Accuracy is that of a Rayleigh quotient: quadratic in the angle (Parlett 1998, chapter 14).
     """
+    result: tuple[Tensor, Tensor, Tensor] | None = None
     vectors = start
-    before = None
     for _ in range(max(sweeps, 1)):
         dual = metric(vectors)  # (n, k)
         white = whiten(vectors.T @ dual)
+        if white.shape[1] == 0 and result is not None:  # the operator is zero on all there is
+            break
         vectors, dual = vectors @ white, dual @ white
         image = inner(dual)
         small = dual.T @ image
         values, rotation = torch.linalg.eigh((small + small.T) / 2)
         values, rotation = values.flip(0), rotation.flip(1)
-        vectors, dual, image = vectors @ rotation, dual @ rotation, image @ rotation
-        settled = before is not None and before.shape == values.shape
-        if values.numel() == 0 or (
-            settled and bool((values - before).abs().max() <= tolerance * values[0].abs())
-        ):
+        before, result = result, (values, vectors @ rotation, dual @ rotation)
+        vectors = image @ rotation
+        if before is not None and _settled(values, before[0], tolerance):
             break
-        before, result = values, (values, vectors, dual)
-        vectors = image
-    else:
-        return result
-    return values, vectors, dual
+    assert result is not None
+    return result
+
+
+def _settled(values: Tensor, before: Tensor, tolerance: float) -> bool:
+    if values.shape != before.shape:
+        return False
+    return bool((values - before).abs().max() <= tolerance * values[0].abs())
 
 
 def range_basis(rows: Tensor, size: int, seed: int, power: int = 1) -> Tensor:

@@ -321,10 +321,21 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
 
 
 def _dtype(cohort: Cohort, settings: Settings) -> Literal["float32", "float64"]:
+    """For verdicts: float32 holds what float16 and bfloat16 store, and their products, exactly."""
     if settings.dtype != "auto":
         return settings.dtype
-    doubles = any(s.dtype == "F64" for a in cohort.clients for s in a.updates.values())
-    return "float64" if doubles else "float32"
+    return "float64" if "F64" in _stored_dtypes(cohort) else "float32"
+
+
+def _writing_dtype(cohort: Cohort, settings: Settings) -> Literal["float32", "float64"]:
+    """For what is written back: one precision above what is stored, so that only storing rounds."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float64" if _stored_dtypes(cohort) & {"F32", "F64"} else "float32"
+
+
+def _stored_dtypes(cohort: Cohort) -> set[str]:
+    return {s.dtype for a in cohort.clients for s in a.updates.values()}
 
 
 def _not_finite(adapter: Adapter, module: str) -> Reason:
@@ -438,7 +449,7 @@ class _Refining:
             kept = [a.client in benign for a in scan.cohort.clients]
             strength = auto_strength(tables(scan.stacks)[0], np.array(kept))
         weights = (1 / len(clients),) * len(clients)
-        dtype = _dtype(scan.cohort, settings)
+        dtype = _writing_dtype(scan.cohort, settings)
         self.plan = _Plan(clients, weights, settings, strength, scan.device, dtype)
         self.modules = scan.cohort.modules
         self.rank = None if settings.rank == "keep" else settings.rank

@@ -46,13 +46,17 @@ def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str,
     return {"PYTHONPATH": str(folder)}
 
 
+PRELOADED = ["__main__", "tests.commands", "rich.console"]
+PRELOADED += [f"clair_cli.{name}" for name in ("cli", "pipeline", "decompose", "judge", "refine")]
+
+
 def forked(*args: object, stdout: Path, stderr: Path, hook: str = "", timeout: float = 20) -> int:
     """`clair ...` forked from a process that has torch loaded: many runs in little time.
 
     The exit code, minus the signal for one that was killed; `hook` runs first. TimeoutError.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "clair_cli.pipeline", "clair_cli.cli"])
+    context.set_forkserver_preload(PRELOADED)
     arguments = [*map(str, args)]
     streams = (str(stdout), str(stderr))
     process = context.Process(target=_forked, args=(arguments, streams, textwrap.dedent(hook)))
@@ -73,6 +77,13 @@ def _forked(args: list[str], streams: tuple[str, str], hook: str) -> None:
     from clair_cli.entry import main
 
     main()
+
+
+def quick(folder: Path, *args: object, hook: str = "") -> subprocess.CompletedProcess[str]:
+    """As `clair`, but `forked`; its streams go through files in `folder`."""
+    out, err = folder / "stdout", folder / "stderr"
+    code = forked(*args, stdout=out, stderr=err, hook=hook)
+    return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,3 +38,17 @@ def detected(adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Detect
     before = fingerprint(adapters)
     done = clair("detect", adapters, "-f", "json", "-o", f"text={text}", "-o", f"json={json}")
     return Detected(adapters, before, done, text, json)
+
+
+@pytest.fixture(scope="session")
+def text_copy() -> SimpleNamespace:
+    """The text-copying example: its scripts import each other by plain names."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "text_copy"))
+    import evaluate
+    import task
+    import train
+
+    train.one_thread()
+    return SimpleNamespace(
+        make_cohort=train.make_cohort, CohortPlan=task.CohortPlan, evaluate=evaluate.evaluate
+    )

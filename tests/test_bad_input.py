@@ -23,8 +23,8 @@ from tests.commands import (
     WEIGHTS,
     change_config,
     fingerprint,
-    forked,
     join_weights,
+    quick,
     samples,
     split_weights,
     verdicts,
@@ -191,9 +191,9 @@ JUDGED = {
 
 def detect(folder: Path, hook: str = "") -> tuple[dict[str, Any], str]:
     """The report and stderr; the exit code must be 1."""
-    out, err = folder.with_name("stdout"), folder.with_name("stderr")
-    assert forked("detect", folder, "-f", "json", stdout=out, stderr=err, hook=hook) == 1
-    return json.loads(out.read_bytes()), err.read_text()
+    done = quick(folder.parent, "detect", folder, "-f", "json", hook=hook)
+    assert done.returncode == 1
+    return json.loads(done.stdout), done.stderr
 
 
 def spoiled(case: Case, tmp_path: Path) -> tuple[dict[str, Any], str]:

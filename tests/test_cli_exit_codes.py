@@ -9,17 +9,15 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from tests.adapters import write_folder
-from tests.builders import planted
+from tests.adapters import factors, write_folder
+from tests.builders import Planted, planted
 from tests.commands import (
     CLIENTS,
-    CONFIG,
     CONTAMINATED,
     ENVIRONMENT,
     SCRIPT,
@@ -27,6 +25,7 @@ from tests.commands import (
     clair,
     fingerprint,
     hooked,
+    quick,
     samples,
 )
 from tests.conftest import Detected
@@ -67,23 +66,27 @@ def with_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("folder", "options", "code"),
     [
         ("benign", (), 0),
-        ("adapters", (), 1),
+        ("adapters", ("-f", "json", "-q"), 1),
+        ("adapters", ("--fail-on", "never"), 0),
         ("adapters", ("--fail-on", "broken"), 0),
-        ("adapters", ("--fail-on", "never", "-q"), 0),
-        ("with_broken", (), 1),
-        ("with_broken", ("--fail-on", "broken", "-f", "json"), 1),
-        ("with_copy", (), 0),
+        ("with_broken", ("-q",), 1),
+        ("with_broken", ("--fail-on", "broken"), 1),
+        ("with_copy", ("-f", "json"), 0),
         ("with_copy", ("--fail-on", "suspicious", "-q"), 1),
     ],
 )
 def test_detect_exits_1_where_a_client_is_at_or_above_fail_on(
-    folder: str, options: tuple[str, ...], code: int, request: pytest.FixtureRequest
+    folder: str,
+    options: tuple[str, ...],
+    code: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     path = request.getfixturevalue(folder)
     before = fingerprint(path)
-    done = clair("detect", path, *options)
+    done = quick(tmp_path, "detect", path, *options)
     assert (done.returncode, fingerprint(path)) == (code, before), done.stderr
-    assert (done.stdout == "") == ("-q" in options)
+    assert (done.stdout == "") == ("-q" in options and "json" not in options)
 
 
 @pytest.mark.parametrize(("options", "code"), [((), 0), (("--fail-on", "contaminated"), 1)])
@@ -91,7 +94,7 @@ def test_refine_exits_0_when_the_output_is_complete_unless_asked_otherwise(
     options: tuple[str, ...], code: int, adapters: Path, tmp_path: Path
 ) -> None:
     before, out = fingerprint(adapters), tmp_path / "out"
-    done = clair("refine", adapters, "--out", out, *options)
+    done = quick(tmp_path, "refine", adapters, "--out", out, *options)
     assert (done.returncode, done.stderr) == (code, "")
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == list(BENIGN)
     assert {p.name for p in out.iterdir() if p.is_file()} == {"report.json", "manifest.json"}
@@ -99,7 +102,15 @@ def test_refine_exits_0_when_the_output_is_complete_unless_asked_otherwise(
     assert (fingerprint(adapters), staging(out)) == (before, [])
 
 
-OPTIONS = [(), ("-q",), ("-f", "json"), ("-f", "json", "-q"), ("-v",), ("-o", "json=/dev/null")]
+def test_the_installed_script_exits_as_its_report_says(
+    detected: Detected, benign: Path, tmp_path: Path
+) -> None:
+    assert detected.done.returncode == json.loads(detected.done.stdout)["exit_code"] == 1
+    assert clair("refine", benign, "--out", tmp_path / "out", "-q").returncode == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["exit_code"] == 0
+
+
+OPTIONS = [(), ("-q",), ("-f", "json", "-q"), ("-v", "-o", "json=/dev/null")]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -196,18 +207,15 @@ def test_misuse_is_found_before_anything_is_read(adapters: Path, tmp_path: Path)
 # --- 3
 
 
-def write_planted(folder: Path, contaminated: int, kind: str) -> Path:
-    """Eight adapters of two modules, the last of them contaminated."""
-    truth = planted(8, contaminated, kind, modules=2, seed=3)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4}
+def write_planted(folder: Path, truth: Planted) -> None:
+    """One adapter per client, in PEFT's layout."""
     for k, updates in enumerate(truth.updates):
         tensors = {}
         for m, update in enumerate(updates):
             name = f"base_model.model.layers.{m}.q_proj.lora_"
-            tensors[f"{name}A.weight"] = update.down.to(torch.float32).contiguous()
-            tensors[f"{name}B.weight"] = update.up.to(torch.float32).contiguous()
-        write_folder(folder / f"client-{k}", tensors, config)
-    return folder
+            tensors[f"{name}A.weight"] = update.down.contiguous()
+            tensors[f"{name}B.weight"] = update.up.contiguous()
+        write_folder(folder / f"client-{k}", tensors, {"peft_type": "LORA", "lora_alpha": 4})
 
 
 def no_verdict(name: str, folder: Path) -> Path:
@@ -219,20 +227,14 @@ def no_verdict(name: str, folder: Path) -> Path:
     elif name == "two usable clients":
         (samples(folder, CLIENTS[:3]) / CLIENTS[0] / WEIGHTS).write_bytes(b"")
     elif name == "copies of two":
-        for i in range(4):
-            shutil.copytree(
-                samples(folder / f"{i}", CLIENTS[:2]) / CLIENTS[i % 2], folder / f"c{i}"
-            )
-            shutil.rmtree(folder / f"{i}")
+        samples(folder, CLIENTS[:2])
+        for client in CLIENTS[:2]:
+            shutil.copytree(folder / client, folder / f"{client}-again")
     elif name == "no common module":
-        for i in range(3):
-            tensors = {
-                f"m{i}.lora_A.weight": torch.ones(2, 5),
-                f"m{i}.lora_B.weight": torch.ones(6, 2),
-            }
-            write_folder(folder / f"client-{i}", tensors)
+        for k in range(3):
+            write_folder(folder / f"client-{k}", factors({f"layers.{k}.q_proj": (6, 5)}))
     else:
-        write_planted(folder, int(name[0]), name.split()[-1])
+        write_planted(folder, planted(8, 4, "colluding", seed=3))
     return folder
 
 
@@ -244,14 +246,13 @@ def no_verdict(name: str, folder: Path) -> Path:
         "two usable clients",
         "copies of two",
         "no common module",
-        "4 of 8 colluding",
-        "7 of 8 random",
+        "half colluding",
     ],
 )
 def test_without_a_verdict_the_code_is_3_and_nothing_is_written(name: str, tmp_path: Path) -> None:
     folder, out = no_verdict(name, tmp_path / "round"), tmp_path / "out"
     before = fingerprint(folder)
-    done = clair("refine", folder, "--out", out, "-f", "json", "--fail-on", "suspicious")
+    done = quick(tmp_path, "refine", folder, "--out", out, "-f", "json", "--fail-on", "broken")
     assert done.returncode == 3, done.stdout + done.stderr
     assert (out.exists(), staging(out), fingerprint(folder)) == (False, [], before)
     if name != "empty":
@@ -297,15 +298,20 @@ FULL = """
 """
 
 
-@pytest.mark.parametrize("how", ["limit", "disk"])
+def refine_limited(adapters: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    return clair("refine", adapters, "--out", out, preexec_fn=limit_files)
+
+
+def refine_full(adapters: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    return quick(out.parent, "refine", adapters, "--out", out, hook=FULL)
+
+
+@pytest.mark.parametrize("refine", [refine_limited, refine_full])
 def test_a_disk_that_fills_up_exits_4_and_leaves_nothing(
-    how: str, adapters: Path, tmp_path: Path
+    refine: Callable[[Path, Path], subprocess.CompletedProcess[str]], adapters: Path, tmp_path: Path
 ) -> None:
     out, before = tmp_path / "out", fingerprint(adapters)
-    fault: dict[str, Any] = {"preexec_fn": limit_files}
-    if how == "disk":
-        fault = {"env": hooked(tmp_path / "hook", FULL)}
-    done = clair("refine", adapters, "--out", out, **fault)
+    done = refine(adapters, out)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
     assert (out.exists(), staging(out), fingerprint(adapters)) == (False, [], before)
 
@@ -313,30 +319,31 @@ def test_a_disk_that_fills_up_exits_4_and_leaves_nothing(
 # --- 70
 
 
-def crash(name: str) -> tuple[str, str]:
-    """A module put before the real one, and its code."""
-    if name == "uncaught":
-        return (
-            "sitecustomize.py",
-            "import os\ndef preadv(*a): raise RuntimeError('boom')\nos.preadv = preadv",
-        )
-    module, error = name.split()
-    return f"{module}.py", f"raise {error}('boom')"
+CRASHES = {
+    "typer": "raise ImportError('boom')",
+    "rich": "raise RuntimeError('boom')",
+    "torch": "raise OSError('boom')",
+    "numpy": "raise SystemExit('boom')",
+    "sitecustomize": """
+        import os
+        def preadv(*arguments):
+            raise RuntimeError("boom")
+        os.preadv = preadv
+    """,
+}
+"""Modules that come before the real ones."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["typer ImportError", "rich RuntimeError", "torch OSError", "torch SystemExit", "uncaught"],
-)
+@pytest.mark.parametrize("module", CRASHES)
 def test_what_nobody_expected_exits_70_with_one_line(
-    name: str, adapters: Path, tmp_path: Path
+    module: str, adapters: Path, tmp_path: Path
 ) -> None:
-    file, code = crash(name)
-    done = clair("detect", adapters, env=hooked(tmp_path / "hook", code, file))
+    env = hooked(tmp_path / "hook", CRASHES[module], f"{module}.py")
+    done = clair("detect", adapters, env=env)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (70, "", 1)
     assert done.stderr.startswith("clair: internal error: ")
     assert "boom" in done.stderr
-    wordy = clair("detect", adapters, "-vv", env=hooked(tmp_path / "hook", code, file))
+    wordy = clair("detect", adapters, "-vv", env=env)
     assert (wordy.returncode, "Traceback" in wordy.stderr) == (70, True)
 
 
@@ -418,8 +425,7 @@ def test_closed_streams_change_nothing(closed: str, detected: Detected) -> None:
     assert subprocess.run(["bash", "-c", line], env=ENVIRONMENT).returncode == 1
 
 
-def test_the_help_states_every_code(detected: Detected) -> None:
-    for command in ("--help", "detect --help", "refine --help", "report --help"):
-        words = clair(*command.split()).stdout.replace(".", " ").split()
-        assert {"0", "1", "2", "3", "4", "70", "130", "143"} <= set(words)
-    assert CONFIG not in clair("--version").stdout
+@pytest.mark.parametrize("command", [(), ("detect",), ("refine",), ("report",)], ids=str)
+def test_the_help_states_every_code(command: tuple[str, ...]) -> None:
+    words = clair(*command, "--help").stdout.replace(".", " ").split()
+    assert {"0", "1", "2", "3", "4", "70", "130", "143"} <= set(words)

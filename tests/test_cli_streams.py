@@ -23,6 +23,7 @@ from tests.commands import (
     clair,
     forked,
     join_weights,
+    quick,
     samples,
     split_weights,
     terminal,
@@ -131,10 +132,9 @@ def test_progress_is_for_terminals_and_can_be_turned_off(
 
 
 def test_no_progress_into_a_file(adapters: Path, tmp_path: Path) -> None:
-    out, err = tmp_path / "1", tmp_path / "2"
-    assert forked("detect", adapters, stdout=out, stderr=err, hook=HASTY) == 1
-    assert err.read_text() == ""
-    assert "contaminated" in out.read_text()
+    done = quick(tmp_path, "detect", adapters, hook=HASTY)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "contaminated" in done.stdout
 
 
 # --- hostile names
@@ -166,17 +166,17 @@ def rename_tensors(file: Path, old: str, new: str) -> None:
 def test_hostile_names_do_not_reach_the_terminal(
     options: tuple[str, ...], hostiles: Path, tmp_path: Path
 ) -> None:
-    out, err = tmp_path / "1", tmp_path / "2"
-    assert forked("detect", hostiles, *options, stdout=out, stderr=err) == 1
-    said = [p.read_bytes().decode(errors="surrogateescape") for p in (out, err)]
-    assert all(map(is_clean, said))
-    assert "\\u202e" in said[0]
-    assert "[/bold]" in said[0]
+    done = quick(tmp_path, "detect", hostiles, *options)
+    assert done.returncode == 1
+    assert is_clean(done.stdout + done.stderr)
+    assert "\\u202e" in done.stdout
+    assert "[/bold]" in done.stdout
     if "json" in options:
-        found = verdicts(json.loads(said[0]))
+        report = json.loads(done.stdout)
+        found = verdicts(report)
         assert len(found) == len(CLIENTS) + len(NAMES)
         assert {c for c, v in found.items() if v == "contaminated"} == CONTAMINATED
-        assert any(EVIL in m["name"] for m in json.loads(said[0])["population"]["modules"])
+        assert any(EVIL in m["name"] for m in report["population"]["modules"])
 
 
 @pytest.mark.parametrize("options", [(), ("-f", "json")], ids=str)

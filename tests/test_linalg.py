@@ -1,0 +1,77 @@
+"""Pure tensor functions against the dense answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clair_cli.linalg import dominant, energy_left_out, gram, range_basis, standing_out, whiten
+
+DRAW = torch.Generator().manual_seed(0)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=DRAW, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 17])
+def test_gram_is_every_inner_product(rows: int) -> None:
+    x = random(rows, 23)
+    torch.testing.assert_close(gram(x), x @ x.T)
+
+
+def test_whitening_makes_the_metric_the_identity_and_drops_what_is_null() -> None:
+    b = random(9, 4) @ random(4, 6)
+    w = whiten(b.T @ b)
+    assert w.shape == (6, 4)
+    torch.testing.assert_close((b @ w).T @ (b @ w), torch.eye(4, dtype=torch.float64))
+
+
+def test_dominant_directions_are_the_eigenvectors_of_the_dense_operator() -> None:
+    b, h = random(30, 12), random(12, 12)
+    h = h @ h.T
+    values, vectors, dual = dominant(lambda x: b.T @ (b @ x), lambda x: h @ x, random(12, 6), 200)
+    truth, basis = torch.linalg.eigh(b @ h @ b.T)
+    torch.testing.assert_close(values[:3], truth.flip(0)[:3])
+    torch.testing.assert_close(dual, b.T @ (b @ vectors))
+    found = b @ vectors[:, :3]
+    top = basis.flip(1)[:, :3]
+    torch.testing.assert_close(found @ found.T, top @ top.T, atol=1e-6, rtol=0)
+
+
+def test_dominant_of_a_zero_operator_is_zero() -> None:
+    b = random(5, 4)
+    values, _, _ = dominant(lambda x: b.T @ (b @ x), torch.zeros_like, random(4, 2), 5)
+    assert values.abs().max() == 0
+
+
+def test_range_basis_holds_a_low_rank_row_space_exactly() -> None:
+    rows = random(40, 5) @ random(5, 60)
+    basis = range_basis(rows, 8, seed=0)
+    assert basis.shape[0] <= 8
+    torch.testing.assert_close(basis @ basis.T, torch.eye(basis.shape[0], dtype=torch.float64))
+    assert energy_left_out(rows, basis) < 1e-12
+
+
+def test_energy_left_out_is_the_energy_outside() -> None:
+    rows = random(40, 60)
+    basis = range_basis(rows, 10, seed=0)
+    outside = rows - rows @ basis.T @ basis
+    expected = float(outside.square().sum() / rows.square().sum())
+    assert energy_left_out(rows, basis) == pytest.approx(expected)
+    assert 0.3 < expected < 0.9
+    best = torch.linalg.svdvals(rows)
+    assert expected >= float(best[10:].square().sum() / best.square().sum())
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 160), (300, 80), (40, 240)])
+def test_nothing_stands_out_of_noise_and_planted_directions_do(rows: int, columns: int) -> None:
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        noise = torch.randn(rows, columns, generator=draw, dtype=torch.float64)
+        plain = torch.linalg.svdvals(noise).square()
+        assert standing_out(plain[:12].tolist(), float(plain.sum()), rows, columns) == 0
+        u = torch.linalg.qr(torch.randn(rows, 2, generator=draw, dtype=torch.float64))[0]
+        c = torch.randn(2, columns, generator=draw, dtype=torch.float64)
+        spiked = torch.linalg.svdvals(noise + 6 * u @ c).square()
+        assert standing_out(spiked[:12].tolist(), float(spiked.sum()), rows, columns) == 2

@@ -1,0 +1,87 @@
+"""A stack in inner products says what the dense stack says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clair_cli.stack import LowRankUpdate, ModuleStack, stack_module
+
+
+def updates(ranks: list[int], shape: tuple[int, int] = (14, 11)) -> list[LowRankUpdate]:
+    draw = torch.Generator().manual_seed(1)
+    return [
+        LowRankUpdate(
+            torch.randn(shape[0], r, generator=draw, dtype=torch.float64),
+            torch.randn(r, shape[1], generator=draw, dtype=torch.float64),
+            scale=0.5 + k,
+        )
+        for k, r in enumerate(ranks)
+    ]
+
+
+@pytest.mark.parametrize("ranks", [[3, 3, 3], [1, 4, 2, 3]])
+def test_tables_equal_the_dense_ones(ranks: list[int]) -> None:
+    clients = updates(ranks)
+    stack = stack_module("m", clients)
+    for i, a in enumerate(clients):
+        for j, b in enumerate(clients):
+            product = (a.dense() * b.dense()).sum()
+            overlap = (a.dense().T @ b.dense()).square().sum()
+            torch.testing.assert_close(stack.inner[i, j], product)
+            torch.testing.assert_close(stack.overlap[i, j], overlap)
+        torch.testing.assert_close(stack.energies[i], a.dense().square().sum())
+    assert stack.left_out == 0
+    assert stack.shape == (14, 11)
+
+
+def dense_of(stack: ModuleStack) -> tuple[torch.Tensor, torch.Tensor]:
+    return stack.left_dot(torch.eye(stack.left.shape[1], dtype=torch.float64)), stack.right_dot(
+        torch.eye(stack.right.shape[1], dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("max_columns", [512, 6])
+def test_select_and_scale_are_what_stacking_those_clients_gives(max_columns: int) -> None:
+    clients = updates([3, 3, 3, 3])
+    stack = stack_module("m", clients, max_columns)
+    factors = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    chosen = stack.scaled(factors).select([3, 1])
+    whole = stack.select([3, 1]).scaled(factors[[3, 1]])
+    for name in ("energies", "inner", "overlap", "blocks", "left", "right"):
+        torch.testing.assert_close(getattr(chosen, name), getattr(whole, name))
+    again = stack_module(
+        "m", [LowRankUpdate(clients[k].up, clients[k].down, clients[k].scale * f)
+              for k, f in ((3, 3.0), (1, 2.0))]
+    )  # fmt: skip
+    torch.testing.assert_close(chosen.energies, again.energies)
+    if max_columns == 512:
+        torch.testing.assert_close(chosen.inner, again.inner)
+        torch.testing.assert_close(chosen.overlap, again.overlap)
+        for mine, theirs in zip(dense_of(chosen), dense_of(again), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_a_sketch_of_enough_columns_is_exact() -> None:
+    clients = updates([3] * 6)
+    exact, sketch = stack_module("m", clients), stack_module("m", clients, max_columns=15)
+    assert sketch.sketched
+    torch.testing.assert_close(sketch.inner, exact.inner)
+    torch.testing.assert_close(sketch.overlap, exact.overlap)
+    assert sketch.left_out == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("max_columns", [512, 6])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_a_spoiled_client_shows_and_leaves_the_others_alone(max_columns: int, value: float) -> None:
+    clients = updates([3, 3, 3, 3])
+    clean = stack_module("m", clients, max_columns)
+    clients[2].up[0, 0] = value
+    clients[2].down[:, :] = value
+    stack = stack_module("m", clients, max_columns)
+    assert not torch.isfinite(stack.energies[2])
+    kept = stack.select([0, 1, 3])
+    assert torch.isfinite(kept.inner).all()
+    assert torch.isfinite(kept.left).all()
+    if max_columns == 512:
+        torch.testing.assert_close(kept.inner, clean.select([0, 1, 3]).inner)
