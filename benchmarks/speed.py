@@ -1,6 +1,6 @@
 """How long `clair detect` takes and how much memory, beside the floor of reading and two Gram matrices.
 
-python benchmarks/speed.py --clients 20 --layers 32 [--rank 16] [--threads 2] [--repeat 3] [--keep DIR]
+python benchmarks/speed.py --clients 20 --layers 32 [--rank 16] [--threads 2] [--repeat 3]
 
 Adapters have the shapes of Llama-3-8B (all 7 linear layers, bf16). Benign clients are a common update
 plus their own noise, three in twenty are contaminated, so that a run does what a run does. The floor,
@@ -103,10 +103,10 @@ def run(command: list[str]) -> tuple[float, float, str]:
     return time.perf_counter() - began, usage.ru_maxrss / 2**20, output
 
 
-def measure(root: Path, threads: int, repeat: int) -> dict[str, object]:
+def measure(root: Path, threads: int, repeat: int, device: str) -> dict[str, object]:
     """Pairs of runs in turn: medians, and the ratio with start-up (`clair` on nothing) taken off."""
-    clair = str(Path(sys.executable).with_name("clair"))
-    detect = [clair, "detect", str(root), "--threads", str(threads), "--fail-on", "never"]
+    detect = [sys.executable, "-m", "clair_cli.entry", "detect", str(root)]
+    detect += ["--threads", str(threads), "--fail-on", "never", "--device", device]
     start_up = median(
         run([sys.executable, "-c", "import torch, clair_cli.pipeline, clair_cli.cli"])[0]
         for _ in range(3)
@@ -134,13 +134,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of clair detect")
     parser.add_argument("--keep", type=Path, help="make the adapters here, or reuse those that are")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = given.keep or Path(scratch) / "adapters"
         if not root.exists():
             make_adapters(root, given.clients, given.layers, given.rank)
-        result = vars(given) | {"keep": None} | measure(root, given.threads, given.repeat)
+        result = (
+            vars(given) | {"keep": None} | measure(root, given.threads, given.repeat, given.device)
+        )
     result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     result["versions"] = f"python {platform.python_version()}, torch {torch.__version__}"
     result["own_peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

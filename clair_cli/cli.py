@@ -112,7 +112,7 @@ def detect(
         fail_on=fail_on, device=device, threads=threads, config=_file(config), alpha=alpha,
         follow_symlinks=follow_symlinks, max_header_bytes=max_header,
     )  # fmt: skip
-    outputs = _outputs(output)
+    outputs = _outputs(output, folder)
     from clair_cli.pipeline import detect as run_detect
 
     with _Progress(quiet or no_progress) as progress:
@@ -160,7 +160,7 @@ def refine(
         strength=_word_or("auto", float, "--strength", strength),
         rank=_word_or("keep", int, "--rank", rank),
     )  # fmt: skip
-    outputs = _outputs(output)
+    outputs = _outputs(output, folder, out)
     from clair_cli.pipeline import refine as run_refine
 
     with _Progress(quiet or no_progress) as progress:
@@ -234,15 +234,19 @@ def _file(path: Path | None) -> Path | None:
     return path
 
 
-def _outputs(values: list[str] | None) -> list[tuple[str, Path]]:
+def _outputs(values: list[str] | None, *kept: Path) -> list[tuple[str, Path]]:
+    """Formats and paths; none may lie in a folder of `kept`, which holds the adapters."""
     found = []
     for value in values or []:
         name, equals, path = value.partition("=")
         if name not in RENDERERS or not equals or not path:
             known = "|".join(RENDERERS)
             raise UsageError(f"--output: expected FORMAT=PATH with FORMAT {known}, got {value!r}")
-        if not Path(path).parent.is_dir() or Path(path).is_dir():
+        target = Path(os.path.realpath(path))
+        if not target.parent.is_dir() or target.is_dir():
             raise UsageError(f"--output: {path!r} is a folder, or its folder does not exist")
+        if any(target.is_relative_to(os.path.realpath(folder)) for folder in kept):
+            raise UsageError(f"--output: {path!r} lies among the adapters; give another place")
         found.append((name, Path(path)))
     return found
 

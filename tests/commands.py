@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(sys.prefix) / "bin" / "clair"
-SAMPLES = Path("/tmp/h4/samples")
+SAMPLES = Path(__file__).parents[1] / "sample_adapters"
 CLIENTS = tuple(f"client-{i:02}" for i in range(1, 9))
 CONTAMINATED = {"client-03", "client-06"}
 """As sample_adapters/README.md says."""
@@ -72,6 +72,8 @@ def _forked(args: list[str], streams: tuple[str, str], hook: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, flags, 0o666), number)
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
     sys.argv = ["clair", *args]
     exec(hook, {})
     from clair_cli.entry import main

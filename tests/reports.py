@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
-from clair_cli.settings import Settings
 
 MODULES = ("layers.0.q_proj", "layers.1.q_proj")
 SHA = "0123456789abcdef" * 4
@@ -50,6 +49,13 @@ REFINEMENT = {
     ],
     "global": {"path": "global", "template": "client-1"},
 }
+ENVIRONMENT = {
+    "python": "3.12.1",
+    "system": "Linux x86_64",
+    "torch": "2.9.0",
+    "threads": 1,
+    "device": "cpu",
+}
 COMPLETE = gated(
     Report(
         tool={"name": "clair", "version": "0.0.0"},
@@ -57,10 +63,7 @@ COMPLETE = gated(
             "started_at": "2025-01-02T03:04:05+00:00",
             "duration_s": 3.14159265358979,
             "command": "clair refine round-12 --out 'a b'",
-            "environment": {
-                "python": "3.12.1", "system": "Linux x86_64", "torch": "2.9.0", "threads": 1,
-                "device": "cpu",
-            },
+            "environment": ENVIRONMENT,
         },
         inputs={
             "root": "round-12",
@@ -69,7 +72,7 @@ COMPLETE = gated(
                 for c in CLIENTS
             ],
         },
-        settings=Settings().as_dict(),
+        settings={"fail_on": "contaminated", "limit": 3.0, "suspicious": 2.0, "seed": 0},
         status="complete",
         exit_code=0,
         findings=(Reason("CLR305", "benign clients differ widely from each other", 0.2, 0.12),),
@@ -78,7 +81,7 @@ COMPLETE = gated(
         refinement=REFINEMENT,
     ),
     "contaminated",
-)  # fmt: skip
+)
 NO_VERDICT = gated(
     replace(
         COMPLETE,
@@ -106,7 +109,7 @@ def hostile() -> Report:
     return replace(
         COMPLETE,
         clients=tuple(clients),
-        run={**COMPLETE.run, "command": HOSTILE, "environment": {"device": HOSTILE}},
+        run={**COMPLETE.run, "command": HOSTILE, "environment": ENVIRONMENT | {"device": HOSTILE}},
         inputs={"root": HOSTILE, "clients": []},
         findings=(Reason("CLR305", HOSTILE),),
     )

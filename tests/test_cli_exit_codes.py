@@ -59,6 +59,21 @@ def with_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# --- the table, one example a row; 70, 130 and 143 are below
+
+
+def test_the_installed_script_exits_as_its_report_says(
+    detected: Detected, benign: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert detected.done.returncode == json.loads(detected.done.stdout)["exit_code"] == 1
+    assert clair("refine", benign, "--out", out, "-q").returncode == 0
+    assert json.loads((out / "report.json").read_text())["exit_code"] == 0
+    assert clair("refine", benign, "--out", out).returncode == 2
+    assert clair("detect", samples(tmp_path / "two", CLIENTS[:2])).returncode == 3
+    assert clair("report", detected.json, "-o", "json=/dev/full").returncode == 4
+
+
 # --- 0 and 1
 
 
@@ -102,14 +117,6 @@ def test_refine_exits_0_when_the_output_is_complete_unless_asked_otherwise(
     assert (fingerprint(adapters), staging(out)) == (before, [])
 
 
-def test_the_installed_script_exits_as_its_report_says(
-    detected: Detected, benign: Path, tmp_path: Path
-) -> None:
-    assert detected.done.returncode == json.loads(detected.done.stdout)["exit_code"] == 1
-    assert clair("refine", benign, "--out", tmp_path / "out", "-q").returncode == 0
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["exit_code"] == 0
-
-
 OPTIONS = [(), ("-q",), ("-f", "json", "-q"), ("-v", "-o", "json=/dev/null")]
 
 
@@ -136,7 +143,6 @@ def test_inspect_exits_1_only_where_the_adapter_is_broken(what: str, adapters: P
 
 
 USAGE = {
-    "no command": "",
     "unknown command": "scan {samples}",
     "unknown option": "detect {samples} --bogus",
     "unknown format": "detect {samples} -f xml",
@@ -156,6 +162,9 @@ USAGE = {
     "output without format": "detect {samples} -o {tmp}/x",
     "output in no folder": "detect {samples} -o json={tmp}/none/x",
     "output is a folder": "detect {samples} -o json={tmp}",
+    "output in the input": "detect {samples} -o json={samples}/report.json",
+    "output over an adapter": "detect {samples} -o json={tmp}/link/client-01/adapter_config.json",
+    "output in out": "refine {samples} --out {tmp}/there --overwrite -o json={tmp}/there/x.json",
     "no out": "refine {samples}",
     "out exists": "refine {samples} --out {tmp}/there",
     "out exists and is not clair's": "refine {samples} --out {tmp}/there --overwrite",
@@ -183,17 +192,20 @@ USAGE = {
 def test_misuse_exits_2_with_one_line_and_writes_nothing(
     name: str, adapters: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to(adapters)
-    before = fingerprint(adapters.parent), fingerprint(tmp_path)
-    done = clair(*USAGE[name].format(samples=adapters, tmp=tmp_path).split())
-    assert done.returncode == 2
-    assert (fingerprint(adapters.parent), fingerprint(tmp_path)) == before
-    if name == "no command":
-        assert done.stdout == clair("--help").stdout
-    else:
-        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
-        assert done.stderr.startswith("clair: ")
+    work = tmp_path / "work"
+    (work / "there").mkdir(parents=True)
+    (work / "link").symlink_to(adapters)
+    before = fingerprint(adapters.parent), fingerprint(work)
+    done = quick(tmp_path, *USAGE[name].format(samples=adapters, tmp=work).split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("clair: ")
+    assert (fingerprint(adapters.parent), fingerprint(work)) == before
+
+
+def test_without_a_command_the_help_is_shown_and_the_code_is_2() -> None:
+    done = clair()
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == clair("--help").stdout
 
 
 def test_misuse_is_found_before_anything_is_read(adapters: Path, tmp_path: Path) -> None:

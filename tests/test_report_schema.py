@@ -1,0 +1,155 @@
+"""report.schema.json describes what clair really writes, and refuses what it never would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+import clair_cli
+from clair_cli import Settings
+from clair_cli.pipeline import detect, refine
+from clair_cli.report import Report, to_dict
+from tests.commands import CLIENTS, WEIGHTS, samples
+from tests.reports import COMPLETE, NO_VERDICT, hostile
+from tests.test_report import spoiled
+
+SCHEMA = json.loads((Path(clair_cli.__file__).parent / "report.schema.json").read_text())
+VALIDATOR = Draft202012Validator(SCHEMA)
+
+
+def with_broken(adapters: Path, tmp: Path) -> Report:
+    folder = samples(tmp / "round")
+    (folder / CLIENTS[0] / WEIGHTS).write_bytes(b"")
+    return detect(folder)
+
+
+RUNS: dict[str, Callable[[Path, Path], Report]] = {
+    "detect": lambda adapters, tmp: detect(adapters, command="clair detect x"),
+    "broken": with_broken,
+    "no verdict": lambda adapters, tmp: detect(samples(tmp / "two", CLIENTS[:2])),
+    "refine": lambda adapters, tmp: refine(adapters, tmp / "out"),
+    "refine with global": lambda adapters, tmp: refine(
+        adapters, tmp / "out", Settings(write_global=True, rank=4, fail_on="broken")
+    ),
+}
+
+
+def valid(data: Any) -> bool:
+    return VALIDATOR.is_valid(json.loads(json.dumps(data, allow_nan=False)))
+
+
+def test_the_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_real_reports_are_valid(name: str, adapters: Path, tmp_path: Path) -> None:
+    data = to_dict(RUNS[name](adapters, tmp_path))
+    VALIDATOR.validate(data)
+    assert len(data["clients"]) == (2 if name == "no verdict" else 8)
+    assert bool(data["refinement"]) == name.startswith("refine")
+    if data["refinement"]:
+        VALIDATOR.validate(json.loads((tmp_path / "out" / "report.json").read_text()))
+        assert bool(data["refinement"]["global"]) == ("global" in name)
+
+
+@pytest.mark.parametrize(
+    "report", [COMPLETE, NO_VERDICT, hostile()], ids=["complete", "no", "evil"]
+)
+def test_handmade_reports_are_valid_and_so_are_their_successors(report: Report) -> None:
+    data = to_dict(report)
+    VALIDATOR.validate(data)
+    data |= {"schema_version": "1.7", "newer": {}}
+    data["clients"][0]["newer"] = data["counts"]["newer"] = data["population"]["newer"] = []
+    VALIDATOR.validate(data)
+
+
+def objects(schema: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every sub-schema that is an object with fields of its own."""
+    if isinstance(schema, dict) and schema.get("type") == "object":
+        yield path, schema
+    items = schema.items() if isinstance(schema, dict) else enumerate(schema)
+    for key, child in items:
+        if isinstance(child, dict | list) and key not in ("if", "then", "else", "allOf"):
+            yield from objects(child, (*path, key))
+
+
+def test_every_field_is_described_and_nothing_forbids_new_ones() -> None:
+    found = dict(objects(SCHEMA))
+    assert len(found) > 10
+    for path, schema in found.items():
+        assert "additionalProperties" not in schema, path
+        assert set(schema["required"]) <= schema["properties"].keys(), path
+        for name, field in schema["properties"].items():
+            assert "description" in field or "$ref" in field, (*path, name)
+
+
+FIRST = ("clients", 0)
+WRONG = [
+    (("schema_version",), "2.0"),
+    (("schema_version",), 1.0),
+    (("tool", "name"), "other"),
+    (("run", "duration_s"), "3 s"),
+    (("run", "duration_s"), -1),
+    (("run", "environment"), None),
+    (("inputs", "clients", 0, "files", 0, "sha256"), "abc"),
+    (("inputs", "clients", 0, "files", 0, "size"), -1),
+    (("settings", "fail_on"), "always"),
+    (("status",), "done"),
+    (("exit_code",), 3),
+    (("exit_code",), True),
+    (("counts", "benign"), 1.5),
+    (("counts", "benign"), -1),
+    (("population", "modules", 0, "shape"), [64]),
+    (("population", "findings", 0, "code"), "CLR1"),
+    ((*FIRST, "id"), ""),
+    ((*FIRST, "verdict"), "harmless"),
+    ((*FIRST, "verdict"), None),
+    ((*FIRST, "score"), "0.4"),
+    ((*FIRST, "score"), -0.5),
+    ((*FIRST, "limit"), 0),
+    (("clients", 3, "reasons"), []),
+    (("clients", 6, "reasons"), []),
+    (("clients", 6, "score"), 1.0),
+    ((*FIRST, "modules", 0, "norm"), None),
+    (("refinement", "strength"), 1.5),
+    (("refinement", "clients", 0, "rank"), 0),
+    (("refinement", "global"), {}),
+    (("refinement",), {}),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG, ids=str)
+def test_a_wrong_value_is_refused(path: tuple[Any, ...], value: Any) -> None:
+    with pytest.raises(ValidationError):
+        VALIDATOR.validate(spoiled(to_dict(COMPLETE), path, value))
+
+
+def required(data: Any, schema: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in `data` the fields lie that the schema requires; lists by their first element."""
+    schema = SCHEMA["$defs"][schema["$ref"].split("/")[-1]] if "$ref" in schema else schema
+    schema = schema["oneOf"][1] if "oneOf" in schema else schema
+    if isinstance(data, list):
+        yield from required(data[0], schema["items"], (*path, 0)) if data else ()
+    for name in schema.get("required", ()) if isinstance(data, dict) else ():
+        yield (*path, name)
+        yield from required(data[name], schema["properties"][name], (*path, name))
+
+
+def test_a_missing_field_is_refused() -> None:
+    data = to_dict(COMPLETE)
+    paths = list(required(data, SCHEMA))
+    assert len(paths) > 50
+    assert [p for p in paths if valid(spoiled(data, p, ...))] == []
+
+
+def test_no_verdict_allows_no_other_exit_code_and_no_refinement() -> None:
+    data = to_dict(NO_VERDICT)
+    assert valid(data)
+    assert not valid(data | {"exit_code": 0})
+    assert not valid(data | {"refinement": to_dict(COMPLETE)["refinement"]})
