@@ -20,10 +20,17 @@ from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report, from_dict, gated
 from clair_cli.settings import Settings
 
-EXIT_CODES = """Exit codes: 0 done, nothing at or above --fail-on. 1 done, at least one client at
-or above --fail-on (default contaminated; broken counts as above it). 2 usage: nothing was read.
-3 no verdict: fewer than 3 usable clients, nothing comparable, not identifiable. 4 computed, but
-could not be written. 70 internal error. 130 / 143 interrupted / terminated; staging removed."""
+EXIT_CODES = """\b
+Exit codes:
+    0  done, every client accounted for, nothing at or above --fail-on
+    1  done, and at least one client at or above --fail-on
+       (default contaminated; broken counts as above it)
+    2  usage: bad option, folder missing, OUT inside it; nothing was read
+    3  no verdict: fewer than 3 usable clients, nothing comparable,
+       not identifiable
+    4  result computed but could not be written
+   70  internal error
+  130  interrupted (143: terminated); staging removed"""
 
 app = typer.Typer(
     name="clair",
@@ -35,7 +42,10 @@ app = typer.Typer(
 )
 
 Folder = Annotated[
-    Path, typer.Argument(help="Folder with one sub-folder or .safetensors file per client.")
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Folder with one sub-folder or .safetensors file per client."
+    ),
 ]
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", "-f", help="What goes to stdout.")
@@ -69,6 +79,8 @@ def run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command(args=arguments or ["--help"], prog_name="clair", standalone_mode=False)
+        if result == 130:  # typer's answer to an interrupt
+            raise KeyboardInterrupt
         return int(result or 0) if arguments else UsageError.exit_code
     except SystemExit:
         if "--help" not in arguments:
@@ -173,7 +185,9 @@ def refine(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="One adapter: a folder or a .safetensors file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="One adapter: a folder or a .safetensors file.")
+    ],
     format: Format = "text",
     config: Config = None,
     alpha: Alpha = None,

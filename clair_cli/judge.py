@@ -379,7 +379,9 @@ class _Bench:
         usual = float(np.median(agreement.support(self.kernel, group)[group]))
         chance = agreement.chance_deviation(self.tables.d_out)
         if usual <= 3 * chance:
-            text = "the clients share no output directions beyond chance; nothing to compare against"
+            text = (
+                "the clients share no output directions beyond chance; nothing to compare against"
+            )
             return Reason("CLR302", text, usual, 3 * chance)
         return None
 
@@ -387,7 +389,7 @@ class _Bench:
         """Remarks on the cohort as a whole."""
         values = agreement.support(self.kernel, group)[group]
         spread = _scale(values / np.median(values))
-        wide = 1.5 * self.settings.agreement_floor  # honest spread alone has widened the limit by half
+        wide = 1.5 * self.settings.agreement_floor  # honest spread alone widens the limit by half
         if spread <= wide:
             return []
         text = (

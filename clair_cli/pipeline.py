@@ -105,6 +105,8 @@ class _Scan:
         self.command = command
         self.began, self.started_at = time.monotonic(), datetime.now(timezone.utc)
         self.device = "none"
+        if settings.device == "cuda":
+            _check_cuda()
         adapters, self.broken = _open_all(path, settings, on_progress)
         self.cohort, apart = align(adapters, settings.min_shared_modules)
         self.broken += apart
@@ -275,8 +277,17 @@ def _open_all(
     return adapters, broken
 
 
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
+        )
+
+
 def _prepare(settings: Settings, cohort: Cohort) -> torch.device:
-    """Threads and device, decided once. Raises UsageError where cuda is asked for and not there."""
+    """Threads and device, decided once."""
     import torch
 
     widest = max((max(shape) for shape in cohort.shapes.values()), default=0)
@@ -284,10 +295,6 @@ def _prepare(settings: Settings, cohort: Cohort) -> torch.device:
         torch.set_num_threads(settings.threads)
     elif widest < SMALL:
         torch.set_num_threads(1)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
-        )
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
 

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from clair_cli import Report, Settings, detect, open_adapter, read_update, refine, to_dict
 from clair_cli.errors import UsageError
 from clair_cli.publish import verify
+from tests.adapters import write_folder
+from tests.builders import planted
 from tests.commands import fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -255,6 +257,33 @@ def test_no_dense_update_is_ever_formed(monkeypatch: pytest.MonkeyPatch, tmp_pat
         report = refine(tmp_path / "in", tmp_path / "out", Settings(strength=0.5))
     assert report.refinement is not None
     assert 6000 * 16 <= Largest.seen < 6000 * 64
+
+
+@pytest.mark.parametrize("kind", ["random", "colluding"])
+@pytest.mark.parametrize(("clients", "contaminated"), [(10, 0), (10, 4), (20, 9)])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_planted_cohorts_are_judged_exactly(
+    kind: str, clients: int, contaminated: int, noise: float, tmp_path: Path
+) -> None:
+    """Stored as float64; at noise 0.5 half of a benign update is its own error."""
+    truth = planted(
+        clients, contaminated, kind, modules=4, shape=(64, 48), noise=noise, seed=clients
+    )
+    for k, client in enumerate(truth.updates):
+        tensors = {}
+        for m, update in enumerate(client):
+            key = f"base_model.model.layers.{m}.q_proj.lora_"
+            tensors |= {
+                f"{key}{x}.weight": t.contiguous()
+                for x, t in (("A", update.down), ("B", update.up))
+            }
+        rank = client[0].rank
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
+        write_folder(tmp_path / f"client-{k}", tensors, config)
+    found = verdicts(detect(tmp_path))
+    assert [found[f"client-{k}"] == "contaminated" for k in range(clients)] == [
+        not benign for benign in truth.members
+    ]
 
 
 def test_threads_do_not_change_a_verdict() -> None:
