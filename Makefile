@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 OUT := demo-out
 
 .PHONY: help demo test check lint type bench samples clean
@@ -17,13 +16,19 @@ help:
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along
-$(STAMP): pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e .
 	@touch $@
 
-demo: $(STAMP)
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
 	@echo '$$ clair detect sample_adapters'
 	@$(BIN)/clair detect sample_adapters --fail-on never
 	@echo
@@ -31,22 +36,22 @@ demo: $(STAMP)
 	@$(BIN)/clair refine sample_adapters --out $(OUT) --overwrite
 	@echo "the whole report: $(OUT)/report.json"
 
-test: $(STAMP)
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(STAMP)
+type: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 check: test lint type
 
-bench: $(STAMP)
+bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py --clients 20 --layers 8
 
-samples: $(STAMP)
+samples: $(VENV)/.installed-dev
 	$(BIN)/python examples/text_copy/samples.py
 
 clean:

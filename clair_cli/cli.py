@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ FailOn = Annotated[
     typer.Option(help="The least verdict that makes the exit code 1."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Threads = Annotated[int, typer.Option(min=0, help="Of the linear algebra; 0: chosen by size.")]
+Threads = Annotated[int, typer.Option(min=0, max=256, help="Of the linear algebra; 0: by size.")]
 Config = Annotated[
     Path | None, typer.Option(help="adapter_config.json for files that come without one.")
 ]
@@ -292,7 +293,8 @@ def _deliver(
         replace_bytes(path, RENDERERS[name](report).encode())
     if format == "text":
         if not quiet:
-            _print(text.render(report, color=_colored(), verbose=verbose > 0))
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            _print(text.render(report, color=_colored(), verbose=verbose > 0, width=width))
     else:
         _print(RENDERERS[format](report))
         _tell(text.verdict_line(report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from io import StringIO
+from textwrap import wrap
 
 from rich.console import Console
 from rich.text import Text
@@ -19,13 +20,20 @@ STYLES = {
     "no verdict": "bold yellow",
 }
 ORDER = ("contaminated", "broken", "suspicious", "benign")
+NARROWEST = 24
+"""Columns below which folding would help nobody."""
 COLUMNS = ("verdict", "client", "score", "limit", "why")
 
 
-def render(report: Report, color: bool = False, verbose: bool = False) -> str:
-    """The report as lines of text; `verbose` gives every benign client a line of its own."""
+def render(
+    report: Report, color: bool = False, verbose: bool = False, width: int | None = None
+) -> str:
+    """The report as lines of text; `verbose` gives every benign client a line of its own.
+
+    `width` is that of a terminal, to fold the last column; without it no line is broken.
+    """
     lines = [_headline(report), Text()]
-    lines += _table(report, verbose)
+    lines += _table(report, verbose, width)
     lines += _notes(report)
     lines += [Text(), *_refinement(report), _accounted(report), _bottom(report)]
     out = StringIO()
@@ -57,15 +65,23 @@ def _many(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _table(report: Report, verbose: bool) -> list[Text]:
+def _table(report: Report, verbose: bool, width: int | None) -> list[Text]:
     shown = [c for c in report.clients if verbose or c.verdict != "benign"]
     shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
     rows = [_row(client) for client in shown]
     if not verbose:
         rows += _benign([c for c in report.clients if c.verdict == "benign"])
     widths = [max(len(r[i]) for r in [COLUMNS, *rows]) for i in range(4)]
-    lines = [_line(COLUMNS, widths, None)]
-    return lines + [_line(row, widths, STYLES.get(row[0])) for row in rows]
+    room = width - sum(widths) - 2 - 4 * 3 if width else None
+    folded = [part for row in [COLUMNS, *rows] for part in _folded(row, room)]
+    return [_line(row, widths, STYLES.get(row[0])) for row in folded]
+
+
+def _folded(row: tuple[str, ...], room: int | None) -> list[tuple[str, ...]]:
+    """The row with its last cell broken into lines of `room` characters, if there is room at all."""
+    parts = wrap(row[4], room) if room is not None and room >= NARROWEST else [row[4]]
+    first, *more = parts or [""]
+    return [(*row[:4], first), *(("", "", "", "", part) for part in more)]
 
 
 def _row(client: Verdict) -> tuple[str, ...]:
