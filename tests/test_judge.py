@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from clair_cli.decompose import decompose, tables
+from clair_cli.evidence import Tables
 from clair_cli.formats import open_adapter, read_update
-from clair_cli.judge import Judgement, Tables, judge
+from clair_cli.judge import Judgement, judge
 from clair_cli.settings import Settings
 from clair_cli.stack import LowRankUpdate, stack_module
 from tests.builders import regauge

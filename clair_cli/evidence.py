@@ -1,0 +1,271 @@
+"""How far every client is from the others, in several ways, each as a score.
+
+A distance is |x - median| / max(robust scale, floor) over the members of a group, the client itself
+left out of its own reference. The scale makes a score statistically far, the floor materially far:
+the floors are the widest honest spread that was measured, over the limit (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clair_cli import agreement
+from clair_cli.agreement import Array
+from clair_cli.settings import Settings
+
+Mask = NDArray[np.bool_]
+MOST = 100.0
+"""Scores are capped here: a report holds finite numbers, and beyond this more says nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """What is known of K clients in M modules, natural order of both.
+
+    `inner`, `overlap` (M, K, K) as in clair_cli.agreement, `d_out` (M,), `members` (K,) the clients the
+    decomposition left without S, `digests` K content hashes.
+    """
+
+    clients: tuple[str, ...]
+    modules: tuple[str, ...]
+    inner: Array
+    overlap: Array
+    d_out: Array
+    members: Mask
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """One distance of every client: its value, its score, its code and the words for it.
+
+    Evidence that is not `decisive` makes a client suspicious at most.
+    """
+
+    code: str
+    values: Array
+    scores: Array
+    limit: tuple[float, float]
+    words: Callable[[int], str]
+    decisive: bool = True
+
+
+class Distances:
+    """The tables of one cohort and every distance taken from them."""
+
+    def __init__(self, tables: Tables, settings: Settings) -> None:
+        self.tables, self.settings = tables, settings
+        self.agree = agreement.agreement(tables.inner, tables.overlap, tables.d_out)
+        self.cosine = agreement.cosines(tables.inner)
+        self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
+        self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
+        self.zero = ~(self.norms > 0).any(axis=0)
+        self.kernel = self.agree.mean(axis=0)
+        self.twins = self._twins()
+        self.distinct = ~self.zero & (self._first_twin() == np.arange(len(self.zero)))
+
+    # --- copies
+
+    def _twins(self) -> list[list[int]]:
+        """For each client the others it is a copy of, byte by byte or in what it does."""
+        c = self.tables.inner.sum(axis=0)
+        size = np.sqrt(np.maximum(c.diagonal(), np.finfo(float).tiny))
+        sine = np.sqrt((1 - (c / size[:, None] / size).clip(-1, 1) ** 2).clip(min=0))
+        sine[np.ix_(self.zero, self.zero)] = 1
+        np.fill_diagonal(sine, np.inf)
+        usual = float(np.median(sine.min(axis=1)))
+        digest = np.array(self.tables.digests)
+        near = (sine < self.settings.duplicate * usual) & (c > 0)
+        same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
+        return [list(np.flatnonzero(row)) for row in near | same]
+
+    def _first_twin(self) -> NDArray[np.int64]:
+        return np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
+
+    # --- distances
+
+    def evidence(self, group: Mask) -> list[Evidence]:
+        """Every distance of every client against `group`, each client left out of its own reference."""
+        s = self.settings
+        kernel, cosine = self.kernel, self.cosine.mean(axis=0)
+        found = [
+            self._relative(
+                "CLR201",
+                agreement.support(kernel, group),
+                group,
+                s.agreement_floor,
+                lambda x: f"off the shared subspace: {max(x, 0):.0%} of the usual agreement",
+            ),
+            self._relative(
+                "CLR203",
+                agreement.support(cosine, group),
+                group,
+                s.direction_floor,
+                lambda x: (
+                    "direction opposite to the consensus"
+                    if x < -self.settings.direction_floor
+                    else f"direction: {max(x, 0):.0%} of the usual cosine"
+                ),
+            ),
+            self._norm(group),
+            self._local("CLR204", self.agree, group),
+            self._local("CLR204", self.cosine, group),
+            self._too_near(kernel, group),
+            self._rank(group),
+        ]
+        return [e for e in found if e is not None]
+
+    def _relative(
+        self,
+        code: str,
+        values: Array,
+        group: Mask,
+        floor: float,
+        words: Callable[[float], str],
+    ) -> Evidence | None:
+        """One-sided: how far below the usual support a client falls, relative to the usual."""
+        usual = float(np.median(values[group]))
+        if usual <= 0:
+            return None
+        relative = values / usual
+        spread = _spread(relative[group], floor)
+        return Evidence(
+            code,
+            relative,
+            ((1 - relative) / spread).clip(0, MOST),
+            (1 - self.settings.limit * spread, math.inf),
+            lambda k: words(float(relative[k])),
+        )
+
+    def _norm(self, group: Mask) -> Evidence:
+        s = self.settings
+        unit = np.median(self.norms[:, group], axis=1)
+        live = unit > 0
+        total = np.sqrt(((self.norms[live] / unit[live, None]) ** 2).mean(axis=0))
+        log = np.log(np.maximum(total / np.median(total[group]), np.finfo(float).tiny))
+        above = _spread(log[group], s.norm_floor)
+        below = _spread(log[group], s.small_norm_floor)
+        scores = np.where(log > 0, log / above, -log / below).clip(0, MOST)
+        ratio = np.exp(log)
+
+        def words(k: int) -> str:
+            if self.zero[k]:
+                return "update is exactly zero in every module"
+            hint = "check alpha and scaling" if ratio[k] > 1 else "hardly trained?"
+            return f"update is {ratio[k]:.3g}x the usual norm; {hint}"
+
+        return Evidence(
+            "CLR202",
+            ratio,
+            scores,
+            (math.exp(-s.limit * below), math.exp(s.limit * above)),
+            words,
+        )
+
+    def _local(self, code: str, kernels: Array, group: Mask) -> Evidence | None:
+        """One-sided: the mean over the worst quarter of a client's modules, against the others'."""
+        per_module = self._per_module(kernels, group)
+        if per_module is None or len(per_module) < 4:
+            return None
+        worst = np.sort(per_module, axis=0)[: -(-len(per_module) // 4)].mean(axis=0)
+        usual = float(np.median(worst[group]))
+        spread = _spread(worst[group], self.settings.local_floor)
+
+        def words(k: int) -> str:
+            return self._where(k, kernels, group)
+
+        return Evidence(
+            code,
+            worst,
+            ((usual - worst) / spread).clip(0, MOST),
+            (usual - self.settings.limit * spread, math.inf),
+            words,
+        )
+
+    def _per_module(self, kernels: Array, group: Mask) -> Array | None:
+        """Support per module relative to the usual there, (modules with a consensus, K)."""
+        values = agreement.rows_support(kernels, group)
+        usual = np.median(values[:, group], axis=1)
+        live = self._live(usual)
+        return values[live] / usual[live, None] if live.any() else None
+
+    def _live(self, usual: Array) -> Mask:
+        """Modules in which the members agree at least half as much as they typically do."""
+        live: Mask = usual > max(0.5 * float(np.median(usual)), 0.0)
+        return live
+
+    def _too_near(self, kernel: Array, group: Mask) -> Evidence | None:
+        values = agreement.support(kernel, group)
+        usual = float(np.median(values[group]))
+        if usual <= 0:
+            return None
+        relative = values / usual
+        spread = _spread(relative[group], self.settings.agreement_floor)
+        return Evidence(
+            "CLR205",
+            relative,
+            ((relative - 1) / spread).clip(0, MOST),
+            (-math.inf, 1 + self.settings.limit * spread),
+            lambda k: (
+                f"nearer to the others' mean than anyone: agreement {relative[k]:.2f}x the usual"
+            ),
+            decisive=False,
+        )
+
+    def _rank(self, group: Mask) -> Evidence:
+        log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
+        log = log - np.median(log[group])
+        spread = _spread(log[group], self.settings.rank_floor)
+        ratio = np.exp(log)
+        return Evidence(
+            "CLR207",
+            ratio,
+            (np.abs(log) / spread).clip(0, MOST),
+            (math.exp(-self.settings.limit * spread), math.exp(self.settings.limit * spread)),
+            lambda k: f"effective rank is {ratio[k]:.2g}x the usual",
+            decisive=False,
+        )
+
+    def _where(self, k: int, kernels: Array, group: Mask) -> str:
+        """The modules that speak against client k, in a few words."""
+        values = agreement.rows_support(kernels, group)
+        usual = np.median(values[:, group], axis=1)
+        live = self._live(usual)
+        relative = np.where(live, values[:, k] / np.where(live, usual, 1), 1.0)
+        bad = [self.tables.modules[m] for m in np.argsort(relative) if relative[m] < 0.5]
+        total = len(self.tables.modules)
+        shown = bad or [self.tables.modules[int(np.argmin(relative))]]
+        return f"{len(shown)} of {total} modules, worst in {shown[0]}"
+
+    def module_scores(self, group: Mask) -> Array:
+        """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
+        values = agreement.rows_support(self.agree, group)
+        usual = np.median(values[:, group], axis=1)
+        live = usual > 0
+        relative = values / np.where(live, usual, 1.0)[:, None]
+        spread = np.array([_spread(row[group], self.settings.local_floor) for row in relative])
+        return np.where(live[:, None], ((1 - relative) / spread[:, None]).clip(0, MOST), 0.0)
+
+
+SMALL_SAMPLE = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
+"""Factors that make the MAD unbiased for few values (Croux & Rousseeuw 1992)."""
+
+
+def robust_scale(values: Array) -> float:
+    """Robust standard deviation: 1.4826 times the median absolute deviation, unbiased for few."""
+    count = len(values)
+    factor = SMALL_SAMPLE.get(count, count / (count - 0.8))
+    return 1.4826 * factor * float(np.median(np.abs(values - np.median(values))))
+
+
+def _spread(values: Array, floor: float) -> float:
+    """What counts as one unit of distance among the members: their robust scale, but no less than floor.
+
+    Few members say little about the honest spread, so they widen the floor: by a quarter for 4.
+    """
+    return max(robust_scale(values), floor * (1 + (2 / max(len(values), 1)) ** 2))

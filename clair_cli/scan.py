@@ -1,0 +1,337 @@
+"""One pass from a folder of adapters to a judged cohort and its report.
+
+One module of all clients is in memory at a time; what stays is its stack of inner products.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clair_cli import __version__, formats
+from clair_cli.cohort import Adapter, Broken, Cohort, align, natural_key
+from clair_cli.engines import ENGINES
+from clair_cli.errors import AdapterError, NonFinite, UsageError
+from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
+from clair_cli.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from clair_cli.decompose import Decomposition
+    from clair_cli.judge import Judgement
+    from clair_cli.stack import LowRankUpdate, ModuleStack
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+MIN_CLIENTS = 3
+SMALL = 1024
+"""Below this width one thread is faster than several: the products are too small to share."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stacked:
+    """One module of all clients in common coordinates, and the clients that could not be read."""
+
+    stack: ModuleStack
+    failed: Mapping[int, Reason]
+
+
+class Scan:
+    """One pass from a folder to a judged cohort."""
+
+    def __init__(
+        self, path: Path, settings: Settings, on_progress: Progress, command: str | None = None
+    ) -> None:
+        self.path, self.settings, self.on_progress = path, settings, on_progress
+        self.command = command
+        self.began, self.started_at = time.monotonic(), datetime.now(timezone.utc)
+        self.device = "none"
+        if settings.device == "cuda":
+            _check_cuda()
+        adapters, self.broken = _open_all(path, settings, on_progress)
+        self.cohort, apart = align(adapters, settings.min_shared_modules)
+        self.broken += apart
+        self.judgement: Judgement | None = None
+        self.decomposition: Decomposition | None = None
+        self.stacks: list[ModuleStack] = []
+
+    def report(self) -> Report:
+        """The report of `detect`; `judgement` and `cohort` are set for what follows."""
+        why = self._too_few()
+        if why is None:
+            self._stack()
+            why = self._too_few()
+        if why is None:
+            self._judge()
+        return self._filled(why)
+
+    def run(self) -> dict[str, Any]:
+        """All that may differ between equal runs."""
+        return {
+            "started_at": self.started_at.isoformat(timespec="seconds"),
+            "duration_s": time.monotonic() - self.began,
+            "command": self.command,
+            "environment": _environment(self.device),
+        }
+
+    # --- steps
+
+    def _too_few(self) -> Reason | None:
+        count = len(self.cohort.clients)
+        if count < MIN_CLIENTS:
+            text = f"{count} usable {'client' if count == 1 else 'clients'}, at least 3 are needed"
+            return Reason("CLR301", f"{text} to tell who is the odd one out")
+        if not self.cohort.modules:
+            return Reason("CLR304", "no module is adapted by all clients; nothing is comparable")
+        return None
+
+    def _stack(self) -> None:
+        """Read every module once; clients that fail on the way are broken, the others go on."""
+        device = _prepare(self.settings, self.cohort)
+        self.device = str(device)
+        job = partial(_stack_job, self.cohort, self.settings, str(device))
+        failed: dict[int, Reason] = {}
+        total = len(self.cohort.modules)
+        for done, result in enumerate(ENGINES["local"].map(job, self.cohort.modules), start=1):
+            self.stacks.append(result.stack)
+            failed = {**result.failed, **failed}
+            self.on_progress("reading modules", done, total)
+        if failed:
+            self._drop(failed)
+
+    def _drop(self, failed: Mapping[int, Reason]) -> None:
+        clients = self.cohort.clients
+        self.broken += [
+            Broken(clients[k].client, reason, tuple(clients[k].files.values()))
+            for k, reason in sorted(failed.items())
+        ]
+        kept = [k for k in range(len(clients)) if k not in failed]
+        self.cohort = replace(self.cohort, clients=tuple(clients[k] for k in kept))
+        self.stacks = [s.select(kept) for s in self.stacks]
+
+    def _judge(self) -> None:
+        from clair_cli.decompose import decompose, refit, tables
+        from clair_cli.evidence import Tables
+        from clair_cli.judge import judge
+
+        steps = 0
+
+        def on_step() -> None:
+            nonlocal steps
+            steps += 1
+            self.on_progress("decomposing", steps, 0)
+
+        found = decompose(self.stacks, self.settings, on_step)
+        inner, overlap, d_out = tables(self.stacks)
+        self.judgement = judge(
+            Tables(
+                clients=tuple(a.client for a in self.cohort.clients),
+                modules=self.cohort.modules,
+                inner=inner,
+                overlap=overlap,
+                d_out=d_out,
+                members=found.members,
+                digests=tuple(a.digest for a in self.cohort.clients),
+            ),
+            self.settings,
+        )
+        if self.judgement.identified:
+            settled = (self.judgement.consensus == found.members).all()
+            self.decomposition = (
+                found if settled else refit(self.stacks, self.judgement.consensus, self.settings)
+            )
+
+    # --- the record
+
+    def _filled(self, why: Reason | None) -> Report:
+        findings = [*self.cohort.findings, *([why] if why else [])]
+        verdicts = [Verdict(b.client, "broken", reasons=(b.reason,)) for b in self.broken]
+        if self.judgement is None:
+            verdicts += [Verdict(a.client, None, reasons=a.notes) for a in self.cohort.clients]
+        else:
+            findings += self.judgement.findings
+            verdicts += self._with_modules(self.judgement)
+        identified = self.judgement is not None and self.judgement.identified
+        report = Report(
+            tool={"name": "clair", "version": __version__},
+            run=self.run(),
+            inputs=_inputs(self.path, self.cohort, self.broken),
+            settings=self.settings.as_dict(),
+            status="complete" if identified else "no_verdict",
+            exit_code=0,
+            findings=tuple(findings),
+            modules=tuple(self._summaries()),
+            clients=tuple(sorted(verdicts, key=lambda v: natural_key(v.client))),
+        )
+        return gated(report, self.settings.fail_on)
+
+    def _with_modules(self, judgement: Judgement) -> list[Verdict]:
+        found = []
+        for k, (adapter, verdict) in enumerate(
+            zip(self.cohort.clients, judgement.verdicts, strict=True)
+        ):
+            modules = self._module_findings(k, judgement)
+            reasons = (*verdict.reasons, *adapter.notes)
+            found.append(replace(verdict, modules=tuple(modules), reasons=reasons))
+        return found
+
+    def _module_findings(self, k: int, judgement: Judgement) -> list[ModuleFinding]:
+        if self.decomposition is None:
+            return []
+        residuals = self.decomposition.relative_residuals()
+        return [
+            ModuleFinding(
+                name,
+                float(residuals[m, k]),
+                float(self.stacks[m].energies[k].clamp_min(0).sqrt()),
+                float(judgement.module_scores[m, k]),
+            )
+            for m, name in enumerate(self.cohort.modules)
+        ]
+
+    def _summaries(self) -> list[ModuleSummary]:
+        if self.decomposition is None:
+            return []
+        explained = self.decomposition.explained()
+        return [
+            ModuleSummary(
+                name,
+                self.cohort.shapes[name],
+                self.decomposition.subspaces[m].rank,
+                float(explained[m]),
+                self.stacks[m].left_out,
+            )
+            for m, name in enumerate(self.cohort.modules)
+        ]
+
+
+def _open_all(
+    path: Path, settings: Settings, on_progress: Progress
+) -> tuple[list[Adapter], list[Broken]]:
+    """Every client's adapter by its headers, and the clients whose adapter cannot be used."""
+    if settings.config is not None and not settings.config.is_file():
+        raise UsageError(f"--config {str(settings.config)!r}: no such file")
+    sources = formats.discover(path)
+    adapters, broken = [], []
+    for done, source in enumerate(sources, start=1):
+        try:
+            adapters.append(formats.open_adapter(source.path, settings, source.client, source.root))
+        except AdapterError as error:
+            broken.append(Broken(source.client, Reason(error.code, str(error))))
+        on_progress("opening adapters", done, len(sources))
+    return adapters, broken
+
+
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
+        )
+
+
+def _prepare(settings: Settings, cohort: Cohort) -> torch.device:
+    """Threads and device, decided once."""
+    import torch
+
+    widest = max((max(shape) for shape in cohort.shapes.values()), default=0)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    elif widest < SMALL:
+        torch.set_num_threads(1)
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> _Stacked:
+    """Read one module of every client and stack it; a client that fails counts as zero here."""
+    import torch
+
+    from clair_cli.stack import LowRankUpdate, stack_module
+
+    dtype = _dtype(cohort, settings)
+    updates: list[LowRankUpdate] = []
+    failed: dict[int, Reason] = {}
+    for k, adapter in enumerate(cohort.clients):
+        try:
+            updates.append(formats.read_update(adapter, module, dtype, device))
+        except AdapterError as error:
+            failed[k] = Reason(error.code, str(error))
+            spec, kind = adapter.updates[module], getattr(torch, dtype)
+            updates.append(
+                LowRankUpdate(
+                    torch.zeros(spec.d_out, 1, dtype=kind, device=device),
+                    torch.zeros(1, spec.d_in, dtype=kind, device=device),
+                )
+            )
+    stack = stack_module(module, updates, settings.max_columns, settings.seed)
+    finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
+    for k in torch.nonzero(~finite).flatten().tolist():
+        failed[k] = _not_finite(cohort.clients[k], module)
+    return _Stacked(stack, failed)
+
+
+def _dtype(cohort: Cohort, settings: Settings) -> Literal["float32", "float64"]:
+    """For verdicts: float32 holds what float16 and bfloat16 store, and their products, exactly."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float64" if "F64" in stored_dtypes(cohort) else "float32"
+
+
+def stored_dtypes(cohort: Cohort) -> set[str]:
+    return {s.dtype for a in cohort.clients for s in a.updates.values()}
+
+
+def _not_finite(adapter: Adapter, module: str) -> Reason:
+    """Which stored number is NaN or Inf, or that only the product is."""
+    try:
+        formats.check_finite(adapter, module)
+    except AdapterError as error:
+        return Reason(error.code, str(error))
+    spec = adapter.updates[module]
+    return Reason(
+        NonFinite.code,
+        f"{adapter.tensors[spec.up].file}: the update of {module!r} overflows though its factors are "
+        "finite; retrain it, or leave this client out",
+    )
+
+
+def _inputs(path: Path, cohort: Cohort, broken: Sequence[Broken]) -> dict[str, Any]:
+    files = {a.client: list(a.files.values()) for a in cohort.clients}
+    files |= {b.client: list(b.files) for b in broken}
+    return {
+        "root": str(path),
+        "clients": [
+            {
+                "id": client,
+                "files": [
+                    {"name": f.name, "size": f.size, "sha256": f.sha256} for f in files[client]
+                ],
+            }
+            for client in sorted(files, key=natural_key)
+        ],
+    }
+
+
+def _environment(device: str) -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": getattr(torch, "__version__", None),
+        "threads": torch.get_num_threads() if torch else None,
+        "device": device,
+    }
