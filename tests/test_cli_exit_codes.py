@@ -248,7 +248,8 @@ def no_verdict(name: str, folder: Path) -> Path:
         for k in range(3):
             write_folder(folder / f"client-{k}", factors({f"layers.{k}.q_proj": (6, 5)}))
     else:
-        write_planted(folder, planted(8, 4, "colluding", seed=3))
+        bad = {"half colluding": (4, "colluding"), "unrelated": (8, "random")}[name]
+        write_planted(folder, planted(8, *bad, seed=3))
     return folder
 
 
@@ -261,6 +262,7 @@ def no_verdict(name: str, folder: Path) -> Path:
         "copies of two",
         "no common module",
         "half colluding",
+        "unrelated",
     ],
 )
 def test_without_a_verdict_the_code_is_3_and_nothing_is_written(name: str, tmp_path: Path) -> None:
@@ -435,8 +437,9 @@ def test_the_first_line_is_enough_for_head(detected: Detected) -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_change_nothing(closed: str, detected: Detected) -> None:
-    line = f"'{SCRIPT}' report '{detected.json}' -f json {closed}"
-    assert subprocess.run(["bash", "-c", line], env=ENVIRONMENT).returncode == 1
+    for code, fail_on in enumerate(("never", "contaminated")):
+        line = f"'{SCRIPT}' report '{detected.json}' --fail-on {fail_on} -f json {closed}"
+        assert subprocess.run(["bash", "-c", line], env=ENVIRONMENT).returncode == code
 
 
 @pytest.mark.parametrize("command", [(), ("detect",), ("refine",), ("report",)], ids=str)

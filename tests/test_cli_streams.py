@@ -47,10 +47,11 @@ RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\
 """Control characters but the line end, DEL, C1, bidi overrides, bytes that are no UTF-8."""
 
 
-def on_terminal(*args: object, **env: str) -> str:
+def on_terminal(*args: object, columns: int = 1000, **env: str) -> str:
     """What the installed script writes when stdout is a terminal."""
+    env = ENVIRONMENT | env | {"COLUMNS": f"{columns}"}
     with terminal() as (path, said), open(path, "wb") as stream:
-        subprocess.run([str(SCRIPT), *map(str, args)], stdout=stream, env=ENVIRONMENT | env)
+        subprocess.run([str(SCRIPT), *map(str, args)], stdout=stream, env=env)
     return b"".join(said).decode()
 
 
@@ -234,6 +235,18 @@ def test_an_ascii_terminal_gets_escapes_and_the_same_code(tmp_path: Path) -> Non
     assert "'L\\xd6RA' is not LORA" in done.stdout
     assert done.stdout.isascii()
     assert done.stderr == ""
+
+
+def test_a_terminal_gets_the_same_words_in_lines_that_fit(detected: Detected) -> None:
+    plain = clair("report", detected.json).stdout
+    shown = on_terminal("report", detected.json, columns=90, NO_COLOR="1")
+    assert max(map(len, plain.splitlines())) > 90 >= max(map(len, shown.splitlines()))
+    assert sorted(shown.split()) == sorted(plain.split())
+
+
+def test_a_terminal_too_narrow_to_fold_gets_whole_lines(detected: Detected) -> None:
+    shown = on_terminal("report", detected.json, columns=1, NO_COLOR="1")
+    assert shown == clair("report", detected.json).stdout
 
 
 def test_one_column_changes_nothing(detected: Detected) -> None:

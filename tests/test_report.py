@@ -137,6 +137,8 @@ def test_a_spoiled_report_is_refused_or_rendered_but_never_crashes() -> None:
         (("clients", 0, "verdict"), None),
         (("clients", 0, "verdict"), []),
         (("clients", 0, "score"), "nan"),
+        (("clients", 0, "score"), float("nan")),
+        (("clients", 0, "limit"), float("inf")),
         (("clients", 0, "reasons"), None),
         (("clients",), ...),
         (("status",), "done"),
