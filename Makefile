@@ -37,7 +37,7 @@ demo: $(VENV)/.installed
 	@echo "the whole report: $(OUT)/report.json"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,26 +12,27 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
-INTERNAL_ERROR, INTERRUPTED, TERMINATED = 70, 130, 143
+INTERNAL_ERROR, INTERRUPTED = 70, 130
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that staging is removed on the way out."""
+    """SIGTERM or SIGHUP by number, raised in the main thread so that staging is removed on the way."""
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     code = INTERNAL_ERROR
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _terminate)
         _open_streams()
         from clair_cli.cli import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = _say("interrupted; nothing was left behind", INTERRUPTED)
-    except Terminated:
-        code = _say("terminated; nothing was left behind", TERMINATED)
+    except Terminated as end:
+        code = _say("terminated; nothing was left behind", 128 + end.args[0])
     except BaseException as error:
         code = _crashed(error)
     _leave(code)
@@ -39,7 +40,7 @@ def main() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one does not wait
-    raise Terminated
+    raise Terminated(number)
 
 
 def _open_streams() -> None:

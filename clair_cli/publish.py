@@ -174,14 +174,14 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
     What is no regular file, such as /dev/stdout, is written to as it is. Raises OutputError.
     """
-    target = Path(os.path.realpath(path))
     try:
-        if target.exists() and not target.is_file():
-            with open(target, "wb") as stream:
+        if path.exists() and not path.is_file():
+            with open(path, "wb") as stream:
                 stream.write(data)
             return
     except OSError as cause:
         raise OutputError(f"{str(path)!r}: cannot be written: {_reason(cause)}") from None
+    target = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
     fresh = target.with_name(f".{target.name}.clair-{uuid.uuid4().hex[:12]}")
     try:
         write_bytes(fresh, data)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clair_cli import formats, publish
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.engines import ENGINES
+from clair_cli.errors import NoVerdict
 from clair_cli.report import Report
 from clair_cli.scan import Scan, stored_dtypes
 from clair_cli.settings import Settings
@@ -37,14 +38,20 @@ def _folder_names(clients: Sequence[str]) -> dict[str, str]:
 
 
 def write_refined(scan: Scan, report: Report, stage: Path) -> dict[str, Any]:
-    """Write every benign client's refined adapter below `stage`, one module at a time."""
+    """Write every benign client's refined adapter below `stage`, one module at a time.
+
+    Raises NoVerdict where no client is benign, OutputError, and AdapterError where an input changed.
+    """
     writing = _Refining(scan, report, stage)
     job = partial(_refine_job, writing.plan)
     total = len(scan.cohort.modules)
-    for done, refined in enumerate(ENGINES["local"].map(job, scan.cohort.modules), start=1):
-        writing.put(refined)
-        scan.on_progress("refining modules", done, total)
-    return writing.finish()
+    try:
+        for done, refined in enumerate(ENGINES["local"].map(job, scan.cohort.modules), start=1):
+            writing.put(refined)
+            scan.on_progress("refining modules", done, total)
+        return writing.finish()
+    finally:
+        writing.abandon()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +87,8 @@ class _Refining:
 
         benign = {c.client for c in report.clients if c.verdict == "benign"}
         clients = tuple(a for a in scan.cohort.clients if a.client in benign)
+        if not clients:
+            raise NoVerdict("no client is benign: there is nothing to refine; see `clair detect`")
         settings = scan.settings
         strength = settings.strength
         if strength == "auto":
@@ -127,6 +136,13 @@ class _Refining:
                 "spectrum": [float(x) for x in result.spectrum],
             }
         )
+
+    def abandon(self) -> None:
+        """Let go of every file that was not finished."""
+        for writer in self.writers.values():
+            writer.abandon()
+        if self.common is not None:
+            self.common.abandon()
 
     def finish(self) -> dict[str, Any]:
         """Close all files; the `refinement` part of the report."""

@@ -397,7 +397,9 @@ def refine_slowly(adapters: Path, out: Path, tmp_path: Path) -> subprocess.Popen
     return child
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_while_writing_removes_the_staging(
     number: signal.Signals, code: int, adapters: Path, tmp_path: Path
 ) -> None:
@@ -410,6 +412,24 @@ def test_a_signal_while_writing_removes_the_staging(
     assert said[0] == ""
     assert re.fullmatch("clair: (interrupted|terminated); nothing was left behind\n", said[1])
     assert (out.exists(), staging(out), fingerprint(adapters)) == (False, [], before)
+
+
+def test_refining_without_a_benign_client_writes_nothing(adapters: Path, tmp_path: Path) -> None:
+    """Three clients, each there twice: all are copies, and no copy is told from its original."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("client-01", "client-02", "client-04"):
+        for copy in "ab":
+            shutil.copytree(adapters / name, source / f"{name}{copy}")
+    done = clair("refine", source, "--out", out)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch("clair: no client is benign.*\n", done.stderr)
+    assert (out.exists(), staging(out)) == (False, [])
+
+
+def test_a_report_can_go_to_a_pipe_by_name(adapters: Path) -> None:
+    done = clair("detect", adapters, "-q", "-o", "json=/dev/stdout")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["counts"]["contaminated"] == 2
 
 
 # --- streams that are not there
