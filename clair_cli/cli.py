@@ -16,6 +16,7 @@ import typer
 
 from clair_cli import __version__
 from clair_cli.errors import AdapterError, ClairError, OutputError, UsageError
+from clair_cli.publish import linked_folders
 from clair_cli.renderers import RENDERERS, text
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report, from_dict, gated
@@ -77,6 +78,8 @@ MAX_HEADER = Settings().max_header_bytes
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors of clair's own become one line on stderr."""
+    if "" in arguments:  # Path("") is the current folder: not what an unset variable means
+        return _fail("an argument is empty; is a variable not set?", UsageError.exit_code)
     command = typer.main.get_command(app)
     try:
         result = command(args=arguments or ["--help"], prog_name="clair", standalone_mode=False)
@@ -260,7 +263,12 @@ def _outputs(values: list[str] | None, *kept: Path) -> list[tuple[str, Path]]:
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir() or target.is_dir():
             raise UsageError(f"--output: {path!r} is a folder, or its folder does not exist")
-        if any(target.is_relative_to(os.path.realpath(folder)) for folder in kept):
+        if not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise UsageError(f"--output: {path!r} is not writable")
+        places = [os.path.realpath(folder) for folder in kept]
+        places += [os.path.abspath(folder) for folder in kept]
+        places += [str(linked) for folder in kept for linked in linked_folders(folder)]
+        if any(p.is_relative_to(q) for p in (target, Path(os.path.abspath(path))) for q in places):
             raise UsageError(f"--output: {path!r} lies among the adapters; give another place")
         found.append((name, Path(path)))
     return found
@@ -289,8 +297,6 @@ def _deliver(
     """Print and write the report; its exit code, or 4 where a file could not be written."""
     from clair_cli.publish import replace_bytes
 
-    for name, path in outputs:
-        replace_bytes(path, RENDERERS[name](report).encode())
     if format == "text":
         if not quiet:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -298,6 +304,8 @@ def _deliver(
     else:
         _print(RENDERERS[format](report))
         _tell(text.verdict_line(report))
+    for name, path in outputs:
+        replace_bytes(path, RENDERERS[name](report).encode())
     return report.exit_code
 
 

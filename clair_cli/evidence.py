@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,17 @@ class Distances:
             self._too_near(kernel, group),
             self._rank(group),
         ]
-        return [e for e in found if e is not None]
+        return [self._of_originals(e) for e in found if e is not None]
+
+    def _of_originals(self, evidence: Evidence) -> Evidence:
+        """Copies are judged as what they copy: each would vouch for the other otherwise."""
+        first = self._first_twin()
+        return replace(
+            evidence,
+            values=evidence.values[first],
+            scores=evidence.scores[first],
+            words=lambda k: evidence.words(int(first[k])),
+        )
 
     def _relative(
         self,

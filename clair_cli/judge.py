@@ -19,6 +19,8 @@ from clair_cli.report import Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
 
 MIN_CLIENTS = 3
+GROWING = 5
+"""Rounds in which the consensus may take clients in; measured cohorts settle in 2 or 3."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,12 +46,14 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         text = f"only {int(bench.distinct.sum())} clients have an update of their own; 3 are needed"
         return _none(tables, Reason("CLR301", text), bench.distinct)
     group = bench.start()
-    for _ in range(10):
+    for step in range(GROWING + len(group)):
         evidence = bench.distances.evidence(group)
         after = (bench.decisive(evidence) < settings.limit) & bench.distinct
-        if (after == group).all() or after.sum() < MIN_CLIENTS:
+        if step >= GROWING:  # from here on it only shrinks: colluders could take turns for ever
+            after &= group
+        settled, group = bool((after == group).all()), after
+        if settled or group.sum() < MIN_CLIENTS:
             break
-        group = after
     problem = bench.unidentified(group)
     if problem is not None:
         return _none(tables, problem, group)
@@ -144,19 +148,24 @@ class _Bench:
     def unidentified(self, group: Mask) -> Reason | None:
         """Why no verdict can be given, if so."""
         count = int(self.distinct.sum())
-        if 2 * group.sum() <= count:
+        if 2 * group.sum() <= count or group.sum() < MIN_CLIENTS:
             text = (
                 f"only {int(group.sum())} of {count} distinct clients agree with each other; "
-                "with half or more contaminated nobody can tell which side is right"
+                "without a majority of at least 3 nobody can tell which side is right"
             )
             return Reason("CLR303", text)
-        usual = float(np.median(agreement.support(self.kernel, group)[group]))
+        values = agreement.support(self.kernel, group)[group]
+        usual = float(np.median(values))
         chance = agreement.chance_deviation(self.tables.d_out)
         if usual <= 3 * chance:
             text = (
                 "the clients share no output directions beyond chance; nothing to compare against"
             )
             return Reason("CLR302", text, usual, 3 * chance)
+        spread, most = robust_scale(values / usual), 1 / self.settings.limit
+        if spread >= most:
+            text = "the clients agree so unevenly that even a stranger would not stand out"
+            return Reason("CLR302", text, spread, most)
         return None
 
     def findings(self, group: Mask) -> list[Reason]:

@@ -62,8 +62,22 @@ def _check_place(out: Path, inputs: Path, shown: str) -> None:
         raise UsageError(f"--out {shown}: lies inside the input folder; give one outside")
     if own in {_key(p) for p in source.parents}:
         raise UsageError(f"--out {shown}: contains the input folder; give another")
+    for folder in linked_folders(inputs):
+        if parent == folder or parent.is_relative_to(folder) or out.resolve() == folder:
+            raise UsageError(
+                f"--out {shown}: lies inside {str(folder)!r}, which the input links to"
+            )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out {shown}: its parent folder is not writable")
+
+
+def linked_folders(inputs: Path) -> list[Path]:
+    """The folders outside `inputs` that its clients are links to, resolved."""
+    try:
+        links = [p.resolve() for p in inputs.iterdir() if p.is_symlink()]
+    except OSError:
+        return []
+    return [p if p.is_dir() else p.parent for p in links]
 
 
 def _key(path: Path) -> tuple[int, int]:
@@ -78,6 +92,10 @@ def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
     if read_manifest(out) is None:
         text = f"has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
+    listed = {f["name"] for f in (read_manifest(out) or {})["files"]} | {MANIFEST}
+    if foreign := sorted(set(_names(out)) - listed):
+        text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
+        raise UsageError(f"--out {shown}: {text}")
 
 
 def _reason(cause: BaseException) -> str:

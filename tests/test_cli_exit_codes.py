@@ -426,6 +426,29 @@ def test_refining_without_a_benign_client_writes_nothing(adapters: Path, tmp_pat
     assert (out.exists(), staging(out)) == (False, [])
 
 
+@pytest.mark.parametrize(
+    "command", [["detect", ""], ["refine", "", "--out", "out"], ["inspect", ""]]
+)
+def test_an_empty_argument_is_not_the_current_folder(command: list[str], tmp_path: Path) -> None:
+    done = clair(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is a variable not set?" in done.stderr
+
+
+def test_a_report_never_lands_where_the_input_links_to(adapters: Path, tmp_path: Path) -> None:
+    store, source = tmp_path / "store", tmp_path / "in"
+    shutil.copytree(adapters, store)
+    source.mkdir()
+    for client in store.iterdir():
+        if client.is_dir():
+            (source / client.name).symlink_to(client)
+    before = fingerprint(store)
+    for target in (store / "client-01" / "adapter_config.json", source / "client-01" / "x.json"):
+        done = clair("detect", source, "--follow-symlinks", "-q", "-o", f"json={target}")
+        assert done.returncode == 2
+    assert fingerprint(store) == before
+
+
 def test_a_report_can_go_to_a_pipe_by_name(adapters: Path) -> None:
     done = clair("detect", adapters, "-q", "-o", "json=/dev/stdout")
     assert done.returncode == 1

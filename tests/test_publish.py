@@ -420,3 +420,27 @@ def test_a_report_is_replaced_whole_or_left_as_it_was(
     assert (tmp_path / "link").is_symlink()
     with pytest.raises(OutputError, match="No space left"):
         publish.replace_bytes(Path("/dev/full"), b"x")
+
+
+def test_overwriting_spares_what_clair_did_not_write(tmp_path: Path) -> None:
+    inputs, out = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    with staged(out, False, inputs, "0") as stage:
+        write_bytes(stage / "a", b"a")
+    check_output(out, inputs, overwrite=True)
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="notes/mine.txt"):
+        check_output(out, inputs, overwrite=True)
+    assert (out / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_nothing_is_written_where_the_input_links_to(tmp_path: Path) -> None:
+    inputs, store = tmp_path / "in", tmp_path / "store" / "client"
+    inputs.mkdir()
+    store.mkdir(parents=True)
+    (inputs / "c1").symlink_to(store)
+    for out in (store / "out", inputs / "c1" / "out"):
+        with pytest.raises(UsageError, match="inside"):
+            check_output(out, inputs)
+    check_output(tmp_path / "store" / "out", inputs)

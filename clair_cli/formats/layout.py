@@ -21,6 +21,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 IGNORED = re.compile(
     r"\..*|(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states|global_step).*"
     r"|runs|wandb|__pycache__|README|LICENSE|NOTICE|Makefile|CACHEDIR\.TAG"
+    r"|Thumbs\.db|desktop\.ini|__MACOSX|lost\+found|(SHA|MD5)\d*SUMS"
     r"|.*\.(json|jsonl|txt|md|csv|log|ya?ml|toml|py|sh|ipynb|png|svg|html|pdf)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -109,7 +110,8 @@ def _adapter_folder(path: Path, root: Path, anywhere: bool) -> tuple[Path, tuple
     named = [n for n in folders if n not in steps and _has_weights(path / n)]
     if len(named) > 1:
         text = f"{len(named)} adapters ({shown(named[0])}, {shown(named[1])}, ...) in one client"
-        raise Unreadable(f"{shown(path.name)}: {text}; give each client a folder of its own")
+        remedy = "give each client a folder of its own, or scan this folder if they are the clients"
+        raise Unreadable(f"{shown(path.name)}: {text}; {remedy}")
     if not named and not steps:
         raise _nothing_here(path, names)
     chosen = path / (named[0] if named else max(steps, key=lambda n: steps[n]))

@@ -130,8 +130,13 @@ def _refinement(report: Report) -> list[Text]:
         "clients' deviations averaged away"
     )
     lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
-    error = f"written at the ranks asked for; relative truncation error at most {lost:.2g}"
-    return [Text(said), Text(error), Text()]
+    lines = [said, f"written at the ranks asked for; relative truncation error at most {lost:.2g}"]
+    renamed = [c for c in done["clients"] if c["id"] != c["path"]]
+    lines += [f"{safe_text(c['id'])} is in {safe_text(c['path'])}/" for c in renamed]
+    left = [safe_text(c.client) for c in report.clients if c.verdict == "suspicious"]
+    if left:
+        lines.append(f"not refined, because suspicious: {', '.join(left)}")
+    return [*map(Text, lines), Text()]
 
 
 def _span(values: Iterable[int]) -> str:
