@@ -430,7 +430,7 @@ def test_overwriting_spares_what_clair_did_not_write(tmp_path: Path) -> None:
     check_output(out, inputs, overwrite=True)
     (out / "notes").mkdir()
     (out / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="notes/mine.txt"):
+    with pytest.raises(UsageError, match=r"notes/mine\.txt"):
         check_output(out, inputs, overwrite=True)
     assert (out / "notes" / "mine.txt").read_text() == "mine"
 
