@@ -23,8 +23,8 @@ def main() -> None:
     """Run the command line and exit with its code."""
     code = INTERNAL_ERROR
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _terminate)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _end)
         _open_streams()
         from clair_cli.cli import run
 
@@ -38,9 +38,9 @@ def main() -> None:
     _leave(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
-    raise Terminated(number)
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait, and nothing is claimed then
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _open_streams() -> None:
