@@ -254,9 +254,11 @@ def _parse_client(data: Mapping[str, Any]) -> Verdict:
 
 
 def _parse_refinement(data: Any) -> Mapping[str, Any] | None:
-    """Passed on as it is, once the numbers that a renderer shows are known to be there."""
+    """Passed on as it is, once what a renderer shows is known to be there."""
     if data is None:
         return None
+    if not all(isinstance(c[name], str) for c in data["clients"] for name in ("id", "path")):
+        raise ValueError("expected a name and a folder for every refined client")
     shown = [data["strength"], data["averaged_away"], *data["subspace_ranks"]]
     for number in [*shown, *(c["truncation_error"] for c in data["clients"])]:
         _finite(number)

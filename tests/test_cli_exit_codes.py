@@ -293,8 +293,9 @@ def test_a_full_disk_behind_stdout_exits_4(options: tuple[str, ...], detected: D
 @pytest.mark.parametrize("path", ["/dev/full", "/proc/report.json"])
 def test_a_file_that_cannot_be_written_exits_4(path: str, detected: Detected) -> None:
     done = clair("report", detected.json, "--fail-on", "never", "-o", f"json={path}")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
     assert path in done.stderr
+    assert "PASS" in done.stdout  # what was computed is shown all the same
 
 
 def limit_files() -> None:
