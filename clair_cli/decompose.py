@@ -212,7 +212,7 @@ class _Run:
         """Equal weights on the clients with S_k = 0 make M and U exact where the data are."""
         weights = members / members.sum()
         self.ranks = None
-        spaces, self.lengths = self._fit(weights, sweeps=10)
+        spaces, self.lengths = self._fit(weights, sweeps=6)
         return Decomposition(
             modules=tuple(s.module for s in self.problem.stacks),
             weights=weights,

@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 MIN_CLIENTS = 3
+OPENERS = 2
+"""Adapters opened at a time."""
 SMALL = 1024
 """Below this width one thread is faster than several: the products are too small to share."""
 
@@ -217,6 +220,13 @@ class Scan:
         ]
 
 
+def _open(source: formats.Source, settings: Settings) -> Adapter | Broken:
+    try:
+        return formats.open_adapter(source.path, settings, source.client, source.root)
+    except AdapterError as error:
+        return Broken(source.client, Reason(error.code, str(error)))
+
+
 def _open_all(
     path: Path, settings: Settings, on_progress: Progress
 ) -> tuple[list[Adapter], list[Broken]]:
@@ -224,13 +234,18 @@ def _open_all(
     if settings.config is not None and not settings.config.is_file():
         raise UsageError(f"--config {str(settings.config)!r}: no such file")
     sources = formats.discover(path)
-    adapters, broken = [], []
-    for done, source in enumerate(sources, start=1):
+    adapters: list[Adapter] = []
+    broken: list[Broken] = []
+    with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
+        jobs = [pool.submit(_open, source, settings) for source in sources]
         try:
-            adapters.append(formats.open_adapter(source.path, settings, source.client, source.root))
-        except AdapterError as error:
-            broken.append(Broken(source.client, Reason(error.code, str(error))))
-        on_progress("opening adapters", done, len(sources))
+            for done, job in enumerate(jobs, start=1):
+                found = job.result()
+                adapters += [found] if isinstance(found, Adapter) else []
+                broken += [found] if isinstance(found, Broken) else []
+                on_progress("opening adapters", done, len(sources))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     return adapters, broken
 
 
