@@ -125,7 +125,7 @@ def detect(
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
     settings = Settings(
-        fail_on=fail_on, device=device, threads=threads, config=_file(config), alpha=alpha,
+        fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
         follow_symlinks=follow_symlinks, max_header_bytes=max_header,
     )  # fmt: skip
     outputs = _outputs(output, folder)
@@ -170,7 +170,7 @@ def refine(
 ) -> int:
     """Detect, then write refined adapters of the benign clients and the report into --out."""
     settings = Settings(
-        fail_on=fail_on, device=device, threads=threads, config=_file(config), alpha=alpha,
+        fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
         follow_symlinks=follow_symlinks, max_header_bytes=max_header, write_global=write_global,
         overwrite=overwrite, subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
@@ -202,7 +202,7 @@ def inspect(
     from clair_cli.inspection import inspect as run_inspect
 
     settings = Settings(
-        config=_file(config),
+        config=config,
         alpha=alpha,
         follow_symlinks=follow_symlinks,
         max_header_bytes=max_header,
@@ -246,14 +246,10 @@ def _word_or(word: str, kind: Callable[[str], Any], name: str, value: str) -> An
         raise UsageError(f"{name}: expected {word} or a number, got {value!r}") from None
 
 
-def _file(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
-        raise UsageError(f"--config: {str(path)!r} is not a file")
-    return path
-
-
 def _outputs(values: list[str] | None, *kept: Path) -> list[tuple[str, Path]]:
     """Formats and paths; none may lie in a folder of `kept`, which holds the adapters."""
+    places = [place for f in kept for place in (os.path.realpath(f), os.path.abspath(f))]
+    places += [str(linked) for folder in kept for linked in linked_folders(folder)]
     found = []
     for value in values or []:
         name, equals, path = value.partition("=")
@@ -265,9 +261,6 @@ def _outputs(values: list[str] | None, *kept: Path) -> list[tuple[str, Path]]:
             raise UsageError(f"--output: {path!r} is a folder, or its folder does not exist")
         if not os.access(target if target.exists() else target.parent, os.W_OK):
             raise UsageError(f"--output: {path!r} is not writable")
-        places = [os.path.realpath(folder) for folder in kept]
-        places += [os.path.abspath(folder) for folder in kept]
-        places += [str(linked) for folder in kept for linked in linked_folders(folder)]
         if any(p.is_relative_to(q) for p in (target, Path(os.path.abspath(path))) for q in places):
             raise UsageError(f"--output: {path!r} lies among the adapters; give another place")
         found.append((name, Path(path)))

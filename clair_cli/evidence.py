@@ -67,7 +67,8 @@ class Distances:
         self.zero = ~(self.norms > 0).any(axis=0)
         self.kernel = self.agree.mean(axis=0)
         self.twins = self._twins()
-        self.distinct = ~self.zero & (self._first_twin() == np.arange(len(self.zero)))
+        self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
+        self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
 
     # --- copies
 
@@ -83,9 +84,6 @@ class Distances:
         near = (sine < self.settings.duplicate * usual) & (c > 0)
         same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
         return [list(np.flatnonzero(row)) for row in near | same]
-
-    def _first_twin(self) -> NDArray[np.int64]:
-        return np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
 
     # --- distances
 
@@ -122,7 +120,7 @@ class Distances:
 
     def _of_originals(self, evidence: Evidence) -> Evidence:
         """Copies are judged as what they copy: each would vouch for the other otherwise."""
-        first = self._first_twin()
+        first = self.originals
         return replace(
             evidence,
             values=evidence.values[first],
@@ -131,12 +129,7 @@ class Distances:
         )
 
     def _relative(
-        self,
-        code: str,
-        values: Array,
-        group: Mask,
-        floor: float,
-        words: Callable[[float], str],
+        self, code: str, values: Array, group: Mask, floor: float, words: Callable[[float], str]
     ) -> Evidence | None:
         """One-sided: how far below the usual support a client falls, relative to the usual."""
         usual = float(np.median(values[group]))
@@ -164,8 +157,6 @@ class Distances:
         ratio = np.exp(log)
 
         def words(k: int) -> str:
-            if self.zero[k]:
-                return "update is exactly zero in every module"
             hint = "check alpha and scaling" if ratio[k] > 1 else "hardly trained?"
             return f"update is {ratio[k]:.3g}x the usual norm; {hint}"
 
@@ -179,30 +170,31 @@ class Distances:
 
     def _local(self, code: str, kernels: Array, group: Mask) -> Evidence | None:
         """One-sided: the mean over the worst quarter of a client's modules, against the others'."""
-        per_module = self._per_module(kernels, group)
-        if per_module is None or len(per_module) < 4:
+        relative, usual_support = self._per_module(kernels, group)
+        live = self._live(usual_support)
+        count = int(live.sum())
+        if count < 4:
             return None
-        worst = np.sort(per_module, axis=0)[: -(-len(per_module) // 4)].mean(axis=0)
+        worst = np.sort(relative[live], axis=0)[: -(-count // 4)].mean(axis=0)
         usual = float(np.median(worst[group]))
         spread = _spread(worst[group], self.settings.local_floor)
-
-        def words(k: int) -> str:
-            return self._where(k, kernels, group)
 
         return Evidence(
             code,
             worst,
             ((usual - worst) / spread).clip(0, MOST),
             (usual - self.settings.limit * spread, math.inf),
-            words,
+            lambda k: self._where(np.where(live, relative[:, k], 1.0)),
         )
 
-    def _per_module(self, kernels: Array, group: Mask) -> Array | None:
-        """Support per module relative to the usual there, (modules with a consensus, K)."""
+    def _per_module(self, kernels: Array, group: Mask) -> tuple[Array, Array]:
+        """Support relative to the usual in each module, (M, K), and that usual, (M,).
+
+        Where the usual is not positive the support itself stands.
+        """
         values = agreement.rows_support(kernels, group)
         usual = np.median(values[:, group], axis=1)
-        live = self._live(usual)
-        return values[live] / usual[live, None] if live.any() else None
+        return values / np.where(usual > 0, usual, 1.0)[:, None], usual
 
     def _live(self, usual: Array) -> Mask:
         """Modules in which the members agree at least half as much as they typically do."""
@@ -241,12 +233,8 @@ class Distances:
             decisive=False,
         )
 
-    def _where(self, k: int, kernels: Array, group: Mask) -> str:
-        """The modules that speak against client k, in a few words."""
-        values = agreement.rows_support(kernels, group)
-        usual = np.median(values[:, group], axis=1)
-        live = self._live(usual)
-        relative = np.where(live, values[:, k] / np.where(live, usual, 1), 1.0)
+    def _where(self, relative: Array) -> str:
+        """The modules that speak against a client of this relative support (M,), in a few words."""
         bad = [self.tables.modules[m] for m in np.argsort(relative) if relative[m] < 0.5]
         total = len(self.tables.modules)
         shown = bad or [self.tables.modules[int(np.argmin(relative))]]
@@ -254,12 +242,10 @@ class Distances:
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
-        values = agreement.rows_support(self.agree, group)
-        usual = np.median(values[:, group], axis=1)
-        live = usual > 0
-        relative = values / np.where(live, usual, 1.0)[:, None]
+        relative, usual = self._per_module(self.agree, group)
         spread = np.array([_spread(row[group], self.settings.local_floor) for row in relative])
-        return np.where(live[:, None], ((1 - relative) / spread[:, None]).clip(0, MOST), 0.0)
+        scores = ((1 - relative) / spread[:, None]).clip(0, MOST)
+        return np.where((usual > 0)[:, None], scores, 0.0)
 
 
 SMALL_SAMPLE = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}

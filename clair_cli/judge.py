@@ -16,9 +16,8 @@ from clair_cli import agreement
 from clair_cli.agreement import Array
 from clair_cli.evidence import MOST, Distances, Evidence, Mask, Tables, robust_scale
 from clair_cli.report import Reason, Verdict, VerdictName
-from clair_cli.settings import Settings
+from clair_cli.settings import MIN_CLIENTS, Settings
 
-MIN_CLIENTS = 3
 GROWING = 5
 """Rounds in which the consensus may take clients in; measured cohorts settle in 2 or 3."""
 
@@ -154,24 +153,28 @@ class _Bench:
                 "without a majority of at least 3 nobody can tell which side is right"
             )
             return Reason("CLR303", text)
-        values = agreement.support(self.kernel, group)[group]
-        usual = float(np.median(values))
+        usual, spread = self._agreement_of(group)
         chance = agreement.chance_deviation(self.tables.d_out)
         if usual <= 3 * chance:
             text = (
                 "the clients share no output directions beyond chance; nothing to compare against"
             )
             return Reason("CLR302", text, usual, 3 * chance)
-        spread, most = robust_scale(values / usual), 1 / self.settings.limit
+        most = 1 / self.settings.limit
         if spread >= most:
             text = "the clients agree so unevenly that even a stranger would not stand out"
             return Reason("CLR302", text, spread, most)
         return None
 
+    def _agreement_of(self, group: Mask) -> tuple[float, float]:
+        """The members' usual agreement with each other, and the robust spread relative to it."""
+        values = agreement.support(self.kernel, group)[group]
+        usual = float(np.median(values))
+        return usual, robust_scale(values / usual) if usual > 0 else math.inf
+
     def findings(self, group: Mask) -> list[Reason]:
         """Remarks on the cohort as a whole."""
-        values = agreement.support(self.kernel, group)[group]
-        spread = robust_scale(values / np.median(values))
+        _, spread = self._agreement_of(group)
         wide = 1.5 * self.settings.agreement_floor  # honest spread alone widens the limit by half
         if spread <= wide:
             return []

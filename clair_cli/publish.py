@@ -89,10 +89,11 @@ def _key(path: Path) -> tuple[int, int]:
 def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
-    if read_manifest(out) is None:
+    manifest = read_manifest(out)
+    if manifest is None:
         text = f"has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
-    listed = {f["name"] for f in (read_manifest(out) or {})["files"]} | {MANIFEST}
+    listed = {f["name"] for f in manifest["files"]} | {MANIFEST}
     if foreign := sorted(set(_names(out)) - listed):
         text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
         raise UsageError(f"--out {shown}: {text}")

@@ -21,18 +21,18 @@ from clair_cli.cohort import Adapter, Broken, Cohort, align, natural_key
 from clair_cli.engines import ENGINES
 from clair_cli.errors import AdapterError, NonFinite, UsageError
 from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
-from clair_cli.settings import Settings
+from clair_cli.settings import MIN_CLIENTS, Settings
 
 if TYPE_CHECKING:
     import torch
 
+    from clair_cli.agreement import Array
     from clair_cli.decompose import Decomposition
     from clair_cli.judge import Judgement
     from clair_cli.stack import LowRankUpdate, ModuleStack
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-MIN_CLIENTS = 3
 OPENERS = 2
 """Adapters opened at a time."""
 SMALL = 1024
@@ -181,19 +181,19 @@ class Scan:
         return gated(report, self.settings.fail_on)
 
     def _with_modules(self, judgement: Judgement) -> list[Verdict]:
+        residuals = self.decomposition.relative_residuals() if self.decomposition else None
         found = []
         for k, (adapter, verdict) in enumerate(
             zip(self.cohort.clients, judgement.verdicts, strict=True)
         ):
-            modules = self._module_findings(k, judgement)
+            modules = [] if residuals is None else self._module_findings(k, residuals, judgement)
             reasons = (*verdict.reasons, *adapter.notes)
             found.append(replace(verdict, modules=tuple(modules), reasons=reasons))
         return found
 
-    def _module_findings(self, k: int, judgement: Judgement) -> list[ModuleFinding]:
-        if self.decomposition is None:
-            return []
-        residuals = self.decomposition.relative_residuals()
+    def _module_findings(
+        self, k: int, residuals: Array, judgement: Judgement
+    ) -> list[ModuleFinding]:
         return [
             ModuleFinding(
                 name,
@@ -231,8 +231,6 @@ def _open_all(
     path: Path, settings: Settings, on_progress: Progress
 ) -> tuple[list[Adapter], list[Broken]]:
     """Every client's adapter by its headers, and the clients whose adapter cannot be used."""
-    if settings.config is not None and not settings.config.is_file():
-        raise UsageError(f"--config {str(settings.config)!r}: no such file")
     sources = formats.discover(path)
     adapters: list[Adapter] = []
     broken: list[Broken] = []

@@ -10,6 +10,8 @@ from clair_cli.errors import UsageError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float64"]
+MIN_CLIENTS = 3
+"""Of two clients that disagree nobody can tell which is the odd one."""
 FailOn = Literal["suspicious", "contaminated", "broken", "never"]
 
 
@@ -90,6 +92,8 @@ class Settings:
     def __post_init__(self) -> None:
         _require(self.device in get_args(DeviceName), "device", "auto, cpu or cuda", self.device)
         _require(self.dtype in get_args(DtypeName), "dtype", "auto, float32 or float64", self.dtype)
+        if self.config is not None and not self.config.is_file():
+            raise UsageError(f"--config: {str(self.config)!r} is not a file")
         _require(self.threads >= 0, "threads", "0 or more", self.threads)
         _require(self.alpha is None or 0 < self.alpha < 1e6, "alpha", "positive", self.alpha)
         _require(0 < self.breadth <= 1, "breadth", "in (0, 1]", self.breadth)
