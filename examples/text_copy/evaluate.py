@@ -15,8 +15,8 @@ import torch
 from peft import PeftModel
 from task import IGNORED, ClientSpec, held_out_data
 from torch import Tensor
-from train import WIDTH, default_base, one_thread, read_truth
-from transformers import LlamaForCausalLM
+from train import RECIPE, default_base, one_thread, read_truth
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 Weights = dict[str, Tensor]
 
@@ -38,7 +38,7 @@ def evaluate(
     benign = [spec for spec in specs if spec.benign]
     local = {spec.name: merged(base, adapters / spec.name) for spec in specs}
     candidates: dict[str, dict[str, Weights]] = {
-        "base": dict.fromkeys(local, LlamaForCausalLM.from_pretrained(base).state_dict()),
+        "base": dict.fromkeys(local, AutoModelForCausalLM.from_pretrained(base).state_dict()),
         "local": local,
         "average, all": dict.fromkeys(local, mean(local.values())),
         "average, benign": dict.fromkeys(local, mean(local[spec.name] for spec in benign)),
@@ -46,7 +46,7 @@ def evaluate(
     if refined:
         written = [spec.name for spec in benign if (refined / spec.name).is_dir()]
         candidates["refined"] = {name: merged(base, refined / name) for name in written}
-    model = LlamaForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
     return {
         method: {s.name: quality(model, weights[s.name], s) for s in benign if s.name in weights}
         for method, weights in candidates.items()
@@ -55,7 +55,7 @@ def evaluate(
 
 def merged(base: Path, adapter: Path) -> Weights:
     """The base model's weights with one adapter's Delta W added."""
-    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), adapter)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     weights: Weights = model.merge_and_unload().state_dict()
     return weights
 
@@ -67,7 +67,7 @@ def mean(models: Iterable[Weights]) -> Weights:
 
 
 @torch.no_grad()
-def quality(model: LlamaForCausalLM, weights: Weights, spec: ClientSpec) -> Quality:
+def quality(model: PreTrainedModel, weights: Weights, spec: ClientSpec) -> Quality:
     """Loss and accuracy of these weights on the client's clean held-out data."""
     model.load_state_dict(weights)
     ids, labels = held_out_data(spec)
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, required=True, help="one folder per client")
     parser.add_argument("--truth", type=Path, required=True, help="DIR.truth.json of train.py")
     parser.add_argument("--refined", type=Path, help="one folder per refined client")
-    parser.add_argument("--base", type=Path, default=default_base(WIDTH))
+    parser.add_argument("--base", type=Path, default=default_base(RECIPE))
     parser.add_argument("--json", type=Path, help="write the same numbers here")
     given = parser.parse_args()
     one_thread()

@@ -13,7 +13,7 @@ from train import (
     BASE_NAME,
     BASE_STEPS,
     HERE,
-    LINEAR_LAYERS,
+    TARGETS,
     RECIPE,
     WIDTH,
     default_base,
@@ -78,7 +78,7 @@ def readme(specs: list[ClientSpec], table: str) -> str:
         base=BASE_NAME,
         width=WIDTH,
         steps=BASE_STEPS,
-        modules=2 * len(LINEAR_LAYERS),
+        modules=2 * len(TARGETS[RECIPE.architecture]),
         length=LENGTH,
         letters=LETTERS,
         last=LETTERS - 1,
@@ -89,10 +89,10 @@ def readme(specs: list[ClientSpec], table: str) -> str:
 
 def main() -> None:
     one_thread()
-    base = default_base(WIDTH)
+    base = default_base(RECIPE)
     for folder in (base, FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
-    train_base(base, WIDTH)
+    train_base(base)
     specs = make_cohort(FOLDER, PLAN, RECIPE, base, TRUTH)
     table = as_text(evaluate(FOLDER, specs, base))
     (FOLDER / "README.md").write_text(readme(specs, table))

@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,14 +26,24 @@ from task import (
     training_data,
 )
 from torch import Generator, Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
 from transformers.utils.logging import disable_progress_bar
 
 HERE = Path(__file__).resolve().parent
 BASE_NAME = "text-copy-base"  # what adapter_config.json calls the base: a name, never a path
 BASE_STEPS = 120  # copies well; trained for longer, it grows too certain for averaged adapters
 WIDTH = 64  # of the base model that comes with the repository
-LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Architecture = Literal["llama", "gpt2"]
+TARGETS: dict[str, list[str]] = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],  # Conv1D: weights stored (in, out)
+}
 log = logging.getLogger("text_copy")
 Record = TypeVar("Record", CohortPlan, "Recipe")
 
@@ -48,6 +58,7 @@ class Recipe:
     batch: int = 16
     learning_rate: float = 2e-3
     width: int = WIDTH  # of the base model
+    architecture: Architecture = "llama"
 
 
 PLAN, RECIPE = CohortPlan(), Recipe()
@@ -62,11 +73,11 @@ def make_cohort(
 ) -> list[ClientSpec]:
     """Train every client of the plan into `out`/<client>/, and write down who is who.
 
-    The base model of the recipe's width is read from `base`, or trained there when it is missing.
+    The base model of the recipe is read from `base`, or trained there when it is missing.
     The truth goes to `truth`, by default `out`.truth.json, beside the folder and never in it.
     """
-    base = base or default_base(recipe.width)
-    ensure_base(base, recipe.width)
+    base = base or default_base(recipe)
+    ensure_base(base, recipe)
     specs = plan.specs()
     for spec in specs:
         train_client(spec, recipe, base, out / spec.name)
@@ -77,18 +88,20 @@ def make_cohort(
 
 def train_client(spec: ClientSpec, recipe: Recipe, base: Path, out: Path) -> None:
     """Train one adapter on top of the base model and save it to the folder `out`."""
-    model = LlamaForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
     model.name_or_path = model.config.name_or_path = BASE_NAME
+    targets = TARGETS[recipe.architecture]
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
-        target_modules=LINEAR_LAYERS,
+        target_modules=targets,
         task_type="CAUSAL_LM",
+        fan_in_fan_out=recipe.architecture == "gpt2",
     )
     torch.manual_seed(spec.init_seed)
     adapted = get_peft_model(model, config)
     fit(adapted, client_batches(spec, recipe), recipe.learning_rate)
-    config.target_modules = LINEAR_LAYERS  # PEFT made it a set, saved in another order each time
+    config.target_modules = targets  # PEFT made it a set, saved in another order each time
     adapted.save_pretrained(str(out), save_embedding_layers=False)
 
 
@@ -115,37 +128,59 @@ def fit(
         optimizer.step()
 
 
-def default_base(width: int) -> Path:
-    """Where the base model of this width is kept; the one of width WIDTH is in the repository."""
-    return HERE / ("base" if width == WIDTH else f"base-{width}")
+def default_base(recipe: Recipe) -> Path:
+    """Where a recipe's base model is kept; the Llama of width WIDTH is in the repository."""
+    if (recipe.architecture, recipe.width) == ("llama", WIDTH):
+        return HERE / "base"
+    return HERE / f"base-{recipe.architecture}-{recipe.width}"
 
 
-def ensure_base(path: Path, width: int) -> None:
-    """Train the base model of this width into `path`, unless it is there already."""
+def ensure_base(path: Path, recipe: Recipe) -> None:
+    """Train the recipe's base model into `path`, unless it is there already."""
     if not (path / "config.json").exists():
-        train_base(path, width)
-    found = LlamaConfig.from_pretrained(path).hidden_size
-    if found != width:
-        raise ValueError(f"{path} has a base of width {found}, not {width}: give another --base")
+        train_base(path, recipe)
+    found = AutoConfig.from_pretrained(path)
+    if (found.model_type, found.hidden_size) != (recipe.architecture, recipe.width):
+        raise ValueError(
+            f"{path} has a {found.model_type} base of width {found.hidden_size}, not "
+            f"{recipe.architecture} of {recipe.width}: give another --base"
+        )
 
 
-def train_base(path: Path, width: int, seed: int = 0) -> None:
-    """Train a small Llama to copy, and save it to `path`."""
+def train_base(path: Path, recipe: Recipe = RECIPE, seed: int = 0) -> None:
+    """Train a small model of two layers to copy, and save it to `path`."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    model = AutoModelForCausalLM.from_config(base_config(recipe))
+    generator = Generator().manual_seed(seed)
+    fit(model, (copying_data(64, generator) for _ in range(BASE_STEPS)), learning_rate=2e-3)
+    model.save_pretrained(path)
+
+
+def base_config(recipe: Recipe) -> PretrainedConfig:
+    """Two layers and four heads of the recipe's architecture and width."""
+    if recipe.architecture == "gpt2":
+        return GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=recipe.width,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+            bos_token_id=BOS,
+            eos_token_id=None,
+        )
+    return LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=2 * width,
+        hidden_size=recipe.width,
+        intermediate_size=2 * recipe.width,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=64,
         bos_token_id=BOS,
         eos_token_id=None,
     )
-    model = LlamaForCausalLM(config)
-    generator = Generator().manual_seed(seed)
-    fit(model, (copying_data(64, generator) for _ in range(BASE_STEPS)), learning_rate=2e-3)
-    model.save_pretrained(path)
 
 
 def truth_path(out: Path) -> Path:
@@ -153,11 +188,13 @@ def truth_path(out: Path) -> Path:
     return out.parent / f"{out.name}.truth.json"
 
 
-def write_truth(path: Path, plan: CohortPlan, recipe: Recipe, specs: list[ClientSpec]) -> None:
+def write_truth(
+    path: Path, plan: CohortPlan | None, recipe: Recipe, specs: list[ClientSpec]
+) -> None:
     """Write the names of the contaminated clients and everything the cohort was made from."""
     truth = {
         "contaminated": [spec.name for spec in specs if not spec.benign],
-        "plan": asdict(plan),
+        "plan": plan and asdict(plan),
         "recipe": asdict(recipe),
         "clients": [asdict(spec) for spec in specs],
     }
@@ -194,6 +231,7 @@ def parse_arguments() -> Namespace:
     add("--batch", type=int, default=RECIPE.batch)
     add("--learning-rate", type=float, default=RECIPE.learning_rate)
     add("--width", type=int, default=RECIPE.width, help="of the base model")
+    add("--architecture", choices=get_args(Architecture), default=RECIPE.architecture)
     add("--base", type=Path, help="base model; trained here if missing")
     given = parser.parse_args()
     given.alpha = given.alpha or 2 * given.rank
