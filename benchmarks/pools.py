@@ -1,4 +1,4 @@
-"""Trained clients to draw cohorts from: clean ones and every kind of contamination, as PEFT saves them.
+"""Trained clients to draw cohorts from: honest ones and every kind of contamination, saved by PEFT.
 
 Clients of one pool share base, architecture, rank, samples, honest heterogeneity and, or not, the first
 A. They train independently of each other, so any subset of a pool is a cohort.
@@ -6,13 +6,11 @@ A. They train independently of each other, so any subset of a pool is a cohort.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -35,7 +33,9 @@ CONTAMINATED: dict[str, tuple[Kind, float, int]] = {
     "backdoor-10": ("backdoor", 0.1, 3),
 }
 """Name of a contamination -> how it is trained, the share of tokens or samples, clients of a pool."""
-CLEAN = 26
+CLEAN, EQUAL = 26, (1.0, 1.0, 0)
+HONEST = {"few": (0.3, 1.0, 4), "many": (3.0, 1.0, 4), "short": (1.0, 0.3, 4)}
+"""Clean clients unlike the others -> their share of the samples, of the steps, clients of a pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,10 @@ class Pool:
             kinds += [
                 (f"{label}-{n:02d}", kind, fraction) for n in range(1, min(count, self.most) + 1)
             ]
+        for label, (_, _, count) in HONEST.items():
+            kinds += [
+                (f"{label}-{n:02d}", "clean", 0.0) for n in range(1, min(count, self.most) + 1)
+            ]
         rng = Random(self.seed)
         swaps = draw_swaps(self.heterogeneity, self.swaps, len(kinds), rng)
         first = 1000 * self.seed
@@ -90,7 +94,7 @@ class Pool:
                 name=name,
                 kind=kind,
                 swaps=own,
-                samples=self.samples,
+                samples=round(self.samples * HONEST.get(label_of(name), EQUAL)[0]),
                 fraction=fraction,
                 seed=first + number,
                 init_seed=first + number * self.own_init,
@@ -99,6 +103,11 @@ class Pool:
                 zip(kinds, swaps, strict=True), start=1
             )
         ]
+
+
+def label_of(name: str) -> str:
+    """`corrupt-50` of the client `corrupt-50-03`."""
+    return name.rpartition("-")[0]
 
 
 def pools(shift: int = 0) -> list[Pool]:
@@ -151,6 +160,7 @@ def train_pool(pool: Pool, work: Path, jobs: int) -> Iterator[ClientSpec]:
 def _train(spec: ClientSpec, pool: Pool, base: Path, folder: Path) -> ClientSpec:
     """One client, whole or not at all."""
     staging = folder / f".{spec.name}.{os.getpid()}"
-    train.train_client(spec, pool.recipe, base, staging)
+    steps = round(pool.recipe.steps * HONEST.get(label_of(spec.name), EQUAL)[1])
+    train.train_client(spec, replace(pool.recipe, steps=steps), base, staging)
     staging.rename(folder / spec.name)
     return spec
