@@ -8,7 +8,7 @@ the floors are the widest honest spread that was measured, over the limit (docs/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clair_cli import agreement
 from clair_cli.agreement import Array
+from clair_cli.places import places
 from clair_cli.settings import Settings
 
 Mask = NDArray[np.bool_]
@@ -44,7 +45,8 @@ class Tables:
 class Evidence:
     """One distance of every client: its value, its score, its code and the words for it.
 
-    Evidence that is not `decisive` makes a client suspicious at most.
+    Evidence that is not `decisive` makes a client suspicious at most. `parts` are what joint
+    evidence is made of; it carries the code of the part that says most.
     """
 
     code: str
@@ -53,6 +55,11 @@ class Evidence:
     limit: tuple[float, float]
     words: Callable[[int], str]
     decisive: bool = True
+    parts: tuple[Evidence, ...] = ()
+
+    def code_of(self, k: int) -> str:
+        """The code under which this speaks of client k."""
+        return max(self.parts, key=lambda p: p.scores[k]).code if self.parts else self.code
 
 
 class Distances:
@@ -64,11 +71,27 @@ class Distances:
         self.cosine = agreement.cosines(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
         self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
+        self.whole = self._whole()
+        self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
         self.zero = ~(self.norms > 0).any(axis=0)
         self.kernel = self.agree.mean(axis=0)
         self.twins = self._twins()
         self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
         self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
+        self.likeness = self._usual(self.kernel) + self._usual(self.direction)
+
+    def _whole(self) -> Array:
+        """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
+        unit = np.median(self.norms, axis=1)
+        unit = np.where(unit > 0, unit, np.where(self.norms.max(axis=1) > 0, self.norms.max(1), 1))
+        return np.asarray((self.tables.inner / unit[:, None, None] ** 2).sum(axis=0))
+
+    def _usual(self, kernel: Array) -> Array:
+        """A kernel (K, K) in units of its mean over pairs of distinct clients."""
+        pairs = np.ix_(self.distinct, self.distinct)
+        own = kernel[pairs][~np.eye(int(self.distinct.sum()), dtype=bool)].clip(min=0)
+        unit = float(own.mean()) if own.size else 0.0
+        return kernel / unit if unit > 0 else kernel
 
     # --- copies
 
@@ -89,34 +112,20 @@ class Distances:
 
     def evidence(self, group: Mask) -> list[Evidence]:
         """Every distance of every client against `group`, each client left out of its own reference."""
-        s = self.settings
-        kernel, cosine = self.kernel, self.cosine.mean(axis=0)
+        remarks = [self._too_near(group), self._rank(group)]
+        return [*self.decisive(group), *(self._of_originals(e) for e in remarks if e is not None)]
+
+    def decisive(self, group: Mask, settled: bool = True) -> list[Evidence]:
+        """The distances that can contaminate; whom they make suspects is of use once `group` settled."""
+        near = [self._agreement(group), self._direction(group), self._norm(group)]
+        parts = [e for e in near if e is not None]
+        local = [self._local(self.agree, group), self._local(self.cosine, group)]
         found = [
-            self._relative(
-                "CLR201",
-                agreement.support(kernel, group),
-                group,
-                s.agreement_floor,
-                lambda x: f"off the shared subspace: {max(x, 0):.0%} of the usual agreement",
-            ),
-            self._relative(
-                "CLR203",
-                agreement.support(cosine, group),
-                group,
-                s.direction_floor,
-                lambda x: (
-                    "direction opposite to the consensus"
-                    if x < -self.settings.direction_floor
-                    else f"direction: {max(x, 0):.0%} of the usual cosine"
-                ),
-            ),
-            self._norm(group),
-            self._local("CLR204", self.agree, group),
-            self._local("CLR204", self.cosine, group),
-            self._too_near(kernel, group),
-            self._rank(group),
+            *parts,
+            self._together(parts, group, settled),
+            *(e for e in local if e is not None),
         ]
-        return [self._of_originals(e) for e in found if e is not None]
+        return [self._of_originals(e) for e in found]
 
     def _of_originals(self, evidence: Evidence) -> Evidence:
         """Copies are judged as what they copy: each would vouch for the other otherwise."""
@@ -126,10 +135,82 @@ class Distances:
             values=evidence.values[first],
             scores=evidence.scores[first],
             words=lambda k: evidence.words(int(first[k])),
+            parts=tuple(self._of_originals(p) for p in evidence.parts),
         )
 
+    def _together(self, parts: Sequence[Evidence], group: Mask, settled: bool) -> Evidence:
+        """What several distances say jointly: their scores add up as independent ones (Stouffer).
+
+        Suspects whose deviations point the same way deviate for one reason, which honest noise does
+        not; that adds to what is said of them.
+        """
+        total = np.sum([p.scores for p in parts], axis=0)
+        scores = total / math.sqrt(len(parts))
+        suspects = (scores >= self.settings.suspicious) & self.distinct & settled
+        accord = self._accord(suspects, group)
+        scores = np.maximum(scores, (total + accord) / math.sqrt(len(parts) + 1)).clip(0, MOST)
+
+        def words(k: int) -> str:
+            loud = [p for p in parts if p.scores[k] >= 0.5]
+            said = [p.words(k) for p in sorted(loud, key=lambda p: -p.scores[k])]
+            return "; ".join(
+                [*said, *(["deviates as other suspects do"] if accord[k] >= 1 else [])]
+            )
+
+        limit = (-math.inf, self.settings.limit)
+        return Evidence("CLR201", scores, scores, limit, words, parts=tuple(parts))
+
+    def _accord(self, suspects: Mask, group: Mask) -> Array:
+        """Score (K,) of the mean cosine of each suspect's deviation with the other suspects'.
+
+        Deviations are what is left of an update without its part along the members' mean. Two honest
+        ones may well agree, so a mean over few pairs has to lie further from the members' pairs.
+        """
+        found = np.zeros(len(suspects))
+        honest = group & ~suspects
+        if suspects.sum() < 2 or honest.sum() < 3:
+            return found
+        towards = self.whole[:, honest].mean(axis=1)
+        energy = float(towards[honest].mean())
+        if energy <= 0:
+            return found
+        cosine = agreement.cosines((self.whole - np.outer(towards, towards) / energy)[None])[0]
+        pairs = cosine[np.ix_(honest, honest)][np.triu_indices(int(honest.sum()), 1)]
+        spread = robust_scale(pairs) / math.sqrt(suspects.sum() - 1)
+        mean = agreement.support(cosine, suspects)
+        score = (mean - np.median(pairs)) / max(spread, self.settings.accord_floor)
+        return np.where(suspects, score.clip(0, self.settings.suspicious), 0.0)
+
+    def _agreement(self, group: Mask) -> Evidence | None:
+        return self._relative(
+            "CLR201",
+            agreement.support(self.kernel, group),
+            group,
+            self.settings.agreement_floor,
+            lambda k, x: f"off the shared subspace: {max(x, 0):.0%} of the usual agreement",
+        )
+
+    def _direction(self, group: Mask) -> Evidence | None:
+        floor = self.settings.direction_floor
+
+        def words(k: int, x: float) -> str:
+            if x >= -floor:
+                return f"direction: {max(x, 0):.0%} of the usual cosine"
+            signs, usual = self._per_module(self.cosine, group)
+            against = [m for m in np.argsort(signs[:, k]) if signs[m, k] < 0 and usual[m] > 0]
+            names = [self.tables.modules[m] for m in against]
+            return f"direction opposite to the consensus in {places(names, self.tables.modules)}"
+
+        values = agreement.support(self.direction, group)
+        return self._relative("CLR203", values, group, floor, words)
+
     def _relative(
-        self, code: str, values: Array, group: Mask, floor: float, words: Callable[[float], str]
+        self,
+        code: str,
+        values: Array,
+        group: Mask,
+        floor: float,
+        words: Callable[[int, float], str],
     ) -> Evidence | None:
         """One-sided: how far below the usual support a client falls, relative to the usual."""
         usual = float(np.median(values[group]))
@@ -142,7 +223,7 @@ class Distances:
             relative,
             ((1 - relative) / spread).clip(0, MOST),
             (1 - self.settings.limit * spread, math.inf),
-            lambda k: words(float(relative[k])),
+            lambda k: words(k, float(relative[k])),
         )
 
     def _norm(self, group: Mask) -> Evidence:
@@ -168,7 +249,7 @@ class Distances:
             words,
         )
 
-    def _local(self, code: str, kernels: Array, group: Mask) -> Evidence | None:
+    def _local(self, kernels: Array, group: Mask) -> Evidence | None:
         """One-sided: the mean over the worst quarter of a client's modules, against the others'."""
         relative, usual_support = self._per_module(kernels, group)
         live = self._live(usual_support)
@@ -180,7 +261,7 @@ class Distances:
         spread = _spread(worst[group], self.settings.local_floor)
 
         return Evidence(
-            code,
+            "CLR204",
             worst,
             ((usual - worst) / spread).clip(0, MOST),
             (usual - self.settings.limit * spread, math.inf),
@@ -201,8 +282,8 @@ class Distances:
         live: Mask = usual > max(0.5 * float(np.median(usual)), 0.0)
         return live
 
-    def _too_near(self, kernel: Array, group: Mask) -> Evidence | None:
-        values = agreement.support(kernel, group)
+    def _too_near(self, group: Mask) -> Evidence | None:
+        values = agreement.support(self.kernel, group)
         usual = float(np.median(values[group]))
         if usual <= 0:
             return None
@@ -235,17 +316,19 @@ class Distances:
 
     def _where(self, relative: Array) -> str:
         """The modules that speak against a client of this relative support (M,), in a few words."""
-        bad = [self.tables.modules[m] for m in np.argsort(relative) if relative[m] < 0.5]
-        total = len(self.tables.modules)
-        shown = bad or [self.tables.modules[int(np.argmin(relative))]]
-        return f"{len(shown)} of {total} modules, worst in {shown[0]}"
+        order = np.argsort(relative)
+        bad = [self.tables.modules[m] for m in order if relative[m] < 0.5]
+        return f"deviates in {places(bad or [self.tables.modules[order[0]]], self.tables.modules)}"
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
-        relative, usual = self._per_module(self.agree, group)
-        spread = np.array([_spread(row[group], self.settings.local_floor) for row in relative])
-        scores = ((1 - relative) / spread[:, None]).clip(0, MOST)
-        return np.where((usual > 0)[:, None], scores, 0.0)
+        found = np.zeros(self.norms.shape)
+        for kernels in (self.agree, self.cosine):
+            relative, usual = self._per_module(kernels, group)
+            spread = [_spread(row[group], self.settings.local_floor) for row in relative]
+            scores = ((1 - relative) / np.array(spread)[:, None]).clip(0, MOST)
+            found = np.maximum(found, np.where((usual > 0)[:, None], scores, 0.0))
+        return found
 
 
 SMALL_SAMPLE = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}

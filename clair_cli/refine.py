@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clair_cli import agreement
 from clair_cli.linalg import standing_out
 from clair_cli.stack import LowRankUpdate
 
@@ -50,19 +51,12 @@ class RefinedModule:
 def auto_strength(inner: NDArray[np.float64], members: NDArray[np.bool_]) -> float:
     """The strength in [0, 1] that the members' agreement justifies: the square of their common share.
 
-    `inner` (modules, K, K) are inner products. The common share is the energy of M, freed of the
-    noise of a mean of n, over that of a member: the mean inner product of two different members over
-    the mean squared norm. It is 0.35 to 0.6 where clients share an initial A and 0.15 to 0.25 where
-    they do not, and there averages harm, because equal functions have unlike updates. Adapters alone
-    cannot tell noise from honest difference, hence the square (docs/method.md, Refinement).
+    `inner` (modules, K, K) are inner products. The common share is 0.35 to 0.6 where clients share an
+    initial A and 0.15 to 0.25 where they do not, and there averages harm, because equal functions
+    have unlike updates. Adapters alone cannot tell noise from honest difference, hence the square
+    (docs/method.md, Refinement).
     """
-    among = inner.sum(axis=0)[np.ix_(members, members)]
-    count = len(among)
-    energy = float(np.trace(among)) / max(count, 1)
-    if count < 2 or energy <= 0:
-        return 0.0
-    shared = (float(among.sum()) - count * energy) / (count * (count - 1))
-    return min(max(shared / energy, 0.0), 1.0) ** 2
+    return agreement.common_share(inner[:, members][:, :, members]) ** 2
 
 
 def refine_module(

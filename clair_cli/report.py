@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from clair_cli.errors import UsageError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 VerdictName = Literal["benign", "suspicious", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 LADDER = (*VERDICTS, "never")
@@ -51,6 +51,10 @@ class Verdict:
     limit: float | None = None
     reasons: tuple[Reason, ...] = ()
     modules: tuple[ModuleFinding, ...] = ()
+    stability: float | None = None
+    """Share of the other clients without whom, one at a time, the verdict is the same."""
+    depends_on: tuple[str, ...] = ()
+    """Clients without whom it would be another one, five at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Report:
     exit_code: int
     findings: tuple[Reason, ...] = ()
     modules: tuple[ModuleSummary, ...] = ()
+    consensus: Mapping[str, Any] | None = None
+    """What the verdicts were measured against; None without a verdict."""
     clients: tuple[Verdict, ...] = ()
     refinement: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +129,7 @@ def to_dict(report: Report) -> dict[str, Any]:
                 }
                 for m in report.modules
             ],
+            "consensus": report.consensus,
         },
         "clients": [_client(c) for c in report.clients],
         "refinement": report.refinement,
@@ -146,6 +153,8 @@ def _client(c: Verdict) -> dict[str, Any]:
         "verdict": c.verdict,
         "score": c.score,
         "limit": c.limit,
+        "stability": c.stability,
+        "depends_on": list(c.depends_on),
         "reasons": [_reason(r) for r in c.reasons],
         "modules": [
             {"name": m.name, "residual": m.residual, "norm": m.norm, "score": m.score}
@@ -228,6 +237,7 @@ def _parse(data: Mapping[str, Any]) -> Report:
             )
             for m in data["population"]["modules"]
         ),
+        consensus=_parse_consensus(data["population"].get("consensus")),
         clients=tuple(map(_parse_client, data["clients"])),
         refinement=_parse_refinement(data["refinement"]),
         extra={k: v for k, v in data.items() if k not in known},
@@ -250,7 +260,19 @@ def _parse_client(data: Mapping[str, Any]) -> Verdict:
             ModuleFinding(str(m["name"]), *(_finite(m[k]) for k in ("residual", "norm", "score")))
             for m in data["modules"]
         ),
+        stability=_number(data.get("stability")),
+        depends_on=tuple(map(str, data.get("depends_on", ()))),
     )
+
+
+def _parse_consensus(data: Any) -> Mapping[str, Any] | None:
+    """Passed on as it is, once what a renderer shows is known to be there."""
+    if data is None:
+        return None
+    _one_of("initialisation", data["initialisation"], ("shared", "independent", "mixed"))
+    _number(data["margin"])
+    _finite(data["explained"])
+    return dict(data)
 
 
 def _parse_refinement(data: Any) -> Mapping[str, Any] | None:

@@ -176,6 +176,7 @@ class Scan:
             exit_code=0,
             findings=tuple(findings),
             modules=tuple(self._summaries()),
+            consensus=self._consensus(),
             clients=tuple(sorted(verdicts, key=lambda v: natural_key(v.client))),
         )
         return gated(report, self.settings.fail_on)
@@ -203,6 +204,29 @@ class Scan:
             )
             for m, name in enumerate(self.cohort.modules)
         ]
+
+    def _consensus(self) -> dict[str, Any] | None:
+        """What the verdicts were measured against."""
+        import numpy as np
+
+        from clair_cli.agreement import common_share, initialisation
+
+        judged, found = self.judgement, self.decomposition
+        if judged is None or found is None:
+            return None
+        members = judged.consensus
+        inner = np.stack([s.inner.numpy() for s in self.stacks])
+        init, overlap = initialisation(np.stack([s.rows.numpy() for s in self.stacks]), members)
+        return {
+            "clients": int(members.sum()),
+            "initialisation": init,
+            "row_overlap": overlap,
+            "agreement": judged.agreement,
+            "spread": judged.spread,
+            "common": common_share(inner[:, members][:, :, members]),
+            "explained": float(found.explained().mean()),
+            "margin": judged.margin,
+        }
 
     def _summaries(self) -> list[ModuleSummary]:
         if self.decomposition is None:

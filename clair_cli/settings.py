@@ -64,9 +64,9 @@ class Settings:
     """Score from which on a client is contaminated; three robust standard deviations at least."""
     suspicious: float = 2.0
     """Score from which on a client is suspicious."""
-    agreement_floor: float = 0.12
+    agreement_floor: float = 0.135
     """Honest clients came down to 0.68 of the usual agreement in cohorts of 8 and more."""
-    direction_floor: float = 0.15
+    direction_floor: float = 0.135
     """Honest clients came down to 0.66 of the usual cosine; half of the modules flipped is below 0."""
     norm_floor: float = 0.2
     """ln(1.82) / 3: twice the norm of the others (a doubled alpha) is beyond the limit."""
@@ -76,6 +76,8 @@ class Settings:
     """ln(3.3) / 3: ranks 4 to 16 mixed in one cohort are honest."""
     local_floor: float = 0.25
     """One module says little: over the worst quarter honest clients fell 0.55 short of the usual."""
+    accord_floor: float = 0.2
+    """Deviations of two honest clients have cosines up to 0.47, those of one backdoor 0.3 to 0.6."""
     duplicate: float = 0.1
     """Distance to the nearest client, relative to the usual one, below which it is a copy."""
 

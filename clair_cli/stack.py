@@ -42,7 +42,8 @@ class ModuleStack:
     Gram matrices themselves (n, n) where `sketched` is False. `blocks` (K, r, r) are the diagonal
     blocks of A A'. `energies` (K,) are the exact ||Delta_k||_F^2 in float64; `left_out` is the share
     of their sum that the coordinates miss. `inner` (K, K) holds <Delta_i, Delta_j>, `overlap` (K, K)
-    holds ||Delta_i' Delta_j||_F^2, both float64 on the CPU.
+    holds ||Delta_i' Delta_j||_F^2, both float64 on the CPU, and so is `rows` (K, K), the mean squared
+    cosine of the principal angles between the row spaces of A_i and A_j: 1 where they are one space.
     """
 
     module: str
@@ -53,6 +54,7 @@ class ModuleStack:
     energies: Tensor
     inner: Tensor
     overlap: Tensor
+    rows: Tensor
     left_out: float
     sketched: bool
 
@@ -112,6 +114,7 @@ class ModuleStack:
             energies=self.energies[who],
             inner=self.inner[who][:, who],
             overlap=self.overlap[who][:, who],
+            rows=self.rows[who][:, who],
         )
 
     def _sides(self) -> tuple[Tensor, Tensor]:
@@ -149,6 +152,7 @@ def stack_module(
         energies=energies,
         inner=inner,
         overlap=overlap,
+        rows=_row_overlap(right, blocks),
         left_out=max(0.0, 1 - kept / total) if sketched and total > 0 else 0.0,
         sketched=sketched,
     )
@@ -182,6 +186,25 @@ def _tables(left: Tensor, right: Tensor, count: int, width: int) -> tuple[Tensor
     return inner.cpu().double(), overlap.cpu().double(), blocks
 
 
+def _row_overlap(right: Tensor, blocks: Tensor) -> Tensor:
+    """`rows` of ModuleStack from A A' (n, n) and its diagonal blocks (K, r, r)."""
+    count, width, _ = blocks.shape
+    values, vectors = torch.linalg.eigh(torch.where(_finite(blocks), blocks, 0))
+    least = torch.finfo(values.dtype).eps * width * values[:, -1:].clamp_min(0)
+    real = values > least  # (K, r): the rank of each A
+    whiten = vectors * torch.where(real, values, 1).rsqrt()[:, None, :] * real[:, None, :]
+    shaped = torch.where(torch.isfinite(right), right, 0).reshape(count, width, count, width)
+    turned = torch.einsum("iab,iajc,jcd->ijbd", whiten, shaped, whiten)
+    ranks = real.sum(dim=1)
+    shared = torch.minimum(ranks[:, None], ranks).clamp_min(1)
+    return (turned.square().sum(dim=(2, 3)) / shared).cpu().double()
+
+
+def _finite(blocks: Tensor) -> Tensor:
+    """Which of a batch of matrices (K, r, r) are finite throughout, (K, 1, 1)."""
+    return torch.isfinite(blocks).all(dim=(1, 2))[:, None, None]
+
+
 def _energies(up: Tensor, down: Tensor, width: int) -> Tensor:
     """||Delta_k||_F^2 (K,) in float64 on the CPU from the r x r cores of each client."""
     b = up.reshape(-1, width, up.shape[1])
@@ -206,7 +229,6 @@ def _sketch(up: Tensor, down: Tensor, width: int, size: int, seed: int) -> tuple
 
 def _root(spd: Tensor) -> Tensor:
     """Symmetric roots of a batch of positive semidefinite matrices; non-finite ones become 0."""
-    finite = torch.isfinite(spd).all(dim=(1, 2))[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.where(finite, spd, 0))
+    values, vectors = torch.linalg.eigh(torch.where(_finite(spd), spd, 0))
     root: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)
     return root

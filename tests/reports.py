@@ -16,7 +16,16 @@ HOSTILE = "\x1b[31mred\x1b[0m [/bold] \u202eevil\r\n\x7f\x9b2J\udcff"
 def client(name: str, verdict: Any, score: float | None, *reasons: Reason) -> Verdict:
     """A verdict with a line per module where there is a score."""
     modules = [ModuleFinding(m, 0.1 * i, 1 / 3, score or 0.0) for i, m in enumerate(MODULES)]
-    return Verdict(name, verdict, score, score and 3.0, reasons, tuple(modules if score else ()))
+    return Verdict(
+        name,
+        verdict,
+        score,
+        score and 3.0,
+        reasons,
+        tuple(modules if score else ()),
+        stability=score and 0.25,
+        depends_on=("client-2", "client-10") if verdict == "contaminated" else (),
+    )
 
 
 CLIENTS = (
@@ -49,6 +58,16 @@ REFINEMENT = {
     ],
     "global": {"path": "global", "template": "client-1"},
 }
+CONSENSUS = {
+    "clients": 4,
+    "initialisation": "independent",
+    "row_overlap": 1 / 6,
+    "agreement": 0.31,
+    "spread": 0.2,
+    "common": 0.4,
+    "explained": 2 / 3,
+    "margin": 7.8,
+}
 ENVIRONMENT = {
     "python": "3.12.1",
     "system": "Linux x86_64",
@@ -77,6 +96,7 @@ COMPLETE = gated(
         exit_code=0,
         findings=(Reason("CLR305", "benign clients differ widely from each other", 0.2, 0.12),),
         modules=tuple(ModuleSummary(m, (64, 48), 3 - i, 2 / 3, 0.0) for i, m in enumerate(MODULES)),
+        consensus=CONSENSUS,
         clients=CLIENTS,
         refinement=REFINEMENT,
     ),
@@ -88,6 +108,7 @@ NO_VERDICT = gated(
         status="no_verdict",
         refinement=None,
         modules=(),
+        consensus=None,
         findings=(Reason("CLR301", "2 usable clients, at least 3 are needed"),),
         clients=(client("client-1", None, None), client("client-2", None, None), CLIENTS[-1]),
     ),
@@ -103,6 +124,7 @@ def hostile() -> Report:
             client=f"{HOSTILE}{c.client}",
             reasons=tuple(replace(r, message=HOSTILE + r.message) for r in c.reasons),
             modules=tuple(replace(m, name=HOSTILE + m.name) for m in c.modules),
+            depends_on=tuple(HOSTILE + name for name in c.depends_on),
         )
         for c in CLIENTS
     ]

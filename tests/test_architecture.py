@@ -25,7 +25,7 @@ LAYERS = [
         "publish evidence",
         "decompose",
         "stack",
-        "linalg agreement",
+        "linalg agreement places",
         "cohort",
         "report",
         "settings",

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 import clair_cli
 from clair_cli import Settings
 from clair_cli.pipeline import detect, refine
-from clair_cli.report import Report, to_dict
+from clair_cli.report import Report, from_dict, to_dict
 from tests.commands import CLIENTS, WEIGHTS, samples
 from tests.reports import COMPLETE, NO_VERDICT, hostile
 from tests.test_report import places, spoiled
@@ -130,11 +130,27 @@ def test_a_wrong_value_is_refused(path: tuple[Any, ...], value: Any) -> None:
         VALIDATOR.validate(spoiled(to_dict(COMPLETE), path, value))
 
 
+SINCE_1_1 = {"consensus", "stability", "depends_on"}
+"""Fields that a report of schema 1.0 does not have."""
+
+
 def test_a_missing_field_is_refused() -> None:
     data = to_dict(COMPLETE)
-    fields = [p for p in places(data) if isinstance(p[-1], str)]
+    fields = [p for p in places(data) if isinstance(p[-1], str) and p[-1] not in SINCE_1_1]
     assert len(fields) > 60
     assert [p for p in fields if valid(spoiled(data, p, ...))] == []
+
+
+def test_a_report_of_schema_1_0_is_accepted_and_read() -> None:
+    data = to_dict(COMPLETE)
+    data["schema_version"] = "1.0"
+    for part in [data["population"], *data["clients"]]:
+        for name in SINCE_1_1 & part.keys():
+            del part[name]
+    assert valid(data)
+    report = from_dict(data)
+    assert report.consensus is None
+    assert {c.stability for c in report.clients} == {None}
 
 
 def test_no_verdict_allows_no_other_exit_code_and_no_refinement() -> None:

@@ -57,6 +57,8 @@ def _headline(report: Report) -> Text:
     if ranks:
         span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
         parts.append(f"shared rank {span}")
+    if report.consensus:
+        parts.append(f"{report.consensus['initialisation']} initialisation")
     parts += [str(environment.get("device", "?")), f"{report.run.get('duration_s', 0):.1f} s"]
     return Text(safe_text(", ".join(parts)))
 
@@ -88,6 +90,8 @@ def _row(client: Verdict) -> tuple[str, ...]:
     score = "-" if client.score is None else f"{client.score:.1f}"
     limit = "-" if client.limit is None else f"{client.limit:.1f}"
     why = "; ".join(safe_text(r.message) for r in client.reasons)
+    if client.depends_on and client.stability is not None and client.stability < 0.5:
+        why += f"; hangs on {', '.join(map(safe_text, client.depends_on))}"
     return (client.verdict or "no verdict", safe_text(client.client), score, limit, why)
 
 
