@@ -1,157 +1,570 @@
-"""Verdicts on trained cohorts whose truth is known: false alarms, misses, exact sets.
+"""How well clair finds contaminated clients whose truth is known, beside what other projects would say.
 
-python benchmarks/detection.py --work DIR [--shift 0] [--only NAME] [--out FILE.md]
+python benchmarks/detection.py --work DIR [--quick | --full] [--shift N] [--jobs 2] [--only TEXT]
 
-Trains (once, into DIR) the cohorts of the grid below with examples/text_copy, each with a shared and
-with independent initialisations, and runs clair on every one. `--shift` moves every seed: the floors of
-the verdict were set on shift 0, so another shift is a check on cohorts they have not seen.
+A cell is one cohort: clients drawn from a pool of trained ones (pools.py, trained into DIR/pools where
+they are missing), some replaced by planted attacks (attacks.py) or honestly changed (controls.py), under
+names that say nothing. clair and the rules of field.py judge it; the truth stays with the cell's result
+in DIR/cells, which is used again until the code changes. Tables, one row per cell and pictures go to
+--out. Needs `pip install -e '.[bench]'`; `pip install --no-deps byzfl==0.0.11` makes some of the peers'
+rules run from their library, else the same formulas run from here.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import os
 import platform
+import shutil
+import signal
 import sys
+import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.util import find_spec
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "text_copy")]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import train  # noqa: E402
-from task import CohortPlan  # noqa: E402
+import measures  # noqa: E402
+from attacks import ATTACKS  # noqa: E402
+from controls import CONTROLS  # noqa: E402
+from field import RULES, adaptersentry, delta_view, factors_view  # noqa: E402
+from pools import (  # noqa: E402
+    CONTAMINATED,
+    Pool,
+    label_of,
+    pools,
+    quick_pools,
+    train,
+    train_pool,
+)
+from saved import Saved, read, write  # noqa: E402
 
-from clair_cli import Report, Settings, detect  # noqa: E402
+from clair_cli import Settings, detect  # noqa: E402
 
-
-def grid() -> dict[str, tuple[CohortPlan, train.Recipe]]:
-    """Name of each cohort, what its clients do, and how they train; both inits of each."""
-    small, large = train.Recipe(rank=4, alpha=8), train.Recipe(rank=8, alpha=16)
-    clean = {
-        "none, r 8": (CohortPlan(12, (), "none", 3, seed=3), large),
-        "none, r 4": (CohortPlan(10, (), "none", 0, seed=3), small),
-        "family 2, r 4": (CohortPlan(10, (), "family", 2, seed=3), small),
-        "family 3, r 4": (CohortPlan(12, (), "family", 3, seed=8), small),
-        "personal 2, r 4": (CohortPlan(12, (), "personal", 2, seed=4), small),
-        "personal 5, r 4": (CohortPlan(10, (), "personal", 5, seed=3), small),
-        "personal 6, r 4": (CohortPlan(12, (), "personal", 6, seed=10), small),
-    }
-    bad: dict[str, tuple[CohortPlan, train.Recipe]] = {
-        "random + cipher of 8, a": (CohortPlan(8, ("random", "cipher"), seed=1), large),
-        "random + cipher of 8, b": (CohortPlan(8, ("random", "cipher"), seed=11), large),
-        "random + cipher of 8, c": (CohortPlan(8, ("random", "cipher"), seed=14), small),
-        "cipher 6 of 20": (CohortPlan(20, ("cipher",) * 6, seed=5), large),
-        "common cipher 8 of 20": (CohortPlan(20, ("common_cipher",) * 8, seed=6), small),
-        "random 6 of 20": (CohortPlan(20, ("random",) * 6, seed=12), small),
-        "other task 6 of 20": (CohortPlan(20, ("other_task",) * 6, seed=16), small),
-        "half corrupted 6 of 20": (CohortPlan(20, ("corrupt",) * 6, fraction=0.5, seed=7), large),
-        "backdoor 6 of 20": (CohortPlan(20, ("backdoor",) * 6, fraction=0.3, seed=9), large),
-        "3 kinds, 8 of 20": (
-            CohortPlan(
-                20, ("reverse",) * 3 + ("common_cipher",) * 3 + ("other_task",) * 2, seed=13
-            ),
-            large,
-        ),
-        "common cipher 5 of 11": (CohortPlan(11, ("common_cipher",) * 5, seed=15), large),
-        "random 1 of 5": (CohortPlan(5, ("random",), seed=2), small),
-    }
-    both = {}
-    for name, (plan, recipe) in (clean | bad).items():
-        for init in (False, True):
-            label = f"{name}, {'own' if init else 'shared'} init"
-            both[label] = (replace(plan, different_init=init), recipe)
-    return both
+STRONG = ("random", "cipher", "common-cipher", "reverse", "other-task")
+MEDIUM = ("corrupt-50", "backdoor-30")
+WEAK = ("corrupt-20", "backdoor-10")
+REPEATS = 2
+VIEWS = {"factors": factors_view, "Delta W": delta_view}
+JUDGES = [
+    {"name": f"{rule.name}, {view}", "code": rule.library, "told": rule.needs_count}
+    for view in VIEWS
+    for rule in RULES
+]
+"""The peers, in the order of a cell's `field`."""
+Draw = tuple[str, int, dict[str, int]]
+"""A group, the clients of a cohort, and how many of them are of which label; the others are clean."""
+Row = dict[str, Any]
 
 
-def cohort(name: str, plan: CohortPlan, recipe: train.Recipe, work: Path) -> tuple[Path, set[str]]:
-    """The folder of a trained cohort and its contaminated clients; trained unless it is there."""
-    folder = work / "".join(c if c.isalnum() else "-" for c in f"{name}-{plan.seed}")
-    truth = train.truth_path(folder)
-    if not truth.exists():
-        train.make_cohort(folder, plan, recipe)
-    return folder, set(json.loads(truth.read_text())["contaminated"])
+# What is judged
 
 
-def row(name: str, report: Report, bad: set[str], seconds: float) -> dict[str, Any]:
-    """What the report says, beside the truth."""
-    said = {c.client: c.verdict for c in report.clients}
-    scores = {c.client: c.score or 0.0 for c in report.clients}
-    flagged = {c for c, v in said.items() if v == "contaminated"}
-    return {
-        "cohort": name,
-        "clients": len(said),
-        "contaminated": len(bad),
-        "found": len(flagged & bad),
-        "false alarms": len(flagged - bad),
-        "suspicious, honest": sum(said[c] == "suspicious" for c in said if c not in bad),
-        "exact": flagged == bad,
-        "largest honest score": round(max(scores[c] for c in said if c not in bad), 2),
-        "smallest contaminated score": round(min((scores[c] for c in bad), default=0.0), 2),
-        "status": report.status,
-        "seconds": round(seconds, 2),
-    }
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cohort. `drawn` are labels of the pool and how many; the first `attackers` plant `attack`."""
+
+    pool: Pool
+    group: str
+    drawn: tuple[tuple[str, int], ...]
+    attack: str = ""
+    attackers: int = 0
+    control: str = ""
+    number: int = 0
+
+    @property
+    def size(self) -> int:
+        """Clients of the cohort."""
+        return sum(count for _, count in self.drawn)
+
+    @property
+    def bad(self) -> int:
+        """Contaminated ones."""
+        return self.attackers + sum(n for label, n in self.drawn if label in CONTAMINATED)
+
+    @property
+    def what(self) -> str:
+        """As in `cipher 3 of 12`."""
+        odd = " + ".join(f"{label} {count}" for label, count in self.drawn if label != "clean")
+        if self.attack:
+            odd = f"{self.attack}, {self.attackers}"
+        return f"{self.control or odd or 'clean'} of {self.size}"
+
+    @property
+    def name(self) -> str:
+        """Unique; decides everything that is drawn."""
+        return f"{self.pool.name}: {self.group}: {self.what} #{self.number}"
 
 
-def as_markdown(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """One line per cohort, then the totals and how they were made."""
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(r[n]) for n in names) + " |" for r in rows]
-    total = Counter[str]()
-    for r in rows:
-        total.update({n: r[n] for n in ("clients", "contaminated", "found", "false alarms")})
-        total["suspicious, honest"] += r["suspicious, honest"]
-        total["exact"] += r["exact"]
-    honest = total["clients"] - total["contaminated"]
-    head = [
-        f"# Verdicts on {len(rows)} trained cohorts, seeds shifted by {facts['shift']}",
-        "",
-        (
-            f"{honest} honest clients: {total['false alarms']} called contaminated, "
-            f"{total['suspicious, honest']} suspicious. {total['contaminated']} contaminated "
-            f"clients: {total['found']} found. Exact sets: {total['exact']} of {len(rows)}."
-        ),
-        "",
-        f"`{facts['command']}` on {facts['machine']}, {facts['versions']}.",
-        "",
+def grid(full: bool, shift: int = 0) -> list[Cell]:
+    """Every cell of the mode."""
+    regimes = pools(shift) if full else quick_pools(shift)
+    cells = [c for pool in regimes for c in (*trained(pool, full), *controlled(pool))]
+    attacked = {p for own in (False, True) for p in [p for p in regimes if p.own_init == own][:3]}
+    for pool in regimes:
+        if pool in attacked:
+            cells += planted(pool, full)
+    return cells
+
+
+def trained(pool: Pool, full: bool) -> Iterator[Cell]:
+    """Cohorts of trained clients as they are."""
+    for group, size, odd in full_draws() if full else quick_draws():
+        drawn = (("clean", size - sum(odd.values())), *odd.items())
+        for number in range(REPEATS if full else 1):
+            yield Cell(pool, group, drawn, number=number)
+
+
+def full_draws() -> Iterator[Draw]:
+    """The trained cohorts of one pool."""
+    yield from (("clean", size, {}) for size in (5, 8, 12, 20))
+    yield from (("controls", 12, odd) for odd in ({"few": 2}, {"short": 2}))
+    yield "controls", 12, {"few": 3, "many": 3, "short": 3}
+    for label in STRONG:
+        yield "five", 5, {label: 1}
+        most = min(8, CONTAMINATED[label][2])
+        yield from (("strong", size, {label: n}) for size, n in ((8, 2), (12, 3), (20, most)))
+    yield "strong", 20, {"common-cipher": 5, "other-task": 4}
+    for label in MEDIUM:
+        yield from (("medium", size, {label: n}) for size, n in ((8, 2), (12, 3), (20, 6)))
+    yield from (("weak", 12, {label: 3}) for label in WEAK)
+    yield "mixed", 20, {"cipher": 3, "common-cipher": 3, "random": 3}
+    yield "mixed", 20, {"common-cipher": 3, "other-task": 3, "reverse": 3}
+    yield "mixed", 40, {"random": 6, "common-cipher": 6, "other-task": 6}
+    for size, odd in ((11, 5), (13, 6)):
+        yield from (("thin", size, {label: odd}) for label in ("common-cipher", "other-task"))
+        yield "thin", size, {"common-cipher": 3, "other-task": odd - 3}
+    yield "thin", 20, {"common-cipher": 5, "reverse": 4}
+    yield from (("few", size, odd) for size in (3, 4) for odd in ({}, {"cipher": 1}))
+    yield "majority", 12, {"common-cipher": 8}
+    yield "majority", 12, {"common-cipher": 4, "other-task": 3}
+
+
+def quick_draws() -> Iterator[Draw]:
+    """The trained cohorts of a small pool: twelve clean clients, two of everything else."""
+    yield from (("clean", size, {}) for size in (5, 8, 12))
+    yield from (("controls", 12, odd) for odd in ({"few": 2}, {"short": 2}))
+    yield "controls", 12, {"few": 2, "many": 2, "short": 2}
+    for label in STRONG:
+        yield "five", 5, {label: 1}
+        yield "strong", 8, {label: 2}
+    yield from (("medium", 8, {label: 2}) for label in MEDIUM)
+    yield from (("weak", 8, {label: 2}) for label in WEAK)
+    yield "mixed", 16, {"random": 2, "common-cipher": 2, "other-task": 2}
+    yield "thin", 11, {"common-cipher": 2, "other-task": 2, "reverse": 1}
+    yield from (("few", size, odd) for size in (3, 4) for odd in ({}, {"cipher": 1}))
+    yield "majority", 7, {"common-cipher": 2, "other-task": 2}
+
+
+def controlled(pool: Pool) -> Iterator[Cell]:
+    """Honest changes to cohorts of clean clients."""
+    for control in CONTROLS:
+        yield Cell(pool, "controls", (("clean", 12),), control=control.name)
+
+
+def planted(pool: Pool, full: bool) -> Iterator[Cell]:
+    """Attackers among clean clients."""
+    for attack in ATTACKS:
+        group = "copies" if attack.strength == "copy" else f"planted {attack.strength}"
+        sizes = [(16, 4)] if full else [(12, 3)]
+        if full and attack.strength == "strong":
+            sizes.append((20, 8))
+        repeats = REPEATS if full and attack.strength == "medium" else 1
+        for (size, attackers), number in product(sizes, range(repeats)):
+            yield Cell(pool, group, (("clean", size),), attack.name, attackers, number=number)
+
+
+# From a cell to a folder
+
+
+@dataclass(slots=True)
+class Client:
+    """One client and the truth about it; written from `source` unless there is an `adapter`.
+
+    `poisoned` are the modules an attacker changed, where it left others; `copied` says, among
+    attackers that send copies, whether the client is who was copied.
+    """
+
+    source: Path
+    kind: str
+    bad: bool
+    adapter: Saved | None = None
+    poisoned: list[str] | None = None
+    copied: bool | None = None
+
+
+def draw(cell: Cell, trained: Path) -> list[Client]:
+    """The clients of a cell, in an order that says nothing."""
+    rng = Random(cell.name)
+    names: dict[str, list[str]] = {}
+    for spec in cell.pool.specs():
+        names.setdefault(label_of(spec.name), []).append(spec.name)
+    clients = [
+        Client(trained / cell.pool.name / name, label, label in CONTAMINATED)
+        for label, count in cell.drawn
+        for name in rng.sample(names[label], count)
     ]
-    return "\n".join(head + lines) + "\n"
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    if cell.attack:
+        plant(cell, clients, generator)
+    for control in CONTROLS:
+        if control.name == cell.control:
+            changed = control.apply([read(c.source) for c in clients], generator)
+            for client, adapter in zip(clients, changed, strict=True):
+                client.adapter = adapter
+    return rng.sample(clients, len(clients))
+
+
+def plant(cell: Cell, clients: list[Client], generator: torch.Generator) -> None:
+    """Let the first clients attack the others."""
+    (attack,) = [a for a in ATTACKS if a.name == cell.attack]
+    attackers, honest = clients[: cell.attackers], clients[cell.attackers :]
+    own, benign = [read(c.source) for c in attackers], [read(c.source) for c in honest]
+    sent = attack.make(own, benign, generator)
+    for client, before, after in zip(attackers, own, sent, strict=True):
+        client.kind, client.bad, client.adapter = attack.name, True, after
+        old, new = before.dense(), after.dense()
+        changed = [m for m in old if differs(old[m], new[m], 1e-3)]
+        client.poisoned = changed if len(changed) < len(old) else None
+    if attack.strength == "copy":
+        whole = [flat(a) for a in sent]
+        for client, adapter in zip(honest, benign, strict=True):
+            client.copied = not all(differs(flat(adapter), copy, 0.05) for copy in whole)
+        for client in attackers:
+            client.copied = False
+
+
+def differs(one: torch.Tensor, other: torch.Tensor, by: float) -> bool:
+    """By more than `by` of its norm, or not a number."""
+    return not (other - one).norm() <= by * one.norm()
+
+
+def flat(adapter: Saved) -> torch.Tensor:
+    """All updates as one vector."""
+    return torch.cat([update.flatten() for update in adapter.dense().values()])
+
+
+def put(clients: list[Client], folder: Path) -> dict[str, Client]:
+    """Write the cohort into `folder`, one sub-folder per client; their names."""
+    named = {f"client-{n:02d}": client for n, client in enumerate(clients, start=1)}
+    for name, client in named.items():
+        if client.adapter is None:
+            shutil.copytree(client.source, folder / name)
+        else:
+            write(client.adapter, folder / name)
+    return named
+
+
+# What is said about it
+
+
+def judge(cell: Cell, trained: Path) -> dict[str, Any]:
+    """Draw the cohort of a cell and let everybody judge it; the truth beside the verdicts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "round"
+        truth = put(draw(cell, trained), folder)
+        said = clair_says(folder, truth)
+        peers = field_says([read(folder / name) for name in truth], cell.bad)
+    return {
+        "cell": cell.name,
+        "pool": cell.pool.name,
+        "init": "own" if cell.pool.own_init else "shared",
+        "kind": cell.pool.heterogeneity,
+        "samples": cell.pool.samples,
+        "group": cell.group,
+        "what": cell.what,
+        "attack": cell.attack,
+        **said,
+        "field": peers,
+    }
+
+
+def clair_says(folder: Path, truth: dict[str, Client]) -> dict[str, Any]:
+    """clair's verdict on every client, beside what it is."""
+    began = time.perf_counter()
+    report = detect(folder, Settings(threads=1))
+    seconds = time.perf_counter() - began
+    verdicts = {v.client: v for v in report.clients}
+    clients = []
+    for name, client in truth.items():
+        said = verdicts[name]
+        named = [m.name for m in said.modules if said.limit and m.score >= said.limit]
+        clients.append(
+            {
+                "client": name,
+                "source": client.source.name,
+                "kind": client.kind,
+                "bad": client.bad,
+                "poisoned": client.poisoned,
+                "copied": client.copied,
+                "verdict": said.verdict,
+                "score": said.score,
+                "codes": sorted({r.code for r in said.reasons}),
+                "modules": named if said.modules else None,
+            }
+        )
+    return {
+        "clients": clients,
+        "status": report.status,
+        "findings": sorted({r.code for r in report.findings}),
+        "seconds": seconds,
+    }
+
+
+def field_says(cohort: list[Saved], count: int) -> list[dict[str, Any] | None]:
+    """Scores and flags of every peer, by JUDGES; they are told how many are contaminated.
+
+    They see the modules that all clients have. A client that is not finite is flagged, as a server
+    would refuse it. None: the ranks differ, so the factors are no vectors of one length.
+    """
+    common = [m for m in cohort[0].factors if all(m in c.factors for c in cohort)]
+    alike = [
+        replace(c, factors={m: tuple(f.float() for f in c.factors[m]) for m in common})
+        for c in cohort
+    ]
+    said: list[dict[str, Any] | None] = []
+    for view in VIEWS.values():
+        began = time.perf_counter()
+        try:
+            x = view(alike)
+        except RuntimeError:
+            said += [None] * len(RULES)
+            continue
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(np.square(x).sum(axis=1))
+        x, left = x[usable], max(0, count - int((~usable).sum()))
+        reading = time.perf_counter() - began
+        for rule in RULES:
+            began = time.perf_counter()
+            scores, flagged = np.full(len(cohort), np.inf), np.ones(len(cohort), bool)
+            scores[usable], flagged[usable] = rule.judge(x, left)
+            seconds = reading + time.perf_counter() - began
+            said.append(
+                {"scores": scores.tolist(), "flagged": flagged.tolist(), "seconds": seconds}
+            )
+    return said
+
+
+def sentry(pool: Pool, trained: Path) -> dict[str, Any] | None:
+    """AdapterSentry on some thirty files of one pool: kind -> how often which action."""
+    names = [s.name for s in pool.specs() if int(s.name[-2:]) <= 2 or s.name < "clean-10"]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            shutil.copytree(trained / pool.name / name, Path(scratch) / name)
+        said = adaptersentry(Path(scratch))
+    if said is None:
+        return None
+    actions: dict[str, Counter[str]] = {"honest": Counter(), "contaminated": Counter()}
+    for name, action in said.items():
+        actions["contaminated" if label_of(name) in CONTAMINATED else "honest"][action] += 1
+    return {"pool": pool.name, **{who: dict(counts) for who, counts in actions.items()}}
+
+
+# Running
+
+
+def sources() -> str:
+    """Digest of the code that a cell's result depends on."""
+    digest = sha256()
+    for path in sorted((HERE.parent / "clair_cli").rglob("*.py")):
+        digest.update(path.read_bytes())
+    for name in ("pools", "attacks", "controls", "field", "saved"):
+        digest.update((HERE / f"{name}.py").read_bytes())
+    for piece in (Cell, Client, draw, plant, differs, flat, put, judge, clair_says, field_says):
+        digest.update(inspect.getsource(piece).encode())
+    return digest.hexdigest()
+
+
+def place(work: Path, *key: object) -> Path:
+    """Where the result for a key is kept."""
+    return work / "cells" / f"{sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
+
+
+def kept(path: Path, make: Callable[..., Any], *args: Any) -> Any:
+    """What is in the file, made and written there (whole or not at all) where it is missing."""
+    if path.exists():
+        return json.loads(path.read_text())
+    result = make(*args)
+    staging = path.with_suffix(f".{os.getpid()}")
+    staging.write_text(json.dumps(result))
+    staging.rename(path)
+    return result
+
+
+def run(cell: Cell, work: Path, code: str) -> Row:
+    """The row of a cell, judged unless that was done before by the same code."""
+    path = place(work, asdict(cell), code)
+    try:
+        return measures.row(kept(path, judge, cell, work / "pools"))
+    except Exception as error:
+        raise RuntimeError(f"cell {cell.name}: {error}") from error
+
+
+def rows_of(cells: list[Cell], work: Path, jobs: int, progress: Progress) -> list[Row]:
+    """The rows of all cells, in their order; more jobs than one are processes of their own."""
+    (work / "cells").mkdir(parents=True, exist_ok=True)
+    code = sources()
+    missing = [cell for cell in cells if not place(work, asdict(cell), code).exists()]
+    bar = progress.add_task("cells", total=len(cells), completed=len(cells) - len(missing))
+    if jobs > 1 and missing:
+        workers = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=quiet)
+        try:
+            for task in as_completed([workers.submit(run, c, work, code) for c in missing]):
+                task.result()
+                progress.advance(bar)
+        finally:
+            workers.shutdown(cancel_futures=True)
+    elif missing:
+        for cell in missing:
+            run(cell, work, code)
+            progress.advance(bar)
+    return [run(cell, work, code) for cell in cells]
+
+
+def quiet() -> None:
+    """One thread; Ctrl-C is for the parent, so that a cell that has begun is finished."""
+    train.one_thread()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def is_trained(pool: Pool, work: Path) -> bool:
+    """Every client of the pool is there."""
+    return all((work / "pools" / pool.name / s.name).is_dir() for s in pool.specs())
+
+
+def train_missing(needed: Iterable[Pool], work: Path, jobs: int, progress: Progress) -> None:
+    """Train the pools that are not complete."""
+    for pool in needed:
+        if not is_trained(pool, work):
+            bar = progress.add_task(f"training {pool.name}", total=len(pool.specs()))
+            for _ in train_pool(pool, work / "pools", jobs):
+                progress.advance(bar)
+
+
+# Results
+
+
+def document(rows: list[Row], facts: dict[str, str], said: dict[str, Any] | None) -> Row:
+    """Everything that the tables and the pictures are made of."""
+    settings = Settings()
+    return {
+        "facts": facts,
+        "suspicious": settings.suspicious,
+        "limit": settings.limit,
+        "judges": JUDGES,
+        "adaptersentry": said,
+        "rows": rows,
+    }
+
+
+def as_json(doc: Row) -> str:
+    """One line per cell."""
+    head = json.dumps({k: v for k, v in doc.items() if k != "rows"}, indent=1)
+    lines = ",\n".join(json.dumps(rounded(row), separators=(",", ":")) for row in doc["rows"])
+    return f'{head[:-2]},\n "rows": [\n{lines}\n]}}\n'
+
+
+def rounded(value: Any) -> Any:
+    """Floats to 3 digits."""
+    if isinstance(value, float):
+        short = float(f"{value:.3g}")
+        return int(short) if short.is_integer() else short
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def facts_of(given: argparse.Namespace) -> dict[str, str]:
+    """How the results were made."""
+    options = " --full" if given.full else " --quick"
+    options += f" --shift {given.shift}" * bool(given.shift)
+    options += f" --only {given.only!r}" * bool(given.only)
+    return {
+        "command": f"python benchmarks/detection.py --work DIR{options}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
+        f"numpy {np.__version__}",
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="trained cohorts are kept here")
-    parser.add_argument("--shift", type=int, default=0, help="added to every seed")
-    parser.add_argument("--only", default="", help="cohorts whose name holds this")
-    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--work", type=Path, required=True, help="pools and results are kept here")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="two small pools, minutes (the default)")
+    mode.add_argument("--full", action="store_true", help="the published results")
+    parser.add_argument("--shift", type=int, default=0, help="added to every seed of the pools")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--only", default="", help="cells whose name holds this")
+    parser.add_argument("--trained", action="store_true", help="leave out pools not trained yet")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results; none with --only")
     given = parser.parse_args()
+    for library in ("OMP", "OPENBLAS", "MKL"):  # for the workers; here it is too late
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     train.one_thread()
-    rows = []
-    for name, (plan, recipe) in grid().items():
-        if given.only in name:
-            shifted = replace(plan, seed=plan.seed + given.shift)
-            folder, bad = cohort(name, shifted, recipe, given.work)
-            began = time.perf_counter()
-            report = detect(folder, Settings(threads=1))
-            rows.append(row(name, report, bad, time.perf_counter() - began))
-            print(json.dumps(rows[-1]), flush=True)
-    shift = f" --shift {given.shift}" if given.shift else ""
-    facts = {
-        "shift": given.shift,
-        "command": f"python benchmarks/detection.py --work DIR{shift}",
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
-    }
-    table = as_markdown(rows, facts)
-    print(table)
-    if given.out:
-        given.out.write_text(table)
+    cells = [c for c in grid(given.full, given.shift) if given.only in c.name]
+    if given.trained:
+        ready = {p for p in {c.pool for c in cells} if is_trained(p, given.work)}
+        cells = [c for c in cells if c.pool in ready]
+    if not cells:
+        parser.error("no cell is left")
+    try:
+        results = measured(cells, given)
+    except KeyboardInterrupt:
+        print("interrupted; what was judged is kept, run again to go on", file=sys.stderr)
+        sys.exit(130)
+    publish(results, given)
+
+
+def measured(cells: list[Cell], given: argparse.Namespace) -> Row:
+    """Train what is missing, judge every cell, and AdapterSentry's word on the first pool."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        train_missing(dict.fromkeys(c.pool for c in cells), given.work, given.jobs, progress)
+        rows = rows_of(cells, given.work, given.jobs, progress)
+    said = None
+    if not given.only:
+        first, code = cells[0].pool, (HERE / "field.py").read_text()
+        said = kept(place(given.work, asdict(first), code), sentry, first, given.work / "pools")
+    return document(rows, facts_of(given), said)
+
+
+def publish(results: Row, given: argparse.Namespace) -> None:
+    """Print the tables; write them, the rows and the pictures."""
+    text = measures.as_markdown(results)
+    print(text)
+    if given.only and not given.out:
+        return
+    out = given.out or HERE / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    mode = "full" if given.full else "quick"
+    path = out / f"detection-{mode}{f'-{given.shift}' if given.shift else ''}.json"
+    path.write_text(as_json(results))
+    path.with_suffix(".md").write_text(text)
+    if find_spec("matplotlib") is None:
+        print("no pictures: matplotlib is not installed", file=sys.stderr)
+        return
+    import pictures
+
+    pictures.draw(results, path)
 
 
 if __name__ == "__main__":

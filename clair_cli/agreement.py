@@ -94,17 +94,16 @@ def coherent(kernel: Array, size: int) -> NDArray[np.bool_]:
     Grown from every client by adding whoever the group agrees with most; the group whose weakest
     member has most support wins, so that a tight minority cannot win by filling up with strangers.
     """
-    best, best_support = np.ones(len(kernel), bool), -np.inf
-    for seed in range(len(kernel)):
-        group = np.zeros(len(kernel), bool)
-        group[seed] = True
-        while group.sum() < size:
-            gain = np.where(group, -np.inf, kernel[:, group].mean(axis=1))
-            group[int(np.argmax(gain))] = True
-        weakest = support(kernel, group)[group].min()
-        if weakest > best_support:
-            best, best_support = group, weakest
-    return best
+    seeds = np.arange(len(kernel))
+    groups = np.eye(len(kernel), dtype=bool)  # one per seed
+    total = kernel.copy()  # [seed, k]: what k has in common with the group so far
+    for _ in range(size - 1):
+        chosen = np.where(groups, -np.inf, total).argmax(axis=1)
+        groups[seeds, chosen] = True
+        total += kernel[chosen]
+    own = kernel.diagonal()
+    weakest = np.where(groups, total - own, np.inf).min(axis=1)
+    return np.asarray(groups[int(weakest.argmax())])
 
 
 def support(kernel: Array, group: NDArray[np.bool_]) -> Array:

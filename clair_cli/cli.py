@@ -66,6 +66,10 @@ Config = Annotated[
     Path | None, typer.Option(help="adapter_config.json for files that come without one.")
 ]
 Alpha = Annotated[float | None, typer.Option(help="lora_alpha for files without a config.")]
+Modules = Annotated[
+    Literal["shared", "same"],
+    typer.Option(help="Compare on the modules all share, or call clients with other ones broken."),
+]
 Links = Annotated[bool, typer.Option("--follow-symlinks", help="Also links that leave the folder.")]
 MaxHeader = Annotated[int, typer.Option(min=8, help="Largest safetensors header in bytes.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")]
@@ -117,6 +121,7 @@ def detect(
     threads: Threads = 0,
     config: Config = None,
     alpha: Alpha = None,
+    modules: Modules = "shared",
     follow_symlinks: Links = False,
     max_header: MaxHeader = MAX_HEADER,
     quiet: Quiet = False,
@@ -126,7 +131,7 @@ def detect(
     """Say which clients are contaminated, where, how sure, and why."""
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
-        follow_symlinks=follow_symlinks, max_header_bytes=max_header,
+        modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
     )  # fmt: skip
     outputs = _outputs(output, folder)
     from clair_cli.pipeline import detect as run_detect
@@ -162,6 +167,7 @@ def refine(
     threads: Threads = 0,
     config: Config = None,
     alpha: Alpha = None,
+    modules: Modules = "shared",
     follow_symlinks: Links = False,
     max_header: MaxHeader = MAX_HEADER,
     quiet: Quiet = False,
@@ -171,8 +177,8 @@ def refine(
     """Detect, then write refined adapters of the benign clients and the report into --out."""
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
-        follow_symlinks=follow_symlinks, max_header_bytes=max_header, write_global=write_global,
-        overwrite=overwrite, subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
+        modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
+        write_global=write_global, overwrite=overwrite, subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
         rank=_word_or("keep", int, "--rank", rank),
     )  # fmt: skip

@@ -108,16 +108,19 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
 
 
-def align(adapters: Iterable[Adapter], min_shared: float = 0.5) -> tuple[Cohort, list[Broken]]:
+def align(
+    adapters: Iterable[Adapter], min_shared: float = 0.5, same: bool = False
+) -> tuple[Cohort, list[Broken]]:
     """Choose what is compared: clients of one base model, on the modules that all of them have.
 
     A client of another base model (CLR106), with another shape (CLR104), or sharing less than
-    `min_shared` of the modules most clients have (CLR107) is set aside as broken.
+    `min_shared` of the modules most clients have (CLR107) is set aside as broken; with `same` also one
+    that has any module less or more than they do.
     """
     clients = sorted(adapters, key=lambda a: natural_key(a.client))
     broken: list[Broken] = []
     findings: list[Reason] = []
-    for check in (_other_base, _other_shape, lambda c: _other_modules(c, min_shared)):
+    for check in (_other_base, _other_shape, lambda c: _other_modules(c, min_shared, same)):
         bad, remarks = check(clients)
         broken += bad
         findings += remarks
@@ -184,13 +187,21 @@ def _other_shape(clients: list[Adapter]) -> Checked:
     return broken, []
 
 
-def _other_modules(clients: list[Adapter], min_shared: float) -> Checked:
+def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Checked:
     count = Counter(m for a in clients for m in a.updates)
     usual = {m for m, c in count.items() if 2 * c > len(clients)}
     broken = []
     for adapter in clients:
         missing = sorted(usual - set(adapter.updates), key=natural_key)
-        if usual and len(missing) > (1 - min_shared) * len(usual):
+        extra = sorted(set(adapter.updates) - usual, key=natural_key)
+        if same and usual and (missing or extra):
+            odd = [*(f"{m!r} is missing" for m in missing), *(f"{m!r} is extra" for m in extra)]
+            text = (
+                f"adapts other modules than most clients ({odd[0]}, {len(odd)} in all); train it with "
+                "their target_modules, or compare with --modules shared"
+            )
+            broken.append(_set_aside(adapter, "CLR107", text))
+        elif usual and len(missing) > (1 - min_shared) * len(usual):
             text = (
                 f"adapts {len(usual) - len(missing)} of the {len(usual)} modules the other clients "
                 f"share (missing {missing[0]!r}); too little to compare"
@@ -206,7 +217,8 @@ def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
         odd = [a.client for a in clients if set(a.updates) != union]
         text = (
             f"clients adapt different modules: compared on the {len(shared)} of {len(union)} that all "
-            f"share; incomplete: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+            "share, and the others are not judged; "
+            f"incomplete: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
         )
         findings.append(Reason("CLR304", text))
     ranks = {s.rank for a in clients for m, s in a.updates.items() if m in shared}

@@ -232,8 +232,9 @@ class Distances:
         live = unit > 0
         total = np.sqrt(((self.norms[live] / unit[live, None]) ** 2).mean(axis=0))
         log = np.log(np.maximum(total / np.median(total[group]), np.finfo(float).tiny))
-        above = _spread(log[group], s.norm_floor)
-        below = _spread(log[group], s.small_norm_floor)
+        everyone = robust_scale(log[self.distinct])  # the consensus may happen to be of one size
+        above = max(_spread(log[group], s.norm_floor), everyone)
+        below = max(_spread(log[group], s.small_norm_floor), everyone)
         scores = np.where(log > 0, log / above, -log / below).clip(0, MOST)
         ratio = np.exp(log)
 

@@ -64,7 +64,9 @@ class Scan:
         if settings.device == "cuda":
             _check_cuda()
         adapters, self.broken = _open_all(path, settings, on_progress)
-        self.cohort, apart = align(adapters, settings.min_shared_modules)
+        self.cohort, apart = align(
+            adapters, settings.min_shared_modules, settings.modules == "same"
+        )
         self.broken += apart
         self.judgement: Judgement | None = None
         self.decomposition: Decomposition | None = None

@@ -12,6 +12,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float64"]
 MIN_CLIENTS = 3
 """Of two clients that disagree nobody can tell which is the odd one."""
+Modules = Literal["shared", "same"]
 FailOn = Literal["suspicious", "contaminated", "broken", "never"]
 
 
@@ -46,6 +47,9 @@ class Settings:
     """Above the largest vocabulary in use."""
     min_shared_modules: float = 0.5
     """A client adapting less than this share of the others' modules is not compared."""
+    modules: Modules = "shared"
+    """shared: compare on the modules that all clients adapt, and warn. same: a client whose modules are
+    not those of most clients is broken, as for a round in which everybody had one config."""
 
     # --- decomposition (docs/method.md)
     max_shared_rank: int = 8
@@ -98,6 +102,9 @@ class Settings:
             raise UsageError(f"--config: {str(self.config)!r} is not a file")
         _require(self.threads >= 0, "threads", "0 or more", self.threads)
         _require(self.alpha is None or 0 < self.alpha < 1e6, "alpha", "positive", self.alpha)
+        _require(self.modules in get_args(Modules), "modules", "shared or same", self.modules)
+        share = self.min_shared_modules
+        _require(0 < share <= 1, "min_shared_modules", "in (0, 1]", share)
         _require(0 < self.breadth <= 1, "breadth", "in (0, 1]", self.breadth)
         _require(0 < self.suspicious < self.limit, "suspicious", "in (0, limit)", self.suspicious)
         _require(
