@@ -178,7 +178,8 @@ def refine(
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
         modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
-        write_global=write_global, overwrite=overwrite, subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
+        write_global=write_global, overwrite=overwrite,
+        subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
         rank=_word_or("keep", int, "--rank", rank),
     )  # fmt: skip
