@@ -130,9 +130,9 @@ class _Bench:
             present = self.distinct.copy()
             present[j] = False
             group, problem = self.settle(present)
-            scores = self.decisive(group)
-            again = scores >= np.where(out, self.within, self.settings.limit)
-            same[j] = ((again == out) & (problem is None)) | (self.distances.originals == j)
+            least = np.where(out, self.within, self.settings.limit)
+            again = self.decisive(group) >= least if problem is None else ~out
+            same[j] = (again == out) | (self.distances.originals == j)
         return same
 
     def verdict(self, k: int, scores: Array, evidence: Sequence[Evidence], same: Mask) -> Verdict:
@@ -195,12 +195,10 @@ class _Bench:
     def _cluster(self, k: int, scores: Array) -> list[Reason]:
         """Other contaminated clients that k agrees with more than with the consensus."""
         near = self._allies(k, (scores >= self.settings.limit) & ~self.zero)
+        if not near:
+            return []
         names = ", ".join(self.tables.clients[j] for j in near[:5])
-        return (
-            [Reason("CLR208", f"agrees with {names} rather than with the majority")]
-            if names
-            else []
-        )
+        return [Reason("CLR208", f"agrees with {names} rather than with the majority")]
 
     def _allies(self, k: int, bad: Mask) -> list[int]:
         """Those of `bad` that k agrees with more than with anyone else."""
