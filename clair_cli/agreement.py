@@ -38,6 +38,18 @@ def agreement(inner: Array, overlap: Array, d_out: Array) -> Array:
     return np.asarray((raw - chance) / (1 - chance))
 
 
+def chance_cosines(overlap: Array, norms: Array, d_in: Array) -> Array:
+    """Standard deviation (K, K) of the cosine of whole adapters whose row spaces are strangers.
+
+    With D_j turned by a random rotation Q of its input, the mean of <D_i, D_j Q>^2 over Q is
+    ||D_i' D_j||^2 / d_in (Haar measure). `overlap` (modules, K, K) and `norms` (modules, K) are in the
+    unit of each module, `d_in` is (modules,).
+    """
+    length = np.sqrt((norms**2).sum(axis=0))
+    spread = np.sqrt((overlap / d_in[:, None, None]).sum(axis=0))
+    return _over(spread, length[:, None] * length)
+
+
 def common_share(inner: Array) -> float:
     """Share in [0, 1] of the clients' energy that their mean carries, freed of the noise of a mean.
 

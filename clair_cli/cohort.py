@@ -214,11 +214,12 @@ def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
     findings = []
     union = {m for a in clients for m in a.updates}
     if union - shared:
-        odd = [a.client for a in clients if set(a.updates) != union]
+        usual = Counter(frozenset(a.updates) for a in clients).most_common(1)[0][0]
+        odd = [a.client for a in clients if set(a.updates) != usual]
         text = (
             f"clients adapt different modules: compared on the {len(shared)} of {len(union)} that all "
             "share, and the others are not judged; "
-            f"incomplete: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+            f"unlike most: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
         )
         findings.append(Reason("CLR304", text))
     ranks = {s.rank for a in clients for m, s in a.updates.items() if m in shared}

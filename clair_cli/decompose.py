@@ -84,10 +84,11 @@ class Decomposition:
 
 
 def tables(stacks: Sequence[ModuleStack]) -> tuple[NDArray[np.float64], ...]:
-    """inner (modules, K, K), overlap (modules, K, K) and d_out (modules,) of all stacks, in numpy."""
+    """inner and overlap (modules, K, K), d_out and d_in (modules,) of all stacks, in numpy."""
     inner = np.stack([s.inner.numpy() for s in stacks])
     overlap = np.stack([s.overlap.numpy() for s in stacks])
-    return inner, overlap, np.array([s.shape[0] for s in stacks], dtype=float)
+    shapes = np.array([s.shape for s in stacks], dtype=float)
+    return inner, overlap, shapes[:, 0], shapes[:, 1]
 
 
 def decompose(
@@ -136,7 +137,7 @@ def _level(stacks: Sequence[ModuleStack]) -> list[ModuleStack]:
 
 def _starts(stacks: Sequence[ModuleStack]) -> dict[str, Mask]:
     """Groups to start from: the agreement split, the most coherent majority, everybody."""
-    inner, overlap, d_out = tables(stacks)
+    inner, overlap, d_out, _ = tables(stacks)
     kernel = agreement.agreement(inner, overlap, d_out).mean(axis=0)
     count = len(kernel)
     return {

@@ -22,14 +22,16 @@ from clair_cli.settings import Settings
 Mask = NDArray[np.bool_]
 MOST = 100.0
 """Scores are capped here: a report holds finite numbers, and beyond this more says nothing."""
+CLEAR = 3.0
+"""Standard deviations of chance that cosines must reach to be evidence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
     """What is known of K clients in M modules, natural order of both.
 
-    `inner`, `overlap` (M, K, K) as in clair_cli.agreement, `d_out` (M,), `members` (K,) the clients the
-    decomposition left without S, `digests` K content hashes.
+    `inner`, `overlap` (M, K, K) as in clair_cli.agreement, `d_out`, `d_in` (M,), `members` (K,) the
+    clients the decomposition left without S, `digests` K content hashes.
     """
 
     clients: tuple[str, ...]
@@ -37,6 +39,7 @@ class Tables:
     inner: Array
     overlap: Array
     d_out: Array
+    d_in: Array
     members: Mask
     digests: tuple[str, ...]
 
@@ -71,20 +74,34 @@ class Distances:
         self.cosine = agreement.cosines(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
         self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
-        self.whole = self._whole()
+        unit = self._units()
+        self.whole = np.asarray((tables.inner / unit**2).sum(axis=0))
+        """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
         self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
+        self.chance = agreement.chance_cosines(
+            tables.overlap / unit**4, self.norms / unit[:, 0], tables.d_in
+        )
         self.zero = ~(self.norms > 0).any(axis=0)
         self.kernel = self.agree.mean(axis=0)
         self.twins = self._twins()
         self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
         self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
-        self.likeness = self._usual(self.kernel) + self._usual(self.direction)
+        self.likeness = self._likeness()
 
-    def _whole(self) -> Array:
-        """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
-        unit = np.median(self.norms, axis=1)
-        unit = np.where(unit > 0, unit, np.where(self.norms.max(axis=1) > 0, self.norms.max(1), 1))
-        return np.asarray((self.tables.inner / unit[:, None, None] ** 2).sum(axis=0))
+    def _units(self) -> Array:
+        """The usual norm of each module, (M, 1, 1); that of the largest where most clients have none."""
+        usual, largest = np.median(self.norms, axis=1), self.norms.max(axis=1)
+        return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))[:, None, None]
+
+    def _likeness(self) -> Array:
+        """Agreement and, where cosines are more than chance, direction: (K, K), each in its own unit."""
+        far = np.ix_(self.distinct, self.distinct)
+        off = ~np.eye(int(self.distinct.sum()), dtype=bool)
+        chance = np.maximum(self.chance[far][off], np.finfo(float).tiny)
+        beyond = (self.direction[far][off] / chance) ** 2
+        alike = self._usual(self.kernel)
+        told = beyond.size and beyond.mean() > CLEAR**2
+        return alike + self._usual(self.direction) if told else alike
 
     def _usual(self, kernel: Array) -> Array:
         """A kernel (K, K) in units of its mean over pairs of distinct clients."""
@@ -119,7 +136,9 @@ class Distances:
         """The distances that can contaminate; whom they make suspects is of use once `group` settled."""
         near = [self._agreement(group), self._direction(group), self._norm(group)]
         parts = [e for e in near if e is not None]
-        local = [self._local(self.agree, group), self._local(self.cosine, group)]
+        local = [self._local(self.agree, group)]
+        if near[1] is not None:
+            local.append(self._local(self.cosine, group))
         found = [
             *parts,
             self._together(parts, group, settled),
@@ -191,7 +210,11 @@ class Distances:
         )
 
     def _direction(self, group: Mask) -> Evidence | None:
+        """None where the members' cosines are no more than chance: other row spaces of A."""
         floor = self.settings.direction_floor
+        values = agreement.support(self.direction, group)
+        if np.median(values[group]) < CLEAR * np.median(self.chance[np.ix_(group, group)]):
+            return None
 
         def words(k: int, x: float) -> str:
             if x >= -floor:
@@ -201,7 +224,6 @@ class Distances:
             names = [self.tables.modules[m] for m in against]
             return f"direction opposite to the consensus in {places(names, self.tables.modules)}"
 
-        values = agreement.support(self.direction, group)
         return self._relative("CLR203", values, group, floor, words)
 
     def _relative(
@@ -227,14 +249,20 @@ class Distances:
         )
 
     def _norm(self, group: Mask) -> Evidence:
+        """Two-sided, against the members or against everybody, whichever is nearer.
+
+        The consensus, chosen blind to size, may be of one size; a large minority moves the median.
+        """
         s = self.settings
-        unit = np.median(self.norms[:, group], axis=1)
+        unit = np.median(self.norms[:, self.distinct], axis=1)
         live = unit > 0
         total = np.sqrt(((self.norms[live] / unit[live, None]) ** 2).mean(axis=0))
-        log = np.log(np.maximum(total / np.median(total[group]), np.finfo(float).tiny))
-        everyone = robust_scale(log[self.distinct])  # the consensus may happen to be of one size
-        above = max(_spread(log[group], s.norm_floor), everyone)
-        below = max(_spread(log[group], s.small_norm_floor), everyone)
+        size = np.log(np.maximum(total, np.finfo(float).tiny))
+        inside, among_all = (size - np.median(size[who]) for who in (group, self.distinct))
+        log = np.where(np.abs(inside) < np.abs(among_all), inside, among_all)
+        spread = robust_scale(size[self.distinct])
+        above = max(_spread(size[group], s.norm_floor), spread)
+        below = max(_spread(size[group], s.small_norm_floor), spread)
         scores = np.where(log > 0, log / above, -log / below).clip(0, MOST)
         ratio = np.exp(log)
 
@@ -266,7 +294,7 @@ class Distances:
             worst,
             ((usual - worst) / spread).clip(0, MOST),
             (usual - self.settings.limit * spread, math.inf),
-            lambda k: self._where(np.where(live, relative[:, k], 1.0)),
+            lambda k: self._where(relative[:, k], live),
         )
 
     def _per_module(self, kernels: Array, group: Mask) -> tuple[Array, Array]:
@@ -315,11 +343,13 @@ class Distances:
             decisive=False,
         )
 
-    def _where(self, relative: Array) -> str:
-        """The modules that speak against a client of this relative support (M,), in a few words."""
-        order = np.argsort(relative)
+    def _where(self, relative: Array, live: Mask) -> str:
+        """Which of the live modules speak against a client of this relative support (M,)."""
+        order = [m for m in np.argsort(relative) if live[m]]
         bad = [self.tables.modules[m] for m in order if relative[m] < 0.5]
-        return f"deviates in {places(bad or [self.tables.modules[order[0]]], self.tables.modules)}"
+        told = [self.tables.modules[m] for m in np.flatnonzero(live)]
+        noun = "modules" if live.all() else "comparable modules"
+        return f"deviates in {places(bad or [self.tables.modules[order[0]]], told, noun)}"
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""

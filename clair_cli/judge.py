@@ -175,11 +175,12 @@ class _Bench:
             for e in sorted(evidence, key=lambda e: -e.scores[k])
             if e.scores[k] >= (s.suspicious if e.decisive else s.limit) and not _said(e, k, s.limit)
         ]
+        told = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
         local = next((e for e in speaks if e.code == "CLR204"), None)
         return [
             Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
             for e in speaks
-            if e.code != "CLR204" or e is local
+            if (e.parts or e.code not in told) and (e.code != "CLR204" or e is local)
         ] + self._copies(k)
 
     def _copies(self, k: int) -> list[Reason]:

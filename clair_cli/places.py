@@ -6,16 +6,16 @@ import re
 from collections.abc import Collection, Sequence
 
 
-def places(bad: Sequence[str], modules: Collection[str]) -> str:
+def places(bad: Sequence[str], modules: Collection[str], noun: str = "modules") -> str:
     """`only layers 3-5`, `only q_proj`, `62 of 64 modules`: of names, worst first; never empty."""
     chosen = set(bad)
     if len(chosen) == len(modules):
-        return f"all {len(modules)} modules" if len(modules) > 1 else "the only module"
+        return f"all {len(modules)} {noun}" if len(modules) > 1 else "the only module"
     for part, word in ((layer, _layers), (kind, ", ".join)):
         where = {part(m) for m in chosen} - {""}
         if where and {m for m in modules if part(m) in where} == chosen:
             return f"only {word(sorted(where, key=_number))}"
-    return f"{len(chosen)} of {len(modules)} modules, worst in {bad[0]}"
+    return f"{len(chosen)} of {len(modules)} {noun}, worst in {bad[0]}"
 
 
 def layer(module: str) -> str:

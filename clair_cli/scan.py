@@ -139,7 +139,7 @@ class Scan:
             self.on_progress("decomposing", steps, 0)
 
         found = decompose(self.stacks, self.settings, on_step)
-        inner, overlap, d_out = tables(self.stacks)
+        inner, overlap, d_out, d_in = tables(self.stacks)
         self.judgement = judge(
             Tables(
                 clients=tuple(a.client for a in self.cohort.clients),
@@ -147,6 +147,7 @@ class Scan:
                 inner=inner,
                 overlap=overlap,
                 d_out=d_out,
+                d_in=d_in,
                 members=found.members,
                 digests=tuple(a.digest for a in self.cohort.clients),
             ),

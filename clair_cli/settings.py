@@ -72,8 +72,8 @@ class Settings:
     """Honest clients came down to 0.68 of the usual agreement in cohorts of 8 and more."""
     direction_floor: float = 0.135
     """Honest clients came down to 0.66 of the usual cosine; half of the modules flipped is below 0."""
-    norm_floor: float = 0.2
-    """ln(1.82) / 3: twice the norm of the others (a doubled alpha) is beyond the limit."""
+    norm_floor: float = 0.17
+    """ln(1.67) / 3: a doubled alpha is beyond the limit, though two fifths of the clients have it."""
     small_norm_floor: float = 0.7
     """ln(8) / 3: a short training leaves a fifth of the norm and is honest."""
     rank_floor: float = 0.4

@@ -24,6 +24,7 @@ SAMPLES = Path(__file__).parents[1] / "sample_adapters"
 BENIGN = [f"client-{k:02d}" for k in (1, 2, 4, 5, 7, 8)]
 Client = dict[str, LowRankUpdate]
 Clients = dict[str, Client]
+Digests = tuple[str, ...] | None
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +33,19 @@ def benign() -> Clients:
     return {a.client: {m: read_update(a, m) for m in sorted(a.updates)} for a in adapters}
 
 
-def judged(
-    clients: Clients, settings: Settings | None = None, digests: tuple[str, ...] | None = None
-) -> Judgement:
+def tabled(clients: Clients, settings: Settings | None = None, digests: Digests = None) -> Tables:
+    """What the pipeline would hand to the judge."""
     names = tuple(clients)
     modules = tuple(next(iter(clients.values())))
     stacks = [stack_module(m, [clients[c][m] for c in names]) for m in modules]
     found = decompose(stacks, settings)
-    inner, overlap, d_out = tables(stacks)
-    own = digests or names
-    return judge(
-        Tables(names, modules, inner, overlap, d_out, found.members, own), settings or Settings()
-    )
+    return Tables(names, modules, *tables(stacks), found.members, digests or names)
+
+
+def judged(
+    clients: Clients, settings: Settings | None = None, digests: Digests = None
+) -> Judgement:
+    return judge(tabled(clients, settings, digests), settings or Settings())
 
 
 def verdicts(clients: Clients, **kwargs: object) -> dict[str, str | None]:

@@ -222,6 +222,34 @@ def test_verbose_gives_every_client_a_line() -> None:
     assert sorted(named[1:]) == sorted(c.client for c in CLIENTS)
 
 
+@pytest.mark.parametrize(
+    ("stability", "said"),
+    [
+        (0.0, True),
+        (0.25, True),
+        (0.49, True),
+        (0.5, False),
+        (0.9, False),
+        (1.0, False),
+        (None, False),
+    ],
+)
+@pytest.mark.parametrize("verdict", ["suspicious", "contaminated"])
+def test_a_verdict_hangs_on_clients_only_where_most_could_overturn_it(
+    verdict: Any, stability: float | None, said: bool
+) -> None:
+    client = replace(
+        CLIENTS[3], verdict=verdict, stability=stability, depends_on=("client-2", "client-10")
+    )
+    report = replace(COMPLETE, clients=(CLIENTS[0], client))
+    for verbose in (False, True):
+        shown = text.render(report, verbose=verbose)
+        assert ("; hangs on client-2, client-10\n" in shown) == said
+        assert ("hangs on" in shown) == said
+    alone = replace(report, clients=(CLIENTS[0], replace(client, depends_on=())))
+    assert "hangs on" not in text.render(alone)
+
+
 # --- real runs
 
 

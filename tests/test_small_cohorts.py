@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from clair_cli.settings import Settings
 from clair_cli.stack import LowRankUpdate
 from tests.test_judge import Client, Clients, benign, judged, noise, scaled
 
@@ -62,3 +65,48 @@ def test_copies_of_an_attacker_do_not_vouch_for_each_other(benign: Clients, size
     gang = {f"x{i}": jittered(evil, i, size) for i in range(4)}
     found = judged(benign | gang)
     assert {v.client for v in found.verdicts if v.verdict == "contaminated"} == set(gang)
+
+
+# --- of four, one stands against three, and without any of those nobody could tell
+
+
+@pytest.mark.parametrize(
+    "attack", [lambda c: scaled(c, -1), lambda c: noise(c, 8), lambda c: scaled(c, 5)]
+)
+def test_the_odd_one_of_four_needs_half_as_much_again(
+    benign: Clients, attack: Callable[[Client], Client]
+) -> None:
+    honest = chosen(benign, 3)
+    found = judged(honest | {"s": attack(benign["client-05"])})
+    verdict = found.verdicts[-1]
+    assert verdict.verdict == "contaminated"
+    assert verdict.limit == 1.5 * Settings().limit
+    assert verdict.stability == 0
+    assert verdict.depends_on == tuple(honest)
+    assert {v.verdict for v in found.verdicts[:-1]} == {"benign"}
+    for name in honest:  # and so it is
+        left = {c: u for c, u in honest.items() if c != name}
+        assert not judged(left | {"s": attack(benign["client-05"])}).identified
+
+
+@pytest.mark.parametrize("factor", [2.2, 2.5])
+def test_what_convicts_one_of_seven_makes_one_of_four_suspicious(
+    benign: Clients, factor: float
+) -> None:
+    boosted = {"s": scaled(benign["client-05"], factor)}
+    four = judged(chosen(benign, 3) | boosted).verdicts[-1]
+    assert four.stability is not None
+    assert four.stability < 0.5
+    assert four.score is not None
+    assert 3.0 <= four.score < 4.5 == four.limit
+    assert four.verdict == "suspicious"
+    others = {c: u for c, u in benign.items() if c != "client-05"}
+    six = judged(others | boosted).verdicts[-1]
+    assert (six.verdict, six.stability, six.limit) == ("contaminated", 1.0, 3.0)
+
+
+def test_four_honest_clients_do_not_hang_on_each_other(benign: Clients) -> None:
+    found = judged(chosen(benign, 4))
+    assert {(v.verdict, v.stability, v.limit, v.depends_on) for v in found.verdicts} == {
+        ("benign", 1.0, 3.0, ())
+    }
