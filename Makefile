@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := demo-out
 
-.PHONY: help demo test check lint type bench samples clean
+.PHONY: help demo test check lint type bench quality samples clean
 
 help:
 	@echo "make demo     install, then detect and refine on sample_adapters/"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint     ruff"
 	@echo "make type     mypy"
 	@echo "make bench    speed against the floor of reading and two Gram matrices"
+	@echo "make quality  verdicts on trained and planted contamination, quick mode, into build/detection"
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along
@@ -50,6 +51,10 @@ check: test lint type
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py --clients 20 --layers 8
+
+quality: $(VENV)/.installed-dev
+	$(PIP) -e '.[bench]'
+	$(BIN)/python benchmarks/detection.py --quick --work build/detection --out build/detection
 
 samples: $(VENV)/.installed-dev
 	$(BIN)/python examples/text_copy/samples.py
