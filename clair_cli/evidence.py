@@ -22,6 +22,9 @@ from clair_cli.settings import Settings
 Mask = NDArray[np.bool_]
 MOST = 100.0
 """Scores are capped here: a report holds finite numbers, and beyond this more says nothing."""
+COPY = 0.05
+"""Distance, relative to the norm, below which two clients are copies whatever is usual: a majority of
+jittered copies decides what is usual. Honest clients trained alike for long stay beyond 0.15."""
 CLEAR = 3.0
 """Standard deviations of chance that cosines must reach to be evidence."""
 
@@ -121,7 +124,8 @@ class Distances:
         np.fill_diagonal(sine, np.inf)
         usual = float(np.median(sine.min(axis=1)))
         digest = np.array(self.tables.digests)
-        near = (sine < self.settings.duplicate * usual) & (c > 0)
+        least = max(self.settings.duplicate * usual, COPY)
+        near = (sine < least) & (c > 0)
         same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
         return [list(np.flatnonzero(row)) for row in near | same]
 
@@ -129,32 +133,34 @@ class Distances:
 
     def evidence(self, group: Mask) -> list[Evidence]:
         """Every distance of every client against `group`, each client left out of its own reference."""
-        remarks = [self._too_near(group), self._rank(group)]
-        return [*self.decisive(group), *(self._of_originals(e) for e in remarks if e is not None)]
+        remarks = [self._of_originals(self._too_near(group)), self._of_originals(self._rank(group))]
+        return [*self.decisive(group), *(e for e in remarks if e is not None)]
 
     def decisive(self, group: Mask, settled: bool = True) -> list[Evidence]:
         """The distances that can contaminate; whom they make suspects is of use once `group` settled."""
-        near = [self._agreement(group), self._direction(group), self._norm(group)]
+        direction = self._of_originals(self._direction(group))
+        near = [self._of_originals(self._agreement(group)), direction, self._norm(group)]
         parts = [e for e in near if e is not None]
         local = [self._local(self.agree, group)]
-        if near[1] is not None:
+        if direction is not None:
             local.append(self._local(self.cosine, group))
         found = [
             *parts,
             self._together(parts, group, settled),
-            *(e for e in local if e is not None),
+            *(self._of_originals(e) for e in local),
         ]
-        return [self._of_originals(e) for e in found]
+        return [e for e in found if e is not None]
 
-    def _of_originals(self, evidence: Evidence) -> Evidence:
-        """Copies are judged as what they copy: each would vouch for the other otherwise."""
+    def _of_originals(self, evidence: Evidence | None) -> Evidence | None:
+        """Copies are judged as what they copy, but for their size: each would vouch for the other."""
+        if evidence is None:
+            return None
         first = self.originals
         return replace(
             evidence,
             values=evidence.values[first],
             scores=evidence.scores[first],
             words=lambda k: evidence.words(int(first[k])),
-            parts=tuple(self._of_originals(p) for p in evidence.parts),
         )
 
     def _together(self, parts: Sequence[Evidence], group: Mask, settled: bool) -> Evidence:
@@ -166,7 +172,7 @@ class Distances:
         total = np.sum([p.scores for p in parts], axis=0)
         scores = total / math.sqrt(len(parts))
         suspects = (scores >= self.settings.suspicious) & self.distinct & settled
-        accord = self._accord(suspects, group)
+        accord = self._accord(suspects, group)[self.originals]
         scores = np.maximum(scores, (total + accord) / math.sqrt(len(parts) + 1)).clip(0, MOST)
 
         def words(k: int) -> str:
@@ -268,7 +274,8 @@ class Distances:
 
         def words(k: int) -> str:
             hint = "check alpha and scaling" if ratio[k] > 1 else "hardly trained?"
-            return f"update is {ratio[k]:.3g}x the usual norm; {hint}"
+            size = f"{ratio[k]:.0f}" if ratio[k] >= 100 else f"{ratio[k]:.2g}"
+            return f"update is {size}x the usual norm; {hint}"
 
         return Evidence(
             "CLR202",

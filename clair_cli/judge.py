@@ -132,7 +132,7 @@ class _Bench:
             group, problem = self.settle(present)
             least = np.where(out, self.within, self.settings.limit)
             again = self.decisive(group) >= least if problem is None else ~out
-            same[j] = (again == out) | (self.distances.originals == j)
+            same[j] = (again == out) | self.zero | (self.distances.originals == j)
         return same
 
     def verdict(self, k: int, scores: Array, evidence: Sequence[Evidence], same: Mask) -> Verdict:
@@ -195,7 +195,8 @@ class _Bench:
 
     def _cluster(self, k: int, scores: Array) -> list[Reason]:
         """Other contaminated clients that k agrees with more than with the consensus."""
-        near = self._allies(k, (scores >= self.settings.limit) & ~self.zero)
+        bad = (scores >= self.settings.limit) & ~self.zero
+        near = [j for j in self._allies(k, bad) if j not in self.distances.twins[k]]
         if not near:
             return []
         names = ", ".join(self.tables.clients[j] for j in near[:5])
@@ -216,7 +217,7 @@ class _Bench:
         if 2 * group.sum() <= count or group.sum() < MIN_CLIENTS:
             text = (
                 f"only {int(group.sum())} of {count} distinct clients agree with each other; "
-                "without a majority of at least 3 nobody can tell which side is right"
+                f"{max(count // 2 + 1, MIN_CLIENTS)} are needed to tell which side is right"
             )
             return Reason("CLR303", text)
         usual, spread = self.agreement_of(group)

@@ -130,8 +130,8 @@ def test_the_grid_covers_what_is_promised():
     assert {label for c in cells for label, _ in c.drawn} >= set(CONTAMINATED)
     assert {c.attack for c in cells} - {""} == {a.name for a in ATTACKS}
     assert {c.control for c in cells} - {""} == {c.name for c in CONTROLS}
-    assert len({c.pool for c in cells if c.attack and c.pool.own_init}) == 2
-    assert len({c.pool for c in cells if c.attack and not c.pool.own_init}) == 2
+    assert len({c.pool for c in cells if c.attack and c.pool.own_init}) == 3
+    assert len({c.pool for c in cells if c.attack and not c.pool.own_init}) == 3
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -110,3 +110,30 @@ def test_four_honest_clients_do_not_hang_on_each_other(benign: Clients) -> None:
     assert {(v.verdict, v.stability, v.limit, v.depends_on) for v in found.verdicts} == {
         ("benign", 1.0, 3.0, ())
     }
+
+
+@pytest.mark.parametrize("name", ["a-first", "z-last"])
+@pytest.mark.parametrize("factor", [1e-3, 10.0, 1e3])
+def test_a_copy_of_another_size_is_convicted_for_its_own_size_alone(
+    benign: Clients, name: str, factor: float
+) -> None:
+    """Whatever the names: the one that is copied is at most suspicious."""
+    copy = scaled(benign["client-04"], factor)
+    clients = dict(sorted((benign | {name: copy}).items()))
+    found = {v.client: v for v in judged(clients).verdicts}
+    assert {c for c, v in found.items() if v.verdict == "contaminated"} == {name}
+    assert found["client-04"].verdict == "suspicious"
+    assert [r.code for r in found["client-04"].reasons] == ["CLR205"]
+    assert "CLR202" in {r.code for r in found[name].reasons}
+
+
+@pytest.mark.parametrize("size", [0.001, 0.01])
+def test_a_majority_of_jittered_copies_counts_once(benign: Clients, size: float) -> None:
+    evil = noise(benign["client-01"], 5)
+    gang = {f"x{i}": jittered(evil, i, size) for i in range(5)}
+    found = judged(chosen(benign, 4) | gang)
+    said = {v.client: v.verdict for v in found.verdicts}
+    assert found.identified
+    assert {c for c, v in said.items() if v == "contaminated"} == set(gang)
+    assert all("CLR205" in {r.code for r in v.reasons} for v in found.verdicts[4:])
+    assert found.consensus.sum() == 4

@@ -91,7 +91,8 @@ def _row(client: Verdict) -> tuple[str, ...]:
     limit = "-" if client.limit is None else f"{client.limit:.1f}"
     why = "; ".join(safe_text(r.message) for r in client.reasons)
     if client.depends_on and client.stability is not None and client.stability < 0.5:
-        why += f"; hangs on {', '.join(map(safe_text, client.depends_on))}"
+        names = ", ".join(map(safe_text, client.depends_on))
+        why += f"; would not hold without any one of {names}"
     return (client.verdict or "no verdict", safe_text(client.client), score, limit, why)
 
 
