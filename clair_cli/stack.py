@@ -193,8 +193,9 @@ def _row_overlap(right: Tensor, blocks: Tensor) -> Tensor:
     least = torch.finfo(values.dtype).eps * width * values[:, -1:].clamp_min(0)
     real = values > least  # (K, r): the rank of each A
     whiten = vectors * torch.where(real, values, 1).rsqrt()[:, None, :] * real[:, None, :]
-    shaped = torch.where(torch.isfinite(right), right, 0).reshape(count, width, count, width)
-    turned = torch.einsum("iab,iajc,jcd->ijbd", whiten, shaped, whiten)
+    once = torch.where(torch.isfinite(right), right, 0).reshape(count, width, -1)
+    once = torch.bmm(whiten.transpose(1, 2), once).reshape(-1, count, width)
+    turned = torch.bmm(once.transpose(0, 1), whiten).reshape(count, count, width, width)
     ranks = real.sum(dim=1)
     shared = torch.minimum(ranks[:, None], ranks).clamp_min(1)
     return (turned.square().sum(dim=(2, 3)) / shared).cpu().double()
