@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clair_cli import agreement
 from clair_cli.agreement import Array
 from clair_cli.places import places
-from clair_cli.settings import Settings
+from clair_cli.settings import MIN_CLIENTS, Settings
 
 Mask = NDArray[np.bool_]
 MOST = 100.0
@@ -193,18 +193,30 @@ class Distances:
         """
         found = np.zeros(len(suspects))
         honest = group & ~suspects
-        if suspects.sum() < 2 or honest.sum() < 3:
+        cosine = self._deviations(honest)
+        if suspects.sum() < 2 or cosine is None:
             return found
-        towards = self.whole[:, honest].mean(axis=1)
-        energy = float(towards[honest].mean())
-        if energy <= 0:
-            return found
-        cosine = agreement.cosines((self.whole - np.outer(towards, towards) / energy)[None])[0]
-        pairs = cosine[np.ix_(honest, honest)][np.triu_indices(int(honest.sum()), 1)]
+        pairs = _pairs(cosine, honest)
         spread = robust_scale(pairs) / math.sqrt(suspects.sum() - 1)
         mean = agreement.support(cosine, suspects)
         score = (mean - np.median(pairs)) / max(spread, self.settings.accord_floor)
         return np.where(suspects, score.clip(0, self.settings.suspicious), 0.0)
+
+    def _deviations(self, members: Mask) -> Array | None:
+        """Cosines (K, K) of the updates without their part along the mean of `members`, 3 at least."""
+        if members.sum() < MIN_CLIENTS:
+            return None
+        towards = self.whole[:, members].mean(axis=1)
+        energy = float(towards[members].mean())
+        if energy <= 0:
+            return None
+        left = self.whole - np.outer(towards, towards) / energy
+        return np.asarray(agreement.cosines(left[None])[0])
+
+    def kinds(self, group: Mask) -> float:
+        """Spread of the cosines of the members' deviations: large where honest clients come in kinds."""
+        cosine = self._deviations(group)
+        return 0.0 if cosine is None else robust_scale(_pairs(cosine, group))
 
     def _agreement(self, group: Mask) -> Evidence | None:
         return self._relative(
@@ -378,6 +390,11 @@ def robust_scale(values: Array) -> float:
     count = len(values)
     factor = SMALL_SAMPLE.get(count, count / (count - 0.8))
     return 1.4826 * factor * float(np.median(np.abs(values - np.median(values))))
+
+
+def _pairs(kernel: Array, group: Mask) -> Array:
+    """The entries of a kernel for the pairs of members."""
+    return kernel[np.ix_(group, group)][np.triu_indices(int(group.sum()), 1)]
 
 
 def _spread(values: Array, floor: float) -> float:

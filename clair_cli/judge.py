@@ -22,6 +22,9 @@ GROWING = 5
 """Rounds in which the consensus may take clients in; measured cohorts settle in 2 or 3."""
 UNSTABLE = 1.5
 """Times the limit that a score must reach when most single clients could overturn the verdict."""
+KINDS = 0.2
+"""Spread of the cosines of deviations: 0.02 to 0.09 for equal tasks, 0.12 to 0.24 for families that
+share an initialisation; the pool in which a rare honest kind was convicted has 0.23."""
 CLOSE = 0.4
 """Share of the clients outside the consensus from which on the report says how close that is."""
 
@@ -251,6 +254,10 @@ class _Bench:
                 "or averaged away, and weak contamination may hide"
             )
             found.append(Reason("CLR305", text, float(spread), wide))
+        kinds = self.distances.kinds(group)
+        if kinds > KINDS:
+            text = "benign clients come in kinds: an honest kind that few have may be flagged"
+            found.append(Reason("CLR305", text, kinds, KINDS))
         return found
 
     def _clusters(self, bad: Mask) -> list[Reason]:

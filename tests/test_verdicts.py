@@ -182,3 +182,13 @@ def test_two_gangs_are_two_clusters(benign: Clients) -> None:
     assert bad(found) == {"x0", "x1", "y0", "y1"}
     clusters = [f.message.partition(": ")[2] for f in found.findings if f.code == "CLR208"]
     assert clusters == ["x0, x1", "y0, y1"]
+
+
+def test_a_cohort_of_two_honest_kinds_is_warned_of(benign: Clients) -> None:
+    """Half of the clients share a part that the others lack: nobody is convicted, and it is said."""
+    halves = {c: jittered(u, 31, 0.7) if i % 2 else u for i, (c, u) in enumerate(benign.items())}
+    for clients, said in ((halves, True), (benign, False)):
+        found = judged(clients)
+        assert "contaminated" not in {v.verdict for v in found.verdicts}
+        kinds = [f for f in found.findings if "come in kinds" in f.message]
+        assert [f.code for f in kinds] == ["CLR305"] * said
