@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "examples" / "text_copy")]
 
 import evaluate  # noqa: E402
-from attacks import View, regauged, truncated, views  # noqa: E402
+from attacks import View, orthonormal, regauged, truncated, views  # noqa: E402
 from pools import CONTAMINATED, Pool, pools, train, train_pool  # noqa: E402
 from saved import Saved, read, write  # noqa: E402
 from task import (  # noqa: E402
@@ -92,10 +92,7 @@ class Family:
 def common_direction(view: View, _: Tensor, generator: Generator, rank: int = 2) -> Tensor:
     """One random direction of the benign norm, the same for all attackers."""
     _, d_out, d_in = view.own.shape
-    up, down = (
-        torch.linalg.qr(torch.randn(d, rank, generator=generator, dtype=torch.float64))[0]
-        for d in (d_out, d_in)
-    )
+    up, down = (orthonormal(generator, d, rank) for d in (d_out, d_in))
     return view.same(view.norm * up @ down.T / rank**0.5)
 
 

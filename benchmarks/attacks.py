@@ -106,7 +106,7 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def _orthonormal(generator: Generator, *shape: int) -> Tensor:
+def orthonormal(generator: Generator, *shape: int) -> Tensor:
     """Random orthonormal columns, (..., d, r)."""
     return torch.linalg.qr(_normal(generator, *shape))[0]
 
@@ -135,7 +135,7 @@ def regauged(adapter: Saved, generator: Generator) -> Saved:
     factors = {}
     for module, (b, a) in adapter.factors.items():
         rank = b.shape[1]
-        left, right = _orthonormal(generator, 2, rank, rank)
+        left, right = orthonormal(generator, 2, rank, rank)
         stretch = 2 ** (2 * torch.rand(rank, generator=generator, dtype=torch.float64) - 1)
         gauge, inverse = left * stretch @ right.T, right / stretch @ left.T
         factors[module] = ((b.double() @ gauge).to(b), (inverse @ a.double()).to(a))
@@ -290,7 +290,7 @@ def collusion(rho: float, q: int = 2) -> Target:
 
     def rule(view: View, generator: Generator) -> Tensor:
         attackers, d_out, d_in = view.own.shape
-        u, v = _orthonormal(generator, d_out, q), _orthonormal(generator, d_in, q)
+        u, v = orthonormal(generator, d_out, q), orthonormal(generator, d_in, q)
         c = _normal(generator, attackers, q, q)
         return (1 - rho) * view.own + rho * view.norm * (u @ (c / _norms(c)) @ v.T)
 
@@ -316,7 +316,7 @@ def orthogonal(view: View, generator: Generator) -> Tensor:
 def _off(columns: Tensor, view: View, generator: Generator) -> Tensor:
     """Random orthonormal columns (m, d, r) off the leading directions of `columns` (d, any)."""
     basis = torch.linalg.svd(columns)[0][:, 2 * view.rank :]  # (d, d - 2 r)
-    return basis @ _orthonormal(generator, len(view.own), basis.shape[1], view.rank)
+    return basis @ orthonormal(generator, len(view.own), basis.shape[1], view.rank)
 
 
 def partly(share: Shares, rule: ModuleTarget) -> Target:

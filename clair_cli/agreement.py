@@ -68,10 +68,15 @@ def initialisation(rows: Array, members: NDArray[np.bool_]) -> tuple[str, float]
     `rows` (modules, K, K) as in ModuleStack. Training moves A little: one first A leaves a mean squared
     cosine of 0.8 to 0.99, and strangers overlap by r / d_in.
     """
-    pairs = rows.mean(axis=0)[np.ix_(members, members)][np.triu_indices(int(members.sum()), 1)]
-    same = float((pairs > 0.5).mean()) if len(pairs) else 0.0
+    both = pairs(rows.mean(axis=0), members)
+    same = float((both > 0.5).mean()) if len(both) else 0.0
     name = "shared" if same > 0.9 else "independent" if same < 0.1 else "mixed"
-    return name, float(np.median(pairs)) if len(pairs) else 0.0
+    return name, float(np.median(both)) if len(both) else 0.0
+
+
+def pairs(kernel: Array, members: NDArray[np.bool_]) -> Array:
+    """The entries of a symmetric kernel (K, K) for every two different members, each pair once."""
+    return kernel[np.ix_(members, members)][np.triu_indices(int(members.sum()), 1)]
 
 
 def chance_deviation(d_out: Array) -> float:

@@ -98,18 +98,15 @@ class Distances:
 
     def _likeness(self) -> Array:
         """Agreement and, where cosines are more than chance, direction: (K, K), each in its own unit."""
-        far = np.ix_(self.distinct, self.distinct)
-        off = ~np.eye(int(self.distinct.sum()), dtype=bool)
-        chance = np.maximum(self.chance[far][off], np.finfo(float).tiny)
-        beyond = (self.direction[far][off] / chance) ** 2
+        chance = np.maximum(agreement.pairs(self.chance, self.distinct), np.finfo(float).tiny)
+        beyond = (agreement.pairs(self.direction, self.distinct) / chance) ** 2
         alike = self._usual(self.kernel)
         told = beyond.size and beyond.mean() > CLEAR**2
         return alike + self._usual(self.direction) if told else alike
 
     def _usual(self, kernel: Array) -> Array:
         """A kernel (K, K) in units of its mean over pairs of distinct clients."""
-        pairs = np.ix_(self.distinct, self.distinct)
-        own = kernel[pairs][~np.eye(int(self.distinct.sum()), dtype=bool)].clip(min=0)
+        own = agreement.pairs(kernel, self.distinct).clip(min=0)
         unit = float(own.mean()) if own.size else 0.0
         return kernel / unit if unit > 0 else kernel
 
@@ -196,7 +193,7 @@ class Distances:
         cosine = self._deviations(honest)
         if suspects.sum() < 2 or cosine is None:
             return found
-        pairs = _pairs(cosine, honest)
+        pairs = agreement.pairs(cosine, honest)
         spread = robust_scale(pairs) / math.sqrt(suspects.sum() - 1)
         mean = agreement.support(cosine, suspects)
         score = (mean - np.median(pairs)) / max(spread, self.settings.accord_floor)
@@ -216,7 +213,7 @@ class Distances:
     def kinds(self, group: Mask) -> float:
         """Spread of the cosines of the members' deviations: large where honest clients come in kinds."""
         cosine = self._deviations(group)
-        return 0.0 if cosine is None else robust_scale(_pairs(cosine, group))
+        return 0.0 if cosine is None else robust_scale(agreement.pairs(cosine, group))
 
     def _agreement(self, group: Mask) -> Evidence | None:
         return self._relative(
@@ -390,11 +387,6 @@ def robust_scale(values: Array) -> float:
     count = len(values)
     factor = SMALL_SAMPLE.get(count, count / (count - 0.8))
     return 1.4826 * factor * float(np.median(np.abs(values - np.median(values))))
-
-
-def _pairs(kernel: Array, group: Mask) -> Array:
-    """The entries of a kernel for the pairs of members."""
-    return kernel[np.ix_(group, group)][np.triu_indices(int(group.sum()), 1)]
 
 
 def _spread(values: Array, floor: float) -> float:

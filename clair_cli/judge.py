@@ -57,14 +57,14 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     if problem is not None:
         none = tuple(Verdict(c, None) for c in tables.clients)
         return Judgement(none, (problem,), False, group, np.zeros(tables.inner.shape[:2]))
-    scores = bench.decisive(group)
-    same = bench.same_without(scores >= settings.limit)
     evidence = bench.distances.evidence(group)
+    scores = bench.worst(evidence)
+    same = bench.same_without(scores >= settings.limit)
     verdicts = tuple(bench.verdict(k, scores, evidence, same) for k in range(len(tables.clients)))
     usual, spread = bench.agreement_of(group)
     return Judgement(
         verdicts,
-        tuple(bench.findings(group, verdicts)),
+        tuple(bench.findings(group, verdicts, spread)),
         True,
         group,
         bench.distances.module_scores(group),
@@ -99,7 +99,8 @@ class _Bench:
             return present, Reason("CLR301", text)
         group = self.start(present)
         for step in range(GROWING + count):
-            after = (self.decisive(group, settled=False) < self.within) & present
+            evidence = self.distances.decisive(group, settled=False)
+            after = (self.worst(evidence) < self.within) & present
             if step >= GROWING:  # from here on it only shrinks: colluders could take turns for ever
                 after &= group
             settled, group = bool((after == group).all()), after
@@ -118,9 +119,9 @@ class _Bench:
         group[among[core]] = True
         return group
 
-    def decisive(self, group: Mask, settled: bool = True) -> Array:
-        """The largest score of the evidence that can contaminate, (K,), against `group`."""
-        scores = np.max([e.scores for e in self.distances.decisive(group, settled)], axis=0)
+    def worst(self, evidence: Sequence[Evidence]) -> Array:
+        """The largest score of the evidence that can contaminate, (K,)."""
+        scores = np.max([e.scores for e in evidence if e.decisive], axis=0)
         return np.where(self.zero, MOST, scores)
 
     def same_without(self, out: Mask) -> Mask:
@@ -133,8 +134,10 @@ class _Bench:
             present = self.distinct.copy()
             present[j] = False
             group, problem = self.settle(present)
-            least = np.where(out, self.within, self.settings.limit)
-            again = self.decisive(group) >= least if problem is None else ~out
+            again = ~out
+            if problem is None:
+                least = np.where(out, self.within, self.settings.limit)
+                again = self.worst(self.distances.decisive(group)) >= least
             same[j] = (again == out) | self.zero | (self.distances.originals == j)
         return same
 
@@ -242,11 +245,10 @@ class _Bench:
         usual = float(np.median(values))
         return usual, robust_scale(values / usual) if usual > 0 else math.inf
 
-    def findings(self, group: Mask, verdicts: Sequence[Verdict]) -> list[Reason]:
-        """Remarks on the cohort as a whole."""
+    def findings(self, group: Mask, verdicts: Sequence[Verdict], spread: float) -> list[Reason]:
+        """Remarks on the cohort as a whole; `spread` is that of the members' agreement."""
         bad = np.array([v.verdict == "contaminated" for v in verdicts]) & ~self.zero
         found = [*self._clusters(bad), *self._close(group)]
-        _, spread = self.agreement_of(group)
         wide = 1.5 * self.settings.agreement_floor  # honest spread alone widens the limit by half
         if spread > wide:
             text = (
