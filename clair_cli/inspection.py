@@ -7,10 +7,10 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clair_cli.cohort import Adapter, TensorSpec, natural_key
-from clair_cli.errors import NonFinite, Unsupported
-from clair_cli.formats import open_adapter
-from clair_cli.formats.files import read_range
+from clair_cli.cohort import Adapter, natural_key
+from clair_cli.errors import NonFinite
+from clair_cli.formats import open_adapter, plain
+from clair_cli.formats.safetensors_file import read_values
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
@@ -62,7 +62,10 @@ class Inspection:
         widths = [max(len(safe_text(r[i])) for r in [head, *rows]) for i in range(6)]
         lines += [_row(r, widths) for r in [head, *rows]]
         if self.passed_through:
-            lines.append(f"passed through untouched: {len(self.passed_through)} tensors")
+            names = ", ".join(self.passed_through[:5]) + (
+                ", ..." if self.passed_through[5:] else ""
+            )
+            lines.append(f"passed through untouched: {len(self.passed_through)} tensors: {names}")
         lines += [f"note: {r.code} {r.message}" for r in self.notes]
         return "\n".join(safe_text(line) for line in lines) + "\n"
 
@@ -89,10 +92,13 @@ def inspect(path: Path, settings: Settings) -> Inspection:
 
 
 def _module(adapter: Adapter, name: str) -> InspectedModule:
-    """||B A||_F^2 = sum (B'B o A A'), which needs the r x r cores only."""
+    """||B A||_F^2 = sum (B'B o A A'), which needs the r x r cores only; of a plain matrix, its own."""
     import numpy as np
 
     spec = adapter.updates[name]
+    if adapter.format != "peft":
+        size = plain.norm(adapter, name)
+        return InspectedModule(name, spec.d_out, spec.d_in, spec.rank, spec.scale, spec.dtype, size)
     up, down = _matrix(adapter, spec.up), _matrix(adapter, spec.down)
     with np.errstate(over="ignore", invalid="ignore"):
         norm = spec.scale * math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
@@ -102,18 +108,11 @@ def _module(adapter: Adapter, name: str) -> InspectedModule:
 
 
 def _matrix(adapter: Adapter, key: str):  # type: ignore[no-untyped-def]
-    """One factor in float64. numpy has no bfloat16: its bits are the upper half of a float32."""
+    """One factor in float64."""
     import numpy as np
 
-    spec: TensorSpec = adapter.tensors[key]
-    raw = read_range(adapter.files[spec.file], spec.begin, spec.end)
-    if spec.dtype == "BF16":
-        values = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    elif spec.dtype in ("F16", "F32", "F64"):
-        values = np.frombuffer(raw, np.dtype(f"<f{int(spec.dtype[1:]) // 8}"))
-    else:
-        raise Unsupported(f"{spec.file}: tensor {key!r} is {spec.dtype}; re-save it as float32")
-    matrix = values.reshape(spec.shape).astype(np.float64)
+    spec = adapter.tensors[key]
+    matrix = read_values(adapter.files[spec.file], key, spec)
     if not np.isfinite(matrix).all():
         count = int((~np.isfinite(matrix)).sum())
         raise NonFinite(f"{spec.file}: tensor {key!r} holds {count} values that are NaN or Inf")

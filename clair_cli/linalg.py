@@ -89,6 +89,64 @@ def range_basis(rows: Tensor, size: int, seed: int, power: int = 1) -> Tensor:
     return whiten(gram(basis)).T @ basis
 
 
+SMALL = 128
+"""Up to this size one SVD takes less than the tries that might spare it."""
+RANKS = (16, 32, 64, 128, 256, 512)
+"""Ranks up to which a larger matrix is tried, one after the other, before it is taken as it is."""
+NEARLY = 10.0
+"""A random basis may miss several times what the best one does; from here on it is worth improving."""
+
+
+def thin_factors(matrix: Tensor, roundoff: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """up (d_out, r) and down (r, d_in) with up @ down = `matrix` (float64), r its numerical rank.
+
+    The rank is the least whose best approximation is as near, in Frobenius norm, as rounding to a
+    dtype of relative error `roundoff` leaves a matrix of that rank; at least one column is returned.
+    A matrix of no such rank below min(d_out, d_in), or of one that no number in RANKS reaches, is
+    returned itself with an identity beside it, and so is one that is not finite.
+    """
+    d_out, d_in = matrix.shape
+    norm = float(matrix.norm())
+    least = norm * max(roundoff, torch.finfo(matrix.dtype).eps * max(d_out, d_in))
+    found = _top_factors(matrix, least, seed) if math.isfinite(norm) else None
+    if found is not None and found[0].shape[1] < min(d_out, d_in):
+        return found
+    whole = torch.eye(min(d_out, d_in), dtype=matrix.dtype, device=matrix.device)
+    return (matrix, whole) if d_in <= d_out else (whole, matrix)
+
+
+def _top_factors(matrix: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Factors that miss at most `least` of the matrix, in Frobenius norm; None where none is found.
+
+    Larger matrices through a randomised range finder (Halko, Martinsson & Tropp 2011, algorithm
+    4.2), whose error is measured.
+    """
+    if min(matrix.shape) <= SMALL:
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return _truncated(u, s, vt, least)
+    draw = torch.Generator().manual_seed(seed)
+    for size in (r for r in RANKS if r < min(matrix.shape)):
+        rows = torch.randn(matrix.shape[1], size, generator=draw, dtype=torch.float64).to(matrix)
+        for _ in range(2):
+            basis = torch.linalg.qr(matrix @ rows)[0]  # (d_out, size)
+            rows = (basis.T @ matrix).T  # (d_in, size)
+            missed = float((matrix - basis @ rows.T).norm())
+            if missed <= least:
+                u, s, vt = torch.linalg.svd(rows.T, full_matrices=False)
+                return _truncated(basis @ u, s, vt, math.sqrt(least**2 - missed**2))
+            if missed > NEARLY * least:
+                break
+    return None
+
+
+def _truncated(u: Tensor, s: Tensor, vt: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Balanced factors of as few singular triplets as miss at most `least`, but of one at least."""
+    tail = s.flip(0).square().cumsum(0).sqrt().flip(0)  # what leaving out s[r:] misses
+    rank = max(int((tail > least).sum()), 1)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vt[:rank]
+
+
 def energy_left_out(rows: Tensor, basis: Tensor) -> float:
     """Share in [0, 1] of the squared norm of `rows` (n, d) outside the orthonormal `basis` (p, d)."""
     total = float(rows.double().square().sum())

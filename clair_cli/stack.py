@@ -126,22 +126,32 @@ def stack_module(
 ) -> ModuleStack:
     """Stack one module of K >= 1 clients; all updates share d_out, d_in, dtype and device.
 
-    Beyond `max_columns` columns a randomised range finder keeps the coordinates that small, and
-    `left_out` says what they miss. Non-finite input shows as a non-finite `energies` entry of its
-    client and leaves the other clients' numbers alone.
+    Beyond `max_columns` columns the coordinates are those of a whole space where d_out or d_in is
+    at most that; else a randomised range finder keeps them that small, and `left_out` says what they
+    miss. Non-finite input shows as a non-finite `energies` entry of its client and leaves the other
+    clients' numbers alone.
     """
     up, down, width = _columns(updates)
     shape = (up.shape[1], down.shape[1])
-    count = len(updates)
-    sketched = up.shape[0] > max_columns
+    count, columns = len(updates), up.shape[0]
+    sketched, exact = columns > max_columns, min(shape) <= max_columns
+    dense = (
+        sketched and columns * width > shape[0] * shape[1]
+    )  # products take less room than tables
+    if dense:
+        inner, overlap, rows = _dense_tables(up, down, count)
     if sketched:
         energies = _energies(up, down, width)
-        up, down = _sketch(up, down, width, max_columns, seed)
-    left, right = gram(up), gram(down)
-    inner, overlap, blocks = _tables(left, right, count, width)
+        up, down = _whole(up, down) if exact else _sketch(up, down, width, max_columns, seed)
+        up, down, width = _narrowed(up, down, count, width)
+    if dense:
+        blocks = _blocks(down, count)
+    else:
+        left, right = gram(up), gram(down)
+        inner, overlap, blocks = _tables(left, right, count, width)
+        rows = _row_overlap(right, blocks)
     if not sketched:
         energies = inner.diagonal().clone()
-    kept, total = float(inner.diagonal().sum()), float(energies.sum())
     inner.diagonal().copy_(energies)
     return ModuleStack(
         module=module,
@@ -152,10 +162,15 @@ def stack_module(
         energies=energies,
         inner=inner,
         overlap=overlap,
-        rows=_row_overlap(right, blocks),
-        left_out=max(0.0, 1 - kept / total) if sketched and total > 0 else 0.0,
+        rows=rows,
+        left_out=0.0 if exact or not sketched else _left_out(energies, _energies(up, down, width)),
         sketched=sketched,
     )
+
+
+def _left_out(energies: Tensor, kept: Tensor) -> float:
+    total = float(energies.sum())
+    return max(0.0, 1 - float(kept.sum()) / total) if total > 0 else 0.0
 
 
 def _columns(updates: Sequence[LowRankUpdate]) -> tuple[Tensor, Tensor, int]:
@@ -189,16 +204,46 @@ def _tables(left: Tensor, right: Tensor, count: int, width: int) -> tuple[Tensor
 def _row_overlap(right: Tensor, blocks: Tensor) -> Tensor:
     """`rows` of ModuleStack from A A' (n, n) and its diagonal blocks (K, r, r)."""
     count, width, _ = blocks.shape
-    values, vectors = torch.linalg.eigh(torch.where(_finite(blocks), blocks, 0))
-    least = torch.finfo(values.dtype).eps * width * values[:, -1:].clamp_min(0)
-    real = values > least  # (K, r): the rank of each A
-    whiten = vectors * torch.where(real, values, 1).rsqrt()[:, None, :] * real[:, None, :]
+    whiten, ranks = _whitening(blocks)
     once = torch.where(torch.isfinite(right), right, 0).reshape(count, width, -1)
     once = torch.bmm(whiten.transpose(1, 2), once).reshape(-1, count, width)
     turned = torch.bmm(once.transpose(0, 1), whiten).reshape(count, count, width, width)
-    ranks = real.sum(dim=1)
     shared = torch.minimum(ranks[:, None], ranks).clamp_min(1)
     return (turned.square().sum(dim=(2, 3)) / shared).cpu().double()
+
+
+def _whitening(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """W (K, r, r) whose W_k' A_k has orthonormal or zero rows, and the rank of each A_k, (K,)."""
+    values, vectors = torch.linalg.eigh(torch.where(_finite(blocks), blocks, 0))
+    least = torch.finfo(values.dtype).eps * blocks.shape[1] * values[:, -1:].clamp_min(0)
+    real = values > least  # (K, r)
+    whiten = vectors * torch.where(real, values, 1).rsqrt()[:, None, :] * real[:, None, :]
+    return whiten, real.sum(dim=1)
+
+
+def _blocks(side: Tensor, count: int) -> Tensor:
+    """Gram matrices (K, r, r) of each client's rows (n, d)."""
+    own = side.reshape(count, -1, side.shape[1])
+    return torch.bmm(own, own.transpose(1, 2))
+
+
+def _dense_tables(up: Tensor, down: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """inner, overlap and rows as in ModuleStack from the products Delta_k (K, d_out, d_in)."""
+    a = down.reshape(count, -1, down.shape[1])
+    products = torch.bmm(up.reshape(count, -1, up.shape[1]).transpose(1, 2), a)
+    whiten, ranks = _whitening(_blocks(down, count))
+    bases = torch.bmm(whiten.transpose(1, 2), torch.where(_finite(a), a, 0))  # (K, r, d_in)
+    shared = torch.minimum(ranks[:, None], ranks).clamp_min(1)
+    tables = gram(products.flatten(1)), _squares(products), _squares(bases.transpose(1, 2)) / shared
+    inner, overlap, rows = (t.cpu().double() for t in tables)
+    return inner, overlap, rows
+
+
+def _squares(x: Tensor) -> Tensor:
+    """||X_i' X_j||_F^2 (K, K) for X (K, p, q), which is <X_i X_i', X_j X_j'>."""
+    if x.shape[1] <= 4 * x.shape[2]:
+        return gram(torch.bmm(x, x.transpose(1, 2)).flatten(1))
+    return torch.stack([(one.T @ x).square().sum(dim=(1, 2)) for one in x])
 
 
 def _finite(blocks: Tensor) -> Tensor:
@@ -214,16 +259,44 @@ def _energies(up: Tensor, down: Tensor, width: int) -> Tensor:
     return cores.sum(dim=(1, 2)).cpu().double()
 
 
+def _whole(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact coordinates (n, p), (n, q): those of the space itself, or where that is larger than the
+    n columns can be, in an orthonormal basis of the finite ones."""
+    sides = []
+    for side in (up, down):
+        usable = torch.isfinite(side).all(dim=1, keepdim=True)
+        wide = side.shape[1] > side.shape[0]
+        sides.append(side @ torch.linalg.qr(torch.where(usable, side, 0).T)[0] if wide else side)
+    return sides[0], sides[1]
+
+
+def _narrowed(up: Tensor, down: Tensor, count: int, width: int) -> tuple[Tensor, Tensor, int]:
+    """The same products from factors of no more columns than there are coordinates."""
+    b, a = up.reshape(count, width, -1), down.reshape(count, width, -1)
+    if width > a.shape[2]:
+        turn, a = torch.linalg.qr(a)  # (K, r, q), (K, q, q)
+        b = torch.bmm(turn.transpose(1, 2), b)
+    if a.shape[1] > b.shape[2]:
+        turn, b = torch.linalg.qr(b)
+        a = torch.bmm(turn.transpose(1, 2), a)
+    return b.flatten(0, 1), a.flatten(0, 1), a.shape[1]
+
+
 def _sketch(up: Tensor, down: Tensor, width: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Coordinates (n, <= size) of both sides in randomised bases of the stacked updates."""
     b = up.reshape(-1, width, up.shape[1])
     a = down.reshape(-1, width, down.shape[1])
     sides = []
     for own, other in ((b, a), (a, b)):
-        weight = torch.bmm(other, other.transpose(1, 2))  # (K, r, r): weighs columns by the product
-        weighed = torch.bmm(_root(weight), own).reshape(up.shape[0], -1)
-        usable = torch.isfinite(weighed).all(dim=1, keepdim=True)
-        basis = range_basis(torch.where(usable, weighed, 0), size, seed)
+        if 2 * width > own.shape[2]:  # the product itself, transposed where it is that of B
+            weighed = torch.bmm(other.transpose(1, 2), own)
+        else:
+            weight = torch.bmm(other, other.transpose(1, 2))  # (K, r, r): weighs by the product
+            weighed = torch.bmm(_root(weight), own)
+        length = torch.linalg.vector_norm(weighed, dim=(1, 2), keepdim=True)  # no client dominates
+        usable = torch.isfinite(length) & (length > 0)
+        rows = torch.where(usable, weighed / torch.where(usable, length, 1), 0).flatten(0, 1)
+        basis = range_basis(rows, size, seed)
         sides.append(own.reshape(up.shape[0], -1) @ basis.T)
     return sides[0], sides[1]
 

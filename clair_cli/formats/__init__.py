@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from clair_cli.cohort import Adapter
-from clair_cli.formats import peft, peft_write
+from clair_cli.formats import peft, peft_write, plain, plain_write
 from clair_cli.formats.discovery import Source, check_client_name, client_name, discover
 from clair_cli.formats.layout import Layout, locate
-from clair_cli.settings import DtypeName, Settings
+from clair_cli.formats.plain_layout import locate_plain
+from clair_cli.formats.replicates import find_replicates, with_replicates
+from clair_cli.settings import DtypeName, ReadAs, Settings
 
 if TYPE_CHECKING:
     from clair_cli.stack import LowRankUpdate
@@ -24,9 +26,11 @@ __all__ = [
     "Source",
     "check_finite",
     "discover",
+    "find_replicates",
     "open_adapter",
     "open_writer",
     "read_update",
+    "with_replicates",
     "write_adapter",
 ]
 
@@ -36,6 +40,9 @@ class AdapterWriter(Protocol):
 
     def put(self, module: str, update: LowRankUpdate) -> None:
         """One module's update."""
+
+    def keep(self, module: str) -> None:
+        """One module as it was: the same bytes unless its rank changes."""
 
     def close(self) -> None:
         """Everything is on disk. Raises OutputError where a module is missing."""
@@ -49,6 +56,9 @@ class AdapterFormat(Protocol):
 
     name: str
 
+    def locate(self, path: Path, root: Path | None, settings: Settings) -> Layout:
+        """Where the parts of the client at `path` lie; raises the kinds of AdapterError."""
+
     def open(self, layout: Layout, client: str, settings: Settings) -> Adapter:
         """The adapter from its headers; raises the kinds of AdapterError."""
 
@@ -58,7 +68,7 @@ class AdapterFormat(Protocol):
         """One module's update: up (d_out, r), down (r, d_in), scale."""
 
     def check_finite(self, adapter: Adapter, module: str) -> None:
-        """Raises NonFinite where a stored factor of `module` is NaN or Inf."""
+        """Raises NonFinite where a stored number of `module` is NaN or Inf."""
 
     def writer(
         self, adapter: Adapter, folder: Path, modules: Sequence[str], rank: int | None = None
@@ -70,13 +80,35 @@ class PeftFormat:
     """PEFT LoRA: adapter_model.safetensors with adapter_config.json."""
 
     name = "peft"
+    locate = staticmethod(locate)
     open = staticmethod(peft.open_peft)
     read = staticmethod(peft.read_update)
     check_finite = staticmethod(peft.check_finite)
     writer = peft_write.PeftWriter
 
 
-FORMATS: dict[str, AdapterFormat] = {"peft": PeftFormat()}
+class UpdateFormat:
+    """Plain updates: the 2-D float tensors of one .safetensors or .npz file."""
+
+    name = "update"
+    locate = staticmethod(locate_plain)
+    open = staticmethod(plain.open_update)
+    read = staticmethod(plain.read_update)
+    check_finite = staticmethod(plain.check_finite)
+    writer = plain_write.PlainWriter
+
+
+class WeightsFormat(UpdateFormat):
+    """Full weights in such a file; the updates are what differs from the base model's weights."""
+
+    name = "weights"
+    open = staticmethod(plain.open_weights)
+
+
+FORMATS: dict[str, AdapterFormat] = {
+    f.name: f for f in (PeftFormat(), UpdateFormat(), WeightsFormat())
+}
+CHOICES: dict[ReadAs, str] = {"lora": "peft", "update": "update", "weights": "weights"}
 DEFAULTS = Settings()
 
 
@@ -88,14 +120,16 @@ def open_adapter(
 ) -> Adapter:
     """One adapter, known from its headers and its config.
 
-    `path` is a client's folder, with the adapter in it or in a checkpoint of it, or a .safetensors
-    file. `client` is its id, by default the name of the folder or file; `root` is the folder that
-    was scanned, by default `path` itself: links may not leave it. Raises the kinds of AdapterError.
+    `path` is a client's folder, with the adapter in it or in a checkpoint of it, or its file;
+    `settings.read_as` says of which format. `client` is its id, by default the name of the folder or
+    file; `root` is the folder that was scanned, by default `path` itself: links may not leave it.
+    Raises the kinds of AdapterError, and UsageError where `settings.base` cannot be used.
     """
     path = Path(path)
     client = client_name(path) if client is None else client
     check_client_name(client)
-    return FORMATS["peft"].open(locate(path, root, settings), client, settings)
+    form = FORMATS[CHOICES[settings.read_as]]
+    return form.open(form.locate(path, root, settings), client, settings)
 
 
 def read_update(
@@ -110,7 +144,7 @@ def read_update(
 
 
 def check_finite(adapter: Adapter, module: str) -> None:
-    """Raises NonFinite, naming the first place, where a stored factor of `module` is NaN or Inf."""
+    """Raises NonFinite, naming the first place, where a stored number of `module` is NaN or Inf."""
     FORMATS[adapter.format].check_finite(adapter, module)
 
 

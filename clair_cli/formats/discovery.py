@@ -58,14 +58,14 @@ def discover(root: Path) -> list[Source]:
 
 
 def _stem(path: Path) -> str:
-    known = path.suffix in (".safetensors", *PICKLES)
+    known = path.suffix in (".safetensors", ".npz", *PICKLES)
     return path.stem if known and not os.path.isdir(path) else path.name
 
 
 def _is_twin(name: str, names: list[str]) -> bool:
-    """A pickle beside the same client's safetensors file: a note on that client."""
+    """A pickle beside the same client's own file: a note on that client."""
     stem, suffix = os.path.splitext(name)
-    return suffix in PICKLES and stem + ".safetensors" in names
+    return suffix in PICKLES and not {stem + ".safetensors", stem + ".npz"}.isdisjoint(names)
 
 
 def client_name(path: Path) -> str:

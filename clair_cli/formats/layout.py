@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from clair_cli.cohort import natural_key
 from clair_cli.errors import AdapterError, PickleFound, Unreadable, UnsafePath, Unsupported
 from clair_cli.formats.files import follow, is_link, opened, pread, shown
 from clair_cli.report import Reason
@@ -16,6 +17,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
+REPLICATE = re.compile(r"rep-[A-Za-z0-9._-]{1,64}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 IGNORED = re.compile(
@@ -58,7 +60,7 @@ def locate(path: Path, root: Path | None, settings: Settings) -> Layout:
         if not os.path.isdir(path):
             return _file_layout(path, root or path.parent, anywhere, settings)
         if root is not None:
-            _check_folder(path, anywhere)
+            check_folder(path, anywhere)
         return _folder_layout(path, root or path, anywhere, settings)
     except (OSError, ValueError) as cause:
         raise Unreadable(f"{shown(path.name)}: cannot be read: {cause}") from None
@@ -66,15 +68,16 @@ def locate(path: Path, root: Path | None, settings: Settings) -> Layout:
 
 def _file_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
     if path.suffix in PICKLES:
-        raise _pickle_only(path.name)
+        raise pickle_only(path.name)
     target = follow(path, root, anywhere)
     if path.suffix != ".safetensors":
         with opened(target):  # a special file or a missing one is refused as such
             text = f"{shown(path.name)}: not a safetensors file"
-        raise Unsupported(f"{text}; convert it, or move it out of the folder")
+        remedy = "read it with --as update or --base" if path.suffix == ".npz" else "convert it"
+        raise Unsupported(f"{text}; {remedy}, or move it out of the folder")
     twins = [path.stem + s for s in PICKLES if (path.parent / (path.stem + s)).exists()]
     config = _config(None, root, anywhere, settings)
-    return Layout(path, ((path.name, target),), config, _pickle_notes(twins))
+    return Layout(path, ((path.name, target),), config, pickle_notes(twins))
 
 
 def _folder_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
@@ -83,7 +86,7 @@ def _folder_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -
     files = [WEIGHTS] if WEIGHTS in names else _shards(names)
     weights = tuple((name, follow(folder / name, root, anywhere)) for name in files)
     config = _config(folder / CONFIG, root, anywhere, settings)
-    return Layout(folder, weights, config, (*notes, *_pickle_notes(_pickles(names))))
+    return Layout(folder, weights, config, (*notes, *pickle_notes(find_pickles(names))))
 
 
 def _config(own: Path | None, root: Path, anywhere: bool, settings: Settings) -> Path | None:
@@ -101,21 +104,22 @@ def _adapter_folder(path: Path, root: Path, anywhere: bool) -> tuple[Path, tuple
     names = os.listdir(path)
     if _has_weights(path):
         return path, ()
-    if pickles := _pickles(names):
-        raise _pickle_only(pickles[0])
+    if pickles := find_pickles(names):
+        raise pickle_only(pickles[0])
     if "snapshots" in names:
         return _adapter_folder(_snapshot(path, anywhere), root, anywhere)
     folders = sorted(n for n in names if is_candidate(path / n) and os.path.isdir(path / n))
     steps = {n: int(m[1]) for n in folders if (m := CHECKPOINT.fullmatch(n))}
     named = [n for n in folders if n not in steps and _has_weights(path / n)]
-    if len(named) > 1:
+    if len(named) > 1 and not all(map(REPLICATE.fullmatch, named)):
         text = f"{len(named)} adapters ({shown(named[0])}, {shown(named[1])}, ...) in one client"
         remedy = "give each client a folder of its own, or scan this folder if they are the clients"
         raise Unreadable(f"{shown(path.name)}: {text}; {remedy}")
     if not named and not steps:
         raise _nothing_here(path, names)
+    named.sort(key=natural_key)
     chosen = path / (named[0] if named else max(steps, key=lambda n: steps[n]))
-    _check_folder(chosen, anywhere)
+    check_folder(chosen, anywhere)
     if named:
         return chosen, ()
     if not _has_weights(chosen):
@@ -124,6 +128,11 @@ def _adapter_folder(path: Path, root: Path, anywhere: bool) -> tuple[Path, tuple
         f"read from {chosen.relative_to(path).as_posix()}, the newest of {len(steps)} checkpoints"
     )
     return chosen, (Reason("CLR114", text),)
+
+
+def is_replicate(path: Path) -> bool:
+    """A folder of a client that holds one more adapter of it."""
+    return REPLICATE.fullmatch(path.name) is not None and os.path.isdir(path)
 
 
 def _has_weights(folder: Path) -> bool:
@@ -142,12 +151,13 @@ def _snapshot(path: Path, anywhere: bool) -> Path:
         text = f"{shown(path.name)}: cannot tell which of {len(revisions)} snapshots to read"
         raise Unreadable(f"{text}; name one in refs/main, or give a snapshot's folder")
     chosen = path / "snapshots" / revisions[0]
-    _check_folder(path / "snapshots", anywhere)
-    _check_folder(chosen, anywhere)
+    check_folder(path / "snapshots", anywhere)
+    check_folder(chosen, anywhere)
     return chosen
 
 
-def _check_folder(path: Path, anywhere: bool) -> None:
+def check_folder(path: Path, anywhere: bool) -> None:
+    """Raises UnsafePath where `path` is a link, unless links may lead `anywhere`."""
     if is_link(path) and not anywhere:
         text = "a link to a folder; replace it by the folder, or pass --follow-symlinks"
         raise UnsafePath(f"{shown(path.name)}: {text}")
@@ -167,16 +177,19 @@ def _shards(names: list[str]) -> list[str]:
     return wanted
 
 
-def _pickles(names: list[str]) -> list[str]:
+def find_pickles(names: list[str]) -> list[str]:
+    """Those of the names that are pickles, sorted, without what trainers leave beside weights."""
     return [n for n in sorted(names) if n.endswith(PICKLES) and not IGNORED.fullmatch(n)]
 
 
-def _pickle_only(name: str) -> AdapterError:
+def pickle_only(name: str) -> AdapterError:
+    """The error where a client has nothing but a pickle."""
     text = f"{shown(name)}: a pickle file, which can run code and is not opened"
     return PickleFound(f"{text}; re-save it as safetensors")
 
 
-def _pickle_notes(names: list[str]) -> tuple[Reason, ...]:
+def pickle_notes(names: list[str]) -> tuple[Reason, ...]:
+    """A note on each pickle beside a file that was read."""
     text = (
         "a pickle file beside the safetensors file, not opened; other tools may load it: delete it"
     )
@@ -191,7 +204,10 @@ def _nothing_here(path: Path, names: list[str]) -> AdapterError:
     }
     for name, what in others.items():
         if name in names:
-            return Unsupported(f"{name}: {what}, no PEFT adapter; {LAYOUT}; convert it with PEFT")
+            remedy = (
+                "read it with --base" if name == "model.safetensors" else "convert it with PEFT"
+            )
+            return Unsupported(f"{name}: {what}, no PEFT adapter; {LAYOUT}; {remedy}")
     if CONFIG in names:
         return Unreadable(f"{WEIGHTS}: missing beside {CONFIG}; upload it again")
     return Unreadable(f"{shown(path.name)}: no adapter here; {LAYOUT}")

@@ -68,7 +68,8 @@ def find_factors(
         else:
             _check_passed(key, name, tensors[key])
     if not found:
-        raise Unsupported(f"{where}: no lora_A and lora_B tensors; save it as a PEFT LoRA adapter")
+        remedy = "save it as a PEFT LoRA adapter, or read it with --as update or --base"
+        raise Unsupported(f"{where}: no lora_A and lora_B tensors; {remedy}")
     return {module: _pair(module, sides, tensors) for module, sides in found.items()}
 
 

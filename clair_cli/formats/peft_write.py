@@ -12,10 +12,11 @@ from clair_cli.cohort import Adapter, UpdateSpec
 from clair_cli.errors import ConfigInvalid, OutputError, Unreadable, UnsafePath
 from clair_cli.formats.files import opened, pread, read_range
 from clair_cli.formats.layout import CONFIG, WEIGHTS
+from clair_cli.formats.peft import read_update
 from clair_cli.formats.peft_keys import canonical_key
-from clair_cli.formats.safetensors_file import FLOATS, lay_out, to_bytes
+from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
 from clair_cli.formats.strict_json import parse_object
-from clair_cli.publish import NewFile, write_bytes
+from clair_cli.publish import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +45,8 @@ class PeftWriter:
         self.adapter, self.folder, self.rank = adapter, folder, rank
         self.due = set(modules)
         self.shapes = self._shapes(modules)
-        head, self.begins = lay_out(
-            {canonical_key(k): (d, shape) for k, (d, shape) in self.shapes.items()}
-        )
-        self.file = NewFile(folder / WEIGHTS)
-        self.file.write(0, head)
+        shapes = {canonical_key(key): shape for key, shape in self.shapes.items()}
+        self.file = SafetensorsWriter(folder / WEIGHTS, shapes)
         factors = {key for m in modules for key in self._keys(m)}
         for key in adapter.tensors.keys() - factors:
             spec = adapter.tensors[key]
@@ -74,37 +72,34 @@ class PeftWriter:
         return _dumped(_uniform(self.adapter, modules, self.rank))
 
     def _write(self, key: str, data: bytes | bytearray) -> None:
-        self.file.write(self.begins[canonical_key(key)], data)
+        self.file.write(canonical_key(key), data)
 
     def put(self, module: str, update: LowRankUpdate) -> None:
         """Write one module's update, once."""
         self.due.remove(module)
         spec = self.adapter.updates[module]
         up, down = _fitted(update, spec, module, self.rank)
-        self._write(spec.up, _stored(up, self.shapes[spec.up][0], spec.up))
-        self._write(spec.down, _stored(down, self.shapes[spec.down][0], spec.down))
+        self._write(spec.up, stored(up, self.shapes[spec.up][0], spec.up))
+        self._write(spec.down, stored(down, self.shapes[spec.down][0], spec.down))
+
+    def keep(self, module: str) -> None:
+        """Write one module as it was, byte for byte where its rank stays."""
+        if self.rank is not None:
+            self.put(module, read_update(self.adapter, module, "float64"))
+            return
+        self.due.remove(module)
+        for key in self._keys(module):
+            spec = self.adapter.tensors[key]
+            self._write(key, read_range(self.adapter.files[spec.file], spec.begin, spec.end))
 
     def close(self) -> None:
         """Everything on disk, config and model card included."""
         if self.due:
             raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self.file.close()
-        self._check_readable()
         write_bytes(self.folder / CONFIG, self.config)
         if (readme := _readme(self.adapter)) is not None:
             write_bytes(self.folder / "README.md", readme)
-
-    def _check_readable(self) -> None:
-        """The library that will load the file must accept it, and find every tensor."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.folder / WEIGHTS, "pt") as file:
-                found = set(file.keys())
-        except SafetensorError as cause:
-            raise OutputError(f"{WEIGHTS}: safetensors does not accept it: {cause}") from cause
-        if found != self.begins.keys():
-            raise OutputError(f"{WEIGHTS}: safetensors does not find what was written")
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""
@@ -126,16 +121,6 @@ def _fitted(
         )
     up = update.up if update.scale == scale else update.up * (update.scale / scale)
     return pad(up, (0, n - r)), pad(update.down, (0, 0, 0, n - r))
-
-
-def _stored(tensor: Tensor, dtype: str, name: str) -> bytes:
-    import torch
-
-    rounded = tensor.to(getattr(torch, FLOATS[dtype]))
-    if not bool(torch.isfinite(rounded).all()):
-        text = f"tensor {name!r}: values are not finite in the stored dtype {dtype}"
-        raise OutputError(f"{text}; save the input as float32 and refine that")
-    return to_bytes(rounded)
 
 
 def _kept(adapter: Adapter) -> bytes:

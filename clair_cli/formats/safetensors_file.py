@@ -17,6 +17,8 @@ from clair_cli.formats.strict_json import parse_object
 from clair_cli.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _BY_BITS = {
@@ -148,6 +150,23 @@ def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
         return torch.empty(spec.shape, dtype=dtype)
     data = read_range(file, spec.begin, spec.end)
     return torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
+
+
+def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
+    """The tensor `name`, of its shape, in float64 and without torch.
+
+    Raises Unsupported unless it is F64, F32, F16 or BF16, and ChangedWhileRead.
+    """
+    import numpy as np
+
+    if spec.dtype not in FLOATS:
+        raise Unsupported(f"{spec.file}: tensor {name!r} is {spec.dtype}; re-save it as float32")
+    data = read_range(file, spec.begin, spec.end)
+    if spec.dtype == "BF16":  # unknown to numpy: the upper half of a float32
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.frombuffer(data, f"<f{BITS[spec.dtype] // 8}")
+    return values.reshape(spec.shape).astype(np.float64)
 
 
 def to_bytes(tensor: Tensor) -> bytes:

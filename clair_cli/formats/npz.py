@@ -1,0 +1,176 @@
+"""The .npz container: .npy arrays in a zip, read without evaluating a header or unpickling.
+
+numpy.load trusts the directory, takes the last of two equal names, unpacks whatever size it is told
+and reads headers as Python; here a header is matched, and a size is compared before it is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clair_cli.cohort import InputFile, TensorSpec
+from clair_cli.errors import Malformed, OutputError, PickleFound, Unsupported
+from clair_cli.formats.files import pread, read_range
+from clair_cli.formats.safetensors_file import MAX_DIMENSIONS
+from clair_cli.formats.zip_file import DEFLATED, Member, damaged, read_directory
+from clair_cli.formats.zip_write import ZipWriter
+from clair_cli.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+HEADER = re.compile(
+    r"\{'descr': '(?P<descr>[^']{2,40})', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,20}, ?)*(?:\d{1,20})?)\),? ?\} *\n?"
+)
+DESCR = re.compile(r"[<>=|](?P<kind>[biufcmMSUVO])(?P<size>\d{0,9})(?:\[[^\]]*\])?")
+MAX_HEADER = 4096
+"""Twice what 64 dimensions take."""
+FLOAT_NAMES = {"f8": "F64", "f4": "F32", "f2": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class NpyTensor(TensorSpec):
+    """A .npy array: bytes [begin, end) of the zip, `unpacked` bytes long without its deflation, the
+    first `head` of them its header. `dtype` is in safetensors terms where these have the type.
+    """
+
+    descr: str
+    fortran: bool
+    head: int
+    unpacked: int
+    deflated: bool
+    crc: int
+
+
+def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str, TensorSpec]:
+    """Every tensor of an open file of `size` bytes, in file order. Raises what `read_directory` does."""
+    members = read_directory(fd, size, where, settings)
+    return {m.name.removesuffix(".npy"): _tensor(fd, m, where) for m in members}
+
+
+def _tensor(fd: int, member: Member, where: str) -> NpyTensor:
+    what = f"{where}: tensor {member.name.removesuffix('.npy')!r}"
+    data = bytes(pread(fd, member.begin, min(member.end, member.begin + 2 * MAX_HEADER)))
+    if member.method == DEFLATED:
+        data, _ = _inflated(data, MAX_HEADER, what)
+    head, text = _header_text(data, what)
+    match = HEADER.fullmatch(text)
+    if match is None:
+        raise Unsupported(f"{what}: no header of a plain array: {text[:60]!r}; save it as float32")
+    shape = tuple(int(n) for n in re.findall(r"\d+", match["shape"]))
+    if len(shape) > MAX_DIMENSIONS or any(n >= 2**63 for n in shape):
+        raise Malformed(f"{what}: invalid shape ({match['shape'][:60]})")
+    dtype, itemsize = _dtype(match["descr"], what)
+    if head + math.prod(shape) * itemsize != member.unpacked:
+        text = f"shape ({match['shape'][:60]}) of {match['descr']!r}"
+        raise Malformed(f"{what}: {text} does not take its {member.unpacked - head} bytes")
+    return NpyTensor(
+        file=where,
+        dtype=dtype,
+        shape=shape,
+        begin=member.begin,
+        end=member.end,
+        descr=match["descr"],
+        fortran=match["fortran"] == "True",
+        head=head,
+        unpacked=member.unpacked,
+        deflated=member.method == DEFLATED,
+        crc=member.crc,
+    )
+
+
+def _header_text(data: bytes, what: str) -> tuple[int, str]:
+    """Length of the whole header, and its text."""
+    start = 10 if data[6:7] == b"\1" else 12
+    end = start + int.from_bytes(data[8:start], "little")
+    if data[:6] != b"\x93NUMPY" or data[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise Malformed(f"{what}: no .npy array; save it again with numpy.savez")
+    if end > min(MAX_HEADER, len(data)):
+        raise Malformed(f"{what}: .npy header of {end} bytes; save a plain array")
+    return end, data[start:end].decode("latin-1")
+
+
+def _dtype(descr: str, what: str) -> tuple[str, int]:
+    """The dtype in safetensors terms, else in numpy's, and the bytes of one element."""
+    match = DESCR.fullmatch(descr)
+    if match is None:
+        raise Unsupported(f"{what}: dtype {descr!r}; save it as float32")
+    if match["kind"] == "O":
+        raise PickleFound(f"{what}: an array of Python objects is a pickle, not opened; re-save it")
+    size = int(match["size"] or 0) * (4 if match["kind"] == "U" else 1)
+    return FLOAT_NAMES.get(match["kind"] + match["size"], descr), size
+
+
+def _inflated(data: bytes, most: int, what: str) -> tuple[bytes, bool]:
+    """The first `most` bytes of what `data` unpacks to, and whether that is all there is."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        found = unpacker.decompress(data, most)
+    except zlib.error as cause:
+        raise Malformed(f"{what}: cannot be unpacked: {cause}; save it again") from None
+    return found, unpacker.eof and not unpacker.unused_data
+
+
+def read_raw(file: InputFile, name: str, spec: TensorSpec) -> bytes:
+    """The whole .npy file of a tensor. Raises Malformed where it is not what the directory says."""
+    assert isinstance(spec, NpyTensor)
+    data, whole = bytes(read_range(file, spec.begin, spec.end)), True
+    if spec.deflated:
+        data, whole = _inflated(data, spec.unpacked + 1, f"{spec.file}: tensor {name!r}")
+    if not whole or len(data) != spec.unpacked or zlib.crc32(data) != spec.crc:
+        raise damaged(spec.file, f"the bytes of tensor {name!r} do not match their checksum")
+    return data
+
+
+def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
+    """A tensor of a dtype in FLOAT_NAMES, of its shape, in float64."""
+    import numpy as np
+
+    assert isinstance(spec, NpyTensor)
+    data = read_raw(file, name, spec)
+    flat = np.frombuffer(data, np.dtype(spec.descr[:3]), offset=spec.head)
+    return flat.reshape(spec.shape, order="F" if spec.fortran else "C").astype(np.float64)
+
+
+class SameNpz:
+    """A new .npz of the same tensors, in any order, unpacked; equal tensors give equal bytes."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, TensorSpec]) -> None:
+        sizes = {f"{k}.npy": t.unpacked for k, t in tensors.items() if isinstance(t, NpyTensor)}
+        self.file = ZipWriter(path, sizes)
+
+    def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
+        """The tensor as it is in `file`."""
+        self.file.write(f"{name}.npy", read_raw(file, name, spec))
+
+    def put(
+        self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]
+    ) -> None:
+        """Other values in place of those in `file`. Raises OutputError where they overflow."""
+        import numpy as np
+
+        assert isinstance(spec, NpyTensor)
+        with np.errstate(over="ignore"):
+            stored = values.astype(spec.descr[:3])
+        if not np.isfinite(stored).all():
+            text = f"tensor {name!r}: values are not finite in the stored dtype {spec.dtype}"
+            raise OutputError(f"{text}; save the input as float32 and refine that")
+        head = read_raw(file, name, spec)[: spec.head]
+        data = stored.tobytes(order="F" if spec.fortran else "C")
+        self.file.write(f"{name}.npy", head + data)
+
+    def close(self) -> None:
+        """Everything is on disk."""
+        self.file.close()
+
+    def abandon(self) -> None:
+        """Remove the unfinished file; after `close` this does nothing."""
+        self.file.abandon()

@@ -1,0 +1,282 @@
+"""Plain matrices: every 2-D tensor of floats is an update, or minus its base weight is one.
+
+Opened by headers; one module is read at a time, in numpy and float64, which holds the difference of
+two float32 numbers exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from clair_cli.cohort import Adapter, InputFile, TensorSpec, UpdateSpec
+from clair_cli.errors import (
+    AdapterError,
+    LimitExceeded,
+    NonFinite,
+    ShapeMismatch,
+    Unsupported,
+    UsageError,
+)
+from clair_cli.formats import npz, safetensors_file
+from clair_cli.formats.files import hash_file
+from clair_cli.formats.layout import Layout
+from clair_cli.formats.plain_layout import KINDS, SUFFIXES
+from clair_cli.formats.safetensors_file import FLOATS
+from clair_cli.report import Reason
+from clair_cli.settings import DtypeName, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clair_cli.stack import LowRankUpdate
+
+ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+"""Largest relative error of rounding to each stored dtype."""
+
+
+class Container(Protocol):
+    """What a file of named tensors can do: known from its header, read one tensor at a time."""
+
+    def read_header(
+        self, fd: int, size: int, where: str, settings: Settings
+    ) -> dict[str, TensorSpec]:
+        """Every tensor; raises the kinds of AdapterError."""
+
+    def read_values(self, file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
+        """One tensor of floats in float64; raises the kinds of AdapterError."""
+
+
+CONTAINERS: dict[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base model's weights."""
+
+    file: InputFile
+    tensors: Mapping[str, TensorSpec]
+
+
+def open_update(layout: Layout, client: str, settings: Settings) -> Adapter:
+    """A client whose matrices are the updates themselves. Raises the kinds of AdapterError."""
+    file, tensors = _read(layout.weights[0][1], layout.weights[0][0], settings)
+    return _adapter("update", layout, client, file, tensors, _updates(file, tensors, settings))
+
+
+def open_weights(layout: Layout, client: str, settings: Settings) -> Adapter:
+    """A client whose matrices are weights of the model in `settings.base`, each update a difference.
+
+    Raises the kinds of AdapterError, and UsageError where the base cannot be used.
+    """
+    if settings.base is None:
+        raise UsageError("--as weights: needs the base model's weights; give them with --base FILE")
+    base = open_base(settings.base, settings)
+    file, tensors = _read(layout.weights[0][1], layout.weights[0][0], settings)
+    if file.path.resolve() == base.file.path:
+        raise UsageError(f"{base.file.name}: lies among the clients; move it out of their folder")
+    updates = _updates(file, tensors, settings)
+    for spec in updates.values():
+        _check_base(spec, base, file.name)
+    return _adapter("weights", layout, client, file, tensors, updates, base)
+
+
+def open_base(path: Path, settings: Settings) -> Base:
+    """The base model's weights by their header; read once for all clients. Raises UsageError."""
+    name = f"--base {path.name}"
+    try:
+        target = path.resolve(strict=True)
+        return _open_base(name, target, target.stat().st_mtime_ns, settings)
+    except AdapterError as error:
+        raise UsageError(f"--base {error}".replace(f"--base {name}", name)) from None
+    except (OSError, RuntimeError) as cause:
+        why = getattr(cause, "strerror", None) or cause
+        raise UsageError(f"{name}: cannot be read: {why}") from None
+
+
+@lru_cache(maxsize=1)
+def _open_base(name: str, path: Path, changed: int, settings: Settings) -> Base:
+    if not name.endswith(SUFFIXES):
+        raise Unsupported(f"{name}: not {KINDS}; convert it")
+    return Base(*_read(path, name, settings))
+
+
+def _read(path: Path, name: str, settings: Settings) -> tuple[InputFile, dict[str, TensorSpec]]:
+    look = partial(_container(name).read_header, where=name, settings=settings)
+    return hash_file(path, name, look)
+
+
+def _container(name: str) -> Container:
+    return CONTAINERS[os.path.splitext(name)[1]]
+
+
+def _updates(
+    file: InputFile, tensors: Mapping[str, TensorSpec], settings: Settings
+) -> dict[str, UpdateSpec]:
+    """Module name -> the update that the matrix of this name is; Unsupported where there is none."""
+    found = {key: t for key, t in tensors.items() if _is_matrix(t)}
+    if not found:
+        text = f"none of its {len(tensors)} tensors is a matrix of floats, which updates are"
+        raise Unsupported(f"{file.name}: {text}; save 2-D float tensors")
+    for key, t in found.items():
+        if max(t.shape) > settings.max_dim:
+            text = f"tensor {key!r} has shape {list(t.shape)}"
+            raise LimitExceeded(f"{file.name}: {text}, the limit is {settings.max_dim} a side")
+    bare = {key: key.removesuffix(".weight") or key for key in found}
+    names = bare if len(set(bare.values())) == len(bare) else {key: key for key in found}
+    return {names[key]: _update(key, t) for key, t in found.items()}
+
+
+def _update(key: str, spec: TensorSpec) -> UpdateSpec:
+    """Of a rank of at most that of its shape; one tensor stands for both factors."""
+    d_out, d_in = spec.shape
+    return UpdateSpec(d_out, d_in, min(d_out, d_in), 1.0, spec.dtype, up=key, down=key)
+
+
+def _is_matrix(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 2 and min(spec.shape) > 0 and spec.dtype in FLOATS
+
+
+def _check_base(spec: UpdateSpec, base: Base, where: str) -> None:
+    """ShapeMismatch where the base has another shape; UsageError where it has no floats."""
+    own = base.tensors.get(spec.up)
+    if own is None:
+        return
+    if own.shape != (spec.d_out, spec.d_in):
+        text = f"tensor {spec.up!r} is {spec.d_out} x {spec.d_in}, in the base {list(own.shape)}"
+        raise ShapeMismatch(f"{where}: {text}; was it trained from another base model?")
+    if own.dtype not in FLOATS:
+        text = f"tensor {spec.up!r} is {own.dtype}; give the base in floating point"
+        raise UsageError(f"{base.file.name}: {text}")
+
+
+def _adapter(
+    kind: str,
+    layout: Layout,
+    client: str,
+    file: InputFile,
+    tensors: Mapping[str, TensorSpec],
+    updates: Mapping[str, UpdateSpec],
+    base: Base | None = None,
+) -> Adapter:
+    files = {file.name: file} | ({base.file.name: base.file} if base else {})
+    content = json.dumps([kind, *(f.sha256 for f in files.values())])
+    return Adapter(
+        client=client,
+        path=layout.path,
+        format=kind,
+        digest=hashlib.sha256(content.encode()).hexdigest(),
+        updates=updates,
+        tensors=tensors,
+        files=files,
+        config={"base": base.tensors} if base else {},
+        base=base.file.name.removeprefix("--base ") if base else None,
+        notes=(*layout.notes, *_notes(tensors, updates, base)),
+    )
+
+
+def _notes(
+    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec], base: Base | None
+) -> list[Reason]:
+    """What is not judged, and what is measured from zero because the base does not have it.
+
+    Vectors and scalars go without saying: every network has biases, norms or counters.
+    """
+    used = [spec.up for spec in updates.values()]
+    passed = [key for key, t in tensors.items() if key not in used and len(t.shape) > 1]
+    new = [key for key in used if base and key not in base.tensors]
+    texts = {
+        "not judged and passed through, being no matrices of floats": passed,
+        "not in the base, so that the whole tensor counts as the update": new,
+    }
+    return [Reason("CLR115", f"{text}: {_listed(keys)}") for text, keys in texts.items() if keys]
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(map(repr, keys[:3])) + more
+
+
+# --- one module
+
+
+def read_delta(adapter: Adapter, module: str) -> NDArray[np.float64]:
+    """Delta W (d_out, d_in) of one module. Raises the kinds of AdapterError, UsageError of the base."""
+    key = adapter.updates[module].up
+    spec = adapter.tensors[key]
+    file = adapter.files[spec.file]
+    values = _container(file.name).read_values(file, key, spec)
+    base = base_values(adapter, module)
+    return values if base is None else values - base
+
+
+def base_values(adapter: Adapter, module: str) -> NDArray[np.float64] | None:
+    """The base weight (d_out, d_in) of one module, None where there is none. Raises UsageError."""
+    key = adapter.updates[module].up
+    spec = adapter.config.get("base", {}).get(key)
+    return None if spec is None else _base_values(adapter.files[spec.file], key, spec)
+
+
+@lru_cache(maxsize=1)  # asked for by one client after the other
+def _base_values(file: InputFile, key: str, spec: TensorSpec) -> NDArray[np.float64]:
+    import numpy as np
+
+    try:
+        values = _container(file.name).read_values(file, key, spec)
+    except AdapterError as error:
+        raise UsageError(f"{file.name}: {error}; leave it alone while clair runs") from None
+    if not np.isfinite(values).all():
+        raise UsageError(f"{file.name}: tensor {key!r} holds NaN or Inf; give another base")
+    values.setflags(write=False)
+    return values
+
+
+def read_update(
+    adapter: Adapter, module: str, dtype: DtypeName = "auto", device: str = "cpu"
+) -> LowRankUpdate:
+    """Delta W of one module as up (d_out, r) and down (r, d_in), r its numerical rank.
+
+    "auto" is float64 where it is stored so, else float32. Raises what `read_delta` does; does not
+    look for NaN (see `check_finite`).
+    """
+    import torch
+
+    from clair_cli.linalg import thin_factors
+    from clair_cli.stack import LowRankUpdate
+
+    spec = adapter.updates[module]
+    delta = torch.from_numpy(read_delta(adapter, module)).to(device)
+    wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype
+    up, down = (x.to(getattr(torch, wanted)) for x in thin_factors(delta, ROUNDOFF[spec.dtype]))
+    return LowRankUpdate(up, down)
+
+
+def check_finite(adapter: Adapter, module: str) -> None:
+    """Raises NonFinite, naming the first place, where the update of `module` is NaN or Inf."""
+    norm(adapter, module)
+
+
+def norm(adapter: Adapter, module: str) -> float:
+    """||Delta W||_F of one module. Raises NonFinite where it, or a number in it, is NaN or Inf."""
+    import numpy as np
+
+    delta, key = read_delta(adapter, module), adapter.updates[module].up
+    where = f"{adapter.tensors[key].file}: tensor {key!r}"
+    bad = np.argwhere(~np.isfinite(delta))
+    if len(bad):
+        nans = int(np.isnan(delta).sum())
+        text = f"holds {nans} NaN and {len(bad) - nans} Inf, the first at {bad[0].tolist()}"
+        raise NonFinite(f"{where} {text}; retrain it, or leave this client out")
+    with np.errstate(over="ignore"):
+        found = float(np.linalg.norm(delta))
+    if not math.isfinite(found):
+        raise NonFinite(f"{where} is too large to be compared; retrain it")
+    return found
