@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,9 @@ from clair_cli.renderers import RENDERERS, text
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report, from_dict, gated
 from clair_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from clair_cli.selection import Selection
 
 EXIT_CODES = """\b
 Exit codes:
@@ -45,9 +48,7 @@ app = typer.Typer(
 
 Folder = Annotated[
     Path,
-    typer.Argument(
-        metavar="DIR", help="Folder with one sub-folder or .safetensors file per client."
-    ),
+    typer.Argument(metavar="DIR", help="Folder with one sub-folder or file per client."),
 ]
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", "-f", help="What goes to stdout.")
@@ -59,6 +60,13 @@ Outputs = Annotated[
 FailOn = Annotated[
     Literal["suspicious", "contaminated", "broken", "never"],
     typer.Option(help="The least verdict that makes the exit code 1."),
+]
+ReadAs = Annotated[
+    Literal["lora", "update", "weights"] | None,
+    typer.Option("--as", help="LoRA adapters, plain updates, or weights minus --base. [lora]"),
+]
+Base = Annotated[
+    Path | None, typer.Option(help="The base model's .safetensors or .npz; implies --as weights.")
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Threads = Annotated[int, typer.Option(min=0, max=256, help="Of the linear algebra; 0: by size.")]
@@ -114,6 +122,8 @@ def main(
 @app.command(epilog=EXIT_CODES)
 def detect(
     folder: Folder,
+    read_as: ReadAs = None,
+    base: Base = None,
     format: Format = "text",
     output: Outputs = None,
     fail_on: FailOn = "contaminated",
@@ -132,6 +142,7 @@ def detect(
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
         modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
+        read_as=_read_as(read_as, base), base=base,
     )  # fmt: skip
     outputs = _outputs(output, folder)
     from clair_cli.pipeline import detect as run_detect
@@ -148,18 +159,46 @@ def refine(
     subspace_rank: Annotated[
         str, typer.Option(metavar="auto|N", help="Directions in which a client keeps its own.")
     ] = "auto",
+    side: Annotated[
+        Literal["auto", "own", "left", "right", "client"],
+        typer.Option(help="Whose directions those are: its own, shared ones, or client modes."),
+    ] = "auto",
     strength: Annotated[
         str, typer.Option(metavar="auto|0..1", help="0 keeps the local adapter, 1 refines fully.")
     ] = "auto",
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,...", help="A folder per strength, for clair select: 0,0.5,auto."
+        ),
+    ] = None,
     rank: Annotated[
-        str, typer.Option(metavar="keep|N", help="Rank of the adapters written.")
+        str, typer.Option(metavar="keep|exact|N", help="Rank of the adapters written.")
     ] = "keep",
+    replicates: Annotated[
+        Literal["auto", "checkpoints", "none"],
+        typer.Option(help="Further adapters of a client: rep-* folders, or late checkpoints."),
+    ] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option(help="Samples per client, JSON or client,count lines, for means.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="CLIENT", help="Counts as benign; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="CLIENT", help="Is left out; repeatable.")
+    ] = None,
+    refine_suspicious: Annotated[
+        bool, typer.Option("--refine-suspicious", help="They receive, and count in no mean.")
+    ] = False,
     write_global: Annotated[
         bool, typer.Option("--global", help="Also write the mean of the benign as OUT/global.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if clair wrote it.")
     ] = False,
+    read_as: ReadAs = None,
+    base: Base = None,
     format: Format = "text",
     output: Outputs = None,
     fail_on: FailOn = "never",
@@ -178,10 +217,14 @@ def refine(
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
         modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
+        read_as=_read_as(read_as, base), base=base,
         write_global=write_global, overwrite=overwrite,
         subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
-        rank=_word_or("keep", int, "--rank", rank),
+        rank="exact" if rank == "exact" else _word_or("keep", int, "--rank", rank),
+        side=side, replicates=replicates, weights=weights, path=_strengths(path),
+        include=tuple(include or ()), exclude=tuple(exclude or ()),
+        refine_suspicious=refine_suspicious,
     )  # fmt: skip
     outputs = _outputs(output, folder, out)
     from clair_cli.pipeline import refine as run_refine
@@ -197,8 +240,10 @@ def refine(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="One adapter: a folder or a .safetensors file.")
+        Path, typer.Argument(metavar="PATH", help="One adapter: a folder or its file.")
     ],
+    read_as: ReadAs = None,
+    base: Base = None,
     format: Format = "text",
     config: Config = None,
     alpha: Alpha = None,
@@ -209,6 +254,8 @@ def inspect(
     from clair_cli.inspection import inspect as run_inspect
 
     settings = Settings(
+        read_as=_read_as(read_as, base),
+        base=base,
         config=config,
         alpha=alpha,
         follow_symlinks=follow_symlinks,
@@ -222,6 +269,53 @@ def inspect(
         return _fail(f"broken: {error.code} {error}", error.exit_code)
     _print(found.as_json() if format == "json" else found.as_text())
     return 0
+
+
+@app.command(epilog=EXIT_CODES)
+def select(
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What clair refine --path has written.")
+    ],
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            "--eval",
+            metavar="CMD",
+            help="Runs per candidate: {adapter} is its folder, {client} the id; prints a loss last.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the best adapter of every client.")
+    ] = None,
+    higher: Annotated[
+        bool, typer.Option("--higher-is-better", help="The command prints an accuracy.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one run may take.")] = 600.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --out if clair wrote it.")
+    ] = False,
+    format: Format = "text",
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+) -> int:
+    """Keep the best strength per client, by your own command on its own validation data."""
+    from clair_cli.publish import check_output
+    from clair_cli.selection import select as run_select
+    from clair_cli.selection import write_selection
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if out is not None:
+        check_output(out, folder, overwrite)
+    with _Progress(quiet or no_progress) as progress:
+        found = run_select(folder, evaluate, higher, timeout, progress)
+    if format == "json":
+        _print(found.as_json())
+    elif not quiet:
+        _print(_chosen(found))
+    if out is not None and found.exit_code != 3:
+        write_selection(found, folder, out, overwrite)
+    return found.exit_code
 
 
 @app.command(epilog=EXIT_CODES)
@@ -246,11 +340,22 @@ def report(
 # --- arguments
 
 
+def _read_as(
+    name: Literal["lora", "update", "weights"] | None, base: Path | None
+) -> Literal["lora", "update", "weights"]:
+    return name or ("weights" if base else "lora")
+
+
 def _word_or(word: str, kind: Callable[[str], Any], name: str, value: str) -> Any:
     try:
         return value if value == word else kind(value)
     except ValueError:
         raise UsageError(f"{name}: expected {word} or a number, got {value!r}") from None
+
+
+def _strengths(value: str | None) -> tuple[Any, ...]:
+    parts = [] if value is None else value.split(",")
+    return tuple(_word_or("auto", float, "--path", part.strip()) for part in parts)
 
 
 def _outputs(values: list[str] | None, *kept: Path) -> list[tuple[str, Path]]:
@@ -307,6 +412,21 @@ def _deliver(
     for name, path in outputs:
         replace_bytes(path, RENDERERS[name](report).encode())
     return report.exit_code
+
+
+def _chosen(selection: Selection) -> str:
+    """One line per client: what was chosen, and every score or why there is none."""
+    lines = []
+    for choice in selection.choices:
+        scores = ", ".join(
+            f"{t.label}: {t.error if t.score is None else format(t.score, '.4g')}"
+            for t in choice.tried
+        )
+        best = choice.best.label if choice.best else "none"
+        lines.append(f"{choice.client}   {best}   ({scores})")
+    done = sum(c.best is not None for c in selection.choices)
+    lines.append(f"{done} of {len(selection.choices)} clients have a choice.")
+    return "".join(f"{safe_text(line)}\n" for line in lines)
 
 
 def _colored() -> bool:

@@ -60,6 +60,8 @@ class Adapter:
 
     `updates` maps module names to their specs; `tensors` holds every tensor of the files, those that
     are passed through untouched included; `digest` is a sha256 over what the tensors and config hold.
+    `replicates` are further adapters of the same client; where the client has nothing else, this
+    adapter is one of them.
     """
 
     client: str
@@ -72,6 +74,12 @@ class Adapter:
     config: Mapping[str, Any]
     base: str | None = None
     notes: tuple[Reason, ...] = ()
+    replicates: tuple[Adapter, ...] = ()
+
+    @property
+    def only_replicates(self) -> bool:
+        """No adapter was trained on all data: the mean of the replicates is the estimate."""
+        return any(r.path == self.path for r in self.replicates)
 
     @property
     def size(self) -> int:
@@ -100,6 +108,11 @@ class Cohort:
     modules: tuple[str, ...]
     shapes: Mapping[str, tuple[int, int]]
     findings: tuple[Reason, ...] = field(default=())
+
+    @property
+    def factored(self) -> bool:
+        """The clients' updates are LoRA factors, which began somewhere; plain matrices did not."""
+        return any(a.format == "peft" for a in self.clients)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clair_cli import __version__, publish
 from clair_cli.errors import AdapterError, NoVerdict
+from clair_cli.membership import read_counts
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report
 from clair_cli.scan import Progress, Scan, silent
@@ -44,13 +45,14 @@ def refine(
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
     publish.check_output(out, path, settings.overwrite)
+    counts = {} if settings.weights is None else read_counts(settings.weights)
     scan = Scan(path, settings, on_progress or silent, command)
     report = scan.report()
     if report.status == "no_verdict":
         return report
     with publish.staged(out, settings.overwrite, path, __version__) as stage:
         try:
-            refinement = write_refined(scan, report, stage)
+            refinement = write_refined(scan, report, stage, counts)
         except AdapterError as error:  # it was readable a moment ago, so it has changed since
             raise NoVerdict(f"{error}; nothing was written, run again") from error
         report = replace(report, refinement=refinement, run=scan.run())

@@ -269,7 +269,7 @@ def _parse_consensus(data: Any) -> Mapping[str, Any] | None:
     """Passed on as it is, once what a renderer shows is known to be there."""
     if data is None:
         return None
-    _one_of("initialisation", data["initialisation"], ("shared", "independent", "mixed"))
+    _one_of("initialisation", data["initialisation"], ("shared", "independent", "mixed", "none"))
     _number(data["margin"])
     _finite(data["explained"])
     return dict(data)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clair_cli import __version__, formats
-from clair_cli.cohort import Adapter, Broken, Cohort, align, natural_key
+from clair_cli.cohort import Adapter, Broken, Cohort, InputFile, align, natural_key
 from clair_cli.engines import ENGINES
 from clair_cli.errors import AdapterError, NonFinite, UsageError
 from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
@@ -219,10 +219,10 @@ class Scan:
             return None
         members = judged.consensus
         inner = np.stack([s.inner.numpy() for s in self.stacks])
-        init, overlap = initialisation(np.stack([s.rows.numpy() for s in self.stacks]), members)
+        began, overlap = initialisation(np.stack([s.rows.numpy() for s in self.stacks]), members)
         return {
             "clients": int(members.sum()),
-            "initialisation": init,
+            "initialisation": began if self.cohort.factored else "none",
             "row_overlap": overlap,
             "agreement": judged.agreement,
             "spread": judged.spread,
@@ -249,9 +249,16 @@ class Scan:
 
 def _open(source: formats.Source, settings: Settings) -> Adapter | Broken:
     try:
-        return formats.open_adapter(source.path, settings, source.client, source.root)
+        adapter = formats.open_adapter(source.path, settings, source.client, source.root)
     except AdapterError as error:
         return Broken(source.client, Reason(error.code, str(error)))
+    found, notes = [], []
+    for path in formats.find_replicates(source.path, settings):
+        try:
+            found.append(formats.open_adapter(path, settings, source.client, source.root))
+        except AdapterError as error:
+            notes.append(Reason(error.code, f"{path.name}, no replicate: {error}"))
+    return formats.with_replicates(adapter, found, notes) if found or notes else adapter
 
 
 def _open_all(
@@ -350,7 +357,7 @@ def _not_finite(adapter: Adapter, module: str) -> Reason:
 
 
 def _inputs(path: Path, cohort: Cohort, broken: Sequence[Broken]) -> dict[str, Any]:
-    files = {a.client: list(a.files.values()) for a in cohort.clients}
+    files = {a.client: [*a.files.values(), *_replicate_files(a)] for a in cohort.clients}
     files |= {b.client: list(b.files) for b in broken}
     return {
         "root": str(path),
@@ -364,6 +371,16 @@ def _inputs(path: Path, cohort: Cohort, broken: Sequence[Broken]) -> dict[str, A
             for client in sorted(files, key=natural_key)
         ],
     }
+
+
+def _replicate_files(adapter: Adapter) -> list[InputFile]:
+    """Files of further adapters, each named with its folder."""
+    return [
+        replace(file, name=f"{other.path.name}/{file.name}")
+        for other in adapter.replicates
+        if other.path != adapter.path
+        for file in other.files.values()
+    ]
 
 
 def _environment(device: str) -> dict[str, Any]:

@@ -13,7 +13,11 @@ DtypeName = Literal["auto", "float32", "float64"]
 MIN_CLIENTS = 3
 """Of two clients that disagree nobody can tell which is the odd one."""
 Modules = Literal["shared", "same"]
+ReadAs = Literal["lora", "update", "weights"]
 FailOn = Literal["suspicious", "contaminated", "broken", "never"]
+Side = Literal["auto", "own", "left", "right", "client"]
+Replicates = Literal["auto", "checkpoints", "none"]
+Strength = float | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,10 @@ class Settings:
     """For the randomised range finder; drawn on the CPU, so that every device sees the same."""
 
     # --- what to read
+    read_as: ReadAs = "lora"
+    """lora: PEFT adapters. update: matrices that are the updates. weights: minus `base` they are."""
+    base: Path | None = None
+    """The base model's weights, a .safetensors or .npz file."""
     config: Path | None = None
     """An adapter_config.json for files that come without one."""
     alpha: float | None = None
@@ -90,8 +98,23 @@ class Settings:
 
     # --- refinement (docs/method.md)
     subspace_rank: int | Literal["auto"] = "auto"
-    strength: float | Literal["auto"] = "auto"
-    rank: int | Literal["keep"] = "keep"
+    strength: Strength = "auto"
+    path: tuple[Strength, ...] = ()
+    """Several strengths, each into a folder of its own, to choose from on a client's own data."""
+    side: Side = "auto"
+    """Which directions a client keeps: its own strongest, by default; left or right ones that all share;
+    or combinations of clients."""
+    replicates: Replicates = "auto"
+    """auto: sub-folders rep-* of a client are further adapters of it. checkpoints: its late ones."""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    """Clients that count as benign, or do not, whatever the verdict."""
+    refine_suspicious: bool = False
+    """Suspicious clients get a refined adapter, too; they do not count in any mean."""
+    weights: Path | None = None
+    """Sample counts per client, for the means of the refinement. A claimed count buys no vote on who
+    is contaminated."""
+    rank: int | Literal["keep", "exact"] = "keep"
     write_global: bool = False
     overwrite: bool = False
 
@@ -100,6 +123,13 @@ class Settings:
         _require(self.dtype in get_args(DtypeName), "dtype", "auto, float32 or float64", self.dtype)
         if self.config is not None and not self.config.is_file():
             raise UsageError(f"--config: {str(self.config)!r} is not a file")
+        _require(self.read_as in get_args(ReadAs), "as", "lora, update or weights", self.read_as)
+        if self.base is None and self.read_as == "weights":
+            raise UsageError("--as weights: give the base model's weights with --base FILE")
+        if self.base is not None and self.read_as != "weights":
+            raise UsageError(f"--base: is for --as weights, not for --as {self.read_as}")
+        if self.base is not None and not self.base.is_file():
+            raise UsageError(f"--base: {str(self.base)!r} is not a file")
         _require(self.threads >= 0, "threads", "0 or more", self.threads)
         _require(self.alpha is None or 0 < self.alpha < 1e6, "alpha", "positive", self.alpha)
         _require(self.modules in get_args(Modules), "modules", "shared or same", self.modules)
@@ -113,18 +143,24 @@ class Settings:
             "auto or 0 and more",
             self.subspace_rank,
         )
-        _require(
-            self.strength == "auto" or 0 <= self.strength <= 1,
-            "strength",
-            "auto or a number from 0 to 1",
-            self.strength,
-        )
+        for strength in (self.strength, *self.path):
+            fine = strength == "auto" or 0 <= strength <= 1
+            _require(fine, "strength", "auto or a number from 0 to 1", strength)
+        _require(len(set(self.path)) == len(self.path), "path", "no strength twice", self.path)
+        if self.path and self.strength != "auto":
+            raise UsageError("--path: gives the strengths; leave --strength out")
+        _require(self.side in get_args(Side), "side", " or ".join(get_args(Side)), self.side)
+        kinds = get_args(Replicates)
+        _require(self.replicates in kinds, "replicates", " or ".join(kinds), self.replicates)
+        if both := set(self.include) & set(self.exclude):
+            raise UsageError(f"--include and --exclude: {min(both)!r} is in both")
         _require(self.fail_on in get_args(FailOn), "fail-on", "a verdict or never", self.fail_on)
-        _require(self.rank == "keep" or self.rank >= 1, "rank", "keep or 1 and more", self.rank)
+        fine = self.rank in ("keep", "exact") or (isinstance(self.rank, int) and self.rank >= 1)
+        _require(fine, "rank", "keep, exact, or 1 and more", self.rank)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values; what depends on the machine is left out."""
-        left_out = {"device", "threads", "config", "overwrite"}
+        left_out = {"device", "threads", "config", "base", "weights", "overwrite"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from clair_cli import formats, publish
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.engines import ENGINES
-from clair_cli.errors import NoVerdict
+from clair_cli.membership import membership
+from clair_cli.noise import errors, estimate, noise_share, replicated
 from clair_cli.report import Report
 from clair_cli.scan import Scan, stored_dtypes
 from clair_cli.settings import Settings
 
 if TYPE_CHECKING:
-    from clair_cli.refine import RefinedModule
+    from clair_cli.refinement import RefinedModule
+    from clair_cli.stack import LowRankUpdate
+    from clair_cli.strength import Knowledge, Shrinkage
 
 RESERVED = {publish.GLOBAL, "report.json", publish.MANIFEST, "con", "prn", "aux", "nul"}
+TOTALS = ("squared", "moved", "lost", "deviation", "kept")
 PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 
 
@@ -37,13 +41,17 @@ def _folder_names(clients: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def write_refined(scan: Scan, report: Report, stage: Path) -> dict[str, Any]:
-    """Write every benign client's refined adapter below `stage`, one module at a time.
+def write_refined(
+    scan: Scan, report: Report, stage: Path, counts: Mapping[str, float]
+) -> dict[str, Any]:
+    """Write every refined adapter below `stage`, one module at a time.
 
-    Raises NoVerdict where no client is benign, OutputError, and AdapterError where an input changed.
+    `counts` are sample counts per client for the means, where given. Raises NoVerdict where no client
+    is benign, OutputError, UsageError, and AdapterError where an input changed.
     """
-    writing = _Refining(scan, report, stage)
-    job = partial(_refine_job, writing.plan)
+    plan, known = _planned(scan, report, counts)
+    writing = _Refining(plan, known, scan.cohort.modules, stage)
+    job = partial(_refine_job, plan)
     total = len(scan.cohort.modules)
     try:
         for done, refined in enumerate(ENGINES["local"].map(job, scan.cohort.modules), start=1):
@@ -60,123 +68,266 @@ class _Plan:
 
     clients: tuple[Adapter, ...]
     weights: tuple[float, ...]
+    hows: tuple[Shrinkage, ...]
+    mixes: tuple[Any, ...]
+    """F (K, K) of each of `hows` on the side "client", else None."""
     settings: Settings
-    strength: float
     device: str
     dtype: Literal["float32", "float64"]
 
+    def rank(self, adapter: Adapter, module: str) -> int:
+        """The rank to write one module at."""
+        if self.settings.rank == "keep":
+            return adapter.updates[module].rank
+        if self.settings.rank == "exact":
+            specs = [a.updates[module] for a in self.clients]
+            copies = [max(len(a.replicates), 1) if a.only_replicates else 1 for a in self.clients]
+            stacked = sum(s.rank * c for s, c in zip(specs, copies, strict=True))
+            return min(stacked, specs[0].d_out, specs[0].d_in)
+        return self.settings.rank
 
-def _refine_job(plan: _Plan, module: str) -> tuple[str, RefinedModule]:
-    from clair_cli.refine import refine_module
+    def written_rank(self, adapter: Adapter, modules: Sequence[str]) -> int | None:
+        """The one rank of all modules, None where each keeps its own."""
+        if self.settings.rank == "keep":
+            return None
+        return max(self.rank(adapter, m) for m in modules)
 
-    updates = [formats.read_update(a, module, plan.dtype, plan.device) for a in plan.clients]
-    rank = plan.settings.rank
-    ranks = [a.updates[module].rank if rank == "keep" else rank for a in plan.clients]
-    s = plan.settings.subspace_rank
-    return module, refine_module(updates, plan.weights, ranks, s, plan.strength)
+
+def _planned(scan: Scan, report: Report, counts: Mapping[str, float]) -> tuple[_Plan, Knowledge]:
+    import numpy as np
+
+    from clair_cli.decompose import tables
+    from clair_cli.strength import choose, client_mix, look
+
+    settings, cohort = scan.settings, scan.cohort
+    who = membership(report, cohort, settings, counts)
+    giving = [a for a, gives in zip(who.clients, who.giving, strict=True) if gives]
+    members = np.isin([a.client for a in cohort.clients], [a.client for a in giving])
+    inner = tables(scan.stacks)[0]
+    rows = np.stack([s.rows.numpy() for s in scan.stacks])
+    dtype = _writing_dtype(cohort, settings)
+    noise = noise_share(
+        giving, inner[:, members][:, :, members], cohort.modules, dtype, scan.device
+    )
+    known = look(inner, rows if cohort.factored else None, members, noise)
+    asked = [replace(settings, strength=s, path=()) for s in settings.path] or [settings]
+    hows = tuple(choose(s, known, bool(settings.path)) for s in asked)
+    here = np.array(who.giving)
+    mixes = tuple(client_mix(h, known, here) if h.side == "client" else None for h in hows)
+    return _Plan(who.clients, who.weights, hows, mixes, settings, scan.device, dtype), known
+
+
+def _refine_job(plan: _Plan, module: str) -> tuple[str, list[RefinedModule]]:
+    import torch
+
+    from clair_cli.refinement import ModuleRefiner
+
+    updates = [estimate(a, module, plan.dtype, plan.device) for a in plan.clients]
+    pairs = zip(plan.clients, plan.weights, strict=True)
+    telling = [a for a, weight in pairs if weight and replicated(a)]
+    noise: list[LowRankUpdate] = []
+    if any(how.by_direction and how.side != "client" for how in plan.hows):
+        share = (sum(w > 0 for w in plan.weights) / len(telling)) ** 0.5
+        for adapter in telling:
+            found = errors(adapter, module, plan.dtype, plan.device)
+            noise += [replace(u, scale=u.scale * share) for u in found]
+    refiner = ModuleRefiner(updates, plan.weights, noise)
+    ranks = [plan.rank(a, module) for a in plan.clients]
+    return module, [
+        refiner.refined(how, ranks, mix=None if mix is None else torch.from_numpy(mix))
+        for how, mix in zip(plan.hows, plan.mixes, strict=True)
+    ]
+
+
+class _Candidate:
+    """Open writers of one strength, and what is to be reported of its clients."""
+
+    def __init__(
+        self, plan: _Plan, which: int, modules: Sequence[str], folder: Path, names: dict[str, str]
+    ) -> None:
+        self.plan, self.how, self.names, self.folder = plan, plan.hows[which], names, folder
+        self.modules = modules
+        self.writers = {}
+        for adapter in plan.clients:
+            place = folder / names[adapter.client]
+            place.mkdir(parents=True)
+            rank = plan.written_rank(adapter, modules)
+            self.writers[adapter.client] = formats.open_writer(adapter, place, modules, rank)
+        self.totals = {a.client: dict.fromkeys(TOTALS, 0.0) for a in plan.clients}
+        self.changed: set[str] = set()
+        self.amplitude = [0.0, 0.0]
+        self.gains: list[float] = []
+
+    def put(self, module: str, result: RefinedModule) -> None:
+        energy = 0.0
+        for k, (adapter, update) in enumerate(zip(self.plan.clients, result.updates, strict=True)):
+            writer = self.writers[adapter.client]
+            if update is None:
+                writer.keep(module)
+            else:
+                writer.put(module, update)
+                self.changed.add(adapter.client)
+            for name in TOTALS:
+                self.totals[adapter.client][name] += float(getattr(result, name)[k])
+            energy += self.plan.weights[k] * float(result.deviation[k])
+        self.amplitude[0] += result.amplitude * energy
+        self.amplitude[1] += energy
+        self.gains.append(self.how.gain(1 - result.amplitude))
+
+    @property
+    def kept(self) -> float:
+        """Share of the deviations' amplitude that is kept, over all modules."""
+        kept, all_of_it = self.amplitude
+        return kept / all_of_it if all_of_it > 0 else 1.0
+
+    def averaged_away(self) -> float:
+        """Share of the clients' energy around their mean that refinement takes away."""
+        pairs = list(zip(self.plan.clients, self.plan.weights, strict=True))
+        before = sum(w * self.totals[a.client]["deviation"] for a, w in pairs)
+        after = sum(w * self.totals[a.client]["kept"] for a, w in pairs)
+        return max(1 - after / before, 0.0) if before > 0 else 0.0
+
+    def strength(self) -> dict[str, Any]:
+        """What was applied."""
+        how = self.how
+        gain = sum(self.gains) / len(self.gains) if self.gains else 0.0
+        return {"strength": how.outside, "inside": how.inside, "side": how.side, "gain": gain}
+
+    def clients(self, above: Path) -> list[dict[str, Any]]:
+        """One entry per client; paths are relative to `above`."""
+        return [self._of(k, a, above) for k, a in enumerate(self.plan.clients)]
+
+    def _of(self, k: int, adapter: Adapter, above: Path) -> dict[str, Any]:
+        total = self.totals[adapter.client]
+        scale = total["squared"] if total["squared"] > 0 else 1.0
+        off = total["deviation"] if total["deviation"] > 0 else 1.0
+        ranks = [s.rank for m, s in adapter.updates.items()]
+        written = self.plan.written_rank(adapter, self.modules)
+        return {
+            "id": adapter.client,
+            "path": (self.folder / self.names[adapter.client]).relative_to(above).as_posix(),
+            "rank": max(ranks) if written is None else written,
+            "truncation_error": (total["lost"] / scale) ** 0.5,
+            "change": (total["moved"] / scale) ** 0.5,
+            "strength": self.how.outside,
+            "weight": self.plan.weights[k],
+            "deviation": (total["deviation"] / scale) ** 0.5,
+            "averaged_away": max(1 - total["kept"] / off, 0.0) if total["deviation"] > 0 else 0.0,
+            "unchanged": adapter.client not in self.changed,
+        }
 
 
 class _Refining:
-    """Open writers of all refined adapters, and what is to be reported of them."""
+    """Every candidate and the mean, written module by module."""
 
-    def __init__(self, scan: Scan, report: Report, stage: Path) -> None:
-        import numpy as np
-
-        from clair_cli.decompose import tables
-        from clair_cli.refine import auto_strength
-
-        benign = {c.client for c in report.clients if c.verdict == "benign"}
-        clients = tuple(a for a in scan.cohort.clients if a.client in benign)
-        if not clients:
-            raise NoVerdict("no client is benign: there is nothing to refine; see `clair detect`")
-        settings = scan.settings
-        strength = settings.strength
-        if strength == "auto":
-            kept = [a.client in benign for a in scan.cohort.clients]
-            strength = auto_strength(tables(scan.stacks)[0], np.array(kept))
-        weights = (1 / len(clients),) * len(clients)
-        dtype = _writing_dtype(scan.cohort, settings)
-        self.plan = _Plan(clients, weights, settings, strength, scan.device, dtype)
-        self.modules = scan.cohort.modules
-        self.rank = None if settings.rank == "keep" else settings.rank
-        names = _folder_names([a.client for a in clients])
-        self.writers = {}
-        for adapter in clients:
-            self.writers[adapter.client] = self._open(adapter, stage / names[adapter.client])
-        self.names, self.common = names, None
-        if settings.write_global:
-            self.common = self._open(self._template(), stage / publish.GLOBAL)
-        self.totals = {a.client: [0.0, 0.0, 0.0] for a in clients}
-        self.deviation = self.averaged = 0.0
+    def __init__(self, plan: _Plan, known: Knowledge, modules: Sequence[str], stage: Path) -> None:
+        self.plan, self.known, self.modules, self.stage = plan, known, modules, stage
+        names = _folder_names([a.client for a in plan.clients])
+        self.candidates: list[_Candidate] = []
+        self.common: Any = None
+        for which in range(len(plan.hows)):
+            folder = (
+                stage / strength_folder(plan.settings.path[which]) if plan.settings.path else stage
+            )
+            self.candidates.append(_Candidate(plan, which, modules, folder, names))
+        if plan.settings.write_global:
+            (stage / publish.GLOBAL).mkdir()
+            template = self._template()
+            rank = plan.written_rank(template, modules)
+            self.common = formats.open_writer(template, stage / publish.GLOBAL, modules, rank)
+        self.common_total = [0.0, 0.0]
         self.found: list[dict[str, Any]] = []
 
-    def _open(self, adapter: Adapter, folder: Path) -> Any:
-        folder.mkdir()
-        return formats.open_writer(adapter, folder, self.modules, self.rank)
-
     def _template(self) -> Adapter:
-        """The benign client of the largest rank: its config and its other tensors go with the mean."""
-        return max(self.plan.clients, key=lambda a: sum(s.rank for s in a.updates.values()))
+        """The client of the largest rank that counts: its config and other tensors go with the mean."""
+        giving = [a for a, w in zip(self.plan.clients, self.plan.weights, strict=True) if w]
+        return max(giving, key=lambda a: sum(s.rank for s in a.updates.values()))
 
-    def put(self, refined: tuple[str, RefinedModule]) -> None:
+    def put(self, refined: tuple[str, list[RefinedModule]]) -> None:
         """Write one module of every client and let go of it."""
-        module, result = refined
-        for k, adapter in enumerate(self.plan.clients):
-            self.writers[adapter.client].put(module, result.updates[k])
-            for i, part in enumerate((result.squared, result.moved, result.lost)):
-                self.totals[adapter.client][i] += float(part[k])
+        module, results = refined
+        for candidate, result in zip(self.candidates, results, strict=True):
+            candidate.put(module, result)
         if self.common is not None:
-            self.common.put(module, result.common)
-        self.deviation += result.deviation
-        self.averaged += result.averaged
-        self.found.append(
-            {
-                "name": module,
-                "subspace_rank": result.subspace_rank,
-                "spectrum": [float(x) for x in result.spectrum],
-            }
-        )
+            self.common.put(module, results[0].common)
+            self.common_total[0] += results[0].common_squared
+            self.common_total[1] += results[0].common_lost
+        spectrum = [float(x) for x in results[0].spectrum]
+        inside = results[0].subspace_rank
+        self.found.append({"name": module, "subspace_rank": inside, "spectrum": spectrum})
 
     def abandon(self) -> None:
         """Let go of every file that was not finished."""
-        for writer in self.writers.values():
-            writer.abandon()
+        for candidate in self.candidates:
+            for writer in candidate.writers.values():
+                writer.abandon()
         if self.common is not None:
             self.common.abandon()
 
     def finish(self) -> dict[str, Any]:
         """Close all files; the `refinement` part of the report."""
-        for writer in self.writers.values():
-            writer.close()
-        everything = None
-        if self.common is not None:
-            self.common.close()
-            everything = {"path": publish.GLOBAL, "template": self._template().client}
-        return {
-            "strength": self.plan.strength,
-            "averaged_away": self._averaged_away(),
-            "subspace_ranks": [m["subspace_rank"] for m in self.found],
+        from clair_cli.strength import expected
+
+        for candidate in self.candidates:
+            for writer in candidate.writers.values():
+                writer.close()
+        first, known = self.candidates[0], self.known
+        said = {
+            **first.strength(),
+            "knowledge": "adapters alone" if known.noise is None else "replicates",
+            "averaged_away": first.averaged_away(),
+            "subspace_ranks": [round(m["subspace_rank"]) for m in self.found],
+            "initialisation": known.initialisation,
+            "common_share": known.common_share,
+            "spread": known.spread,
+            "spectrum": [float(x) for x in known.spectrum],
+            "gap": known.gap,
+            "gap_after": known.gap_after,
+            "expected": dict(expected(first.kept, known)),
             "modules": self.found,
-            "clients": [self._of(a) for a in self.plan.clients],
-            "global": everything,
+            "clients": [c for one in self.candidates for c in one.clients(self.stage)],
+            "global": self._global(),
         }
+        return said | {"warnings": warnings(said, self.plan.settings)}
 
-    def _averaged_away(self) -> float:
-        """Share of the benign clients' energy around their mean that refinement takes away."""
-        outside = self.averaged / self.deviation if self.deviation > 0 else 0.0
-        return outside * (1 - (1 - self.plan.strength) ** 2)
-
-    def _of(self, adapter: Adapter) -> dict[str, Any]:
-        squared, moved, lost = self.totals[adapter.client]
-        scale = squared if squared > 0 else 1.0
-        ranks = [s.rank for m, s in adapter.updates.items()]
+    def _global(self) -> dict[str, Any] | None:
+        if self.common is None:
+            return None
+        self.common.close()
+        squared, lost = self.common_total
         return {
-            "id": adapter.client,
-            "path": self.names[adapter.client],
-            "rank": max(ranks) if self.rank is None else self.rank,
-            "truncation_error": (lost / scale) ** 0.5,
-            "change": (moved / scale) ** 0.5,
+            "path": publish.GLOBAL,
+            "template": self._template().client,
+            "truncation_error": (lost / squared) ** 0.5 if squared > 0 else 0.0,
         }
+
+
+def strength_folder(strength: float | str) -> str:
+    """strength-0.25, strength-auto."""
+    return f"strength-{strength}" if isinstance(strength, str) else f"strength-{strength:.6g}"
+
+
+def warnings(said: Mapping[str, Any], settings: Settings) -> list[str]:
+    """What a reader should know before the refined adapters are used."""
+    found = []
+    expected = said["expected"]
+    if said["knowledge"] == "adapters alone" and said["averaged_away"] > 0:
+        found.append(
+            "adapters alone cannot tell estimation error from honest difference: refining gains where "
+            f"more than {expected['break_even']:.0%} of what the clients differ by is error, and "
+            "costs elsewhere; replicates tell (rep-* folders), and so does a choice on each client's "
+            "own data (--path, then clair select)"
+        )
+    if expected["gain"] is not None and expected["gain"] < 0:
+        found.append("by the replicates this strength takes away more difference than error")
+    if settings.replicates == "checkpoints" and said["knowledge"] == "replicates":
+        found.append("checkpoints of one run share their data: the error is larger than they show")
+    worst = max((c["truncation_error"] for c in said["clients"]), default=0.0)
+    if settings.rank != "exact" and worst > 0.5 * max(c["change"] for c in said["clients"]) > 0:
+        found.append(
+            "the rank written cuts off much of the change; --rank exact, or a larger one, keeps it"
+        )
+    return found
 
 
 def _writing_dtype(cohort: Cohort, settings: Settings) -> Literal["float32", "float64"]:

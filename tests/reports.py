@@ -45,18 +45,38 @@ CLIENTS = (
 )
 REFINEMENT = {
     "strength": 0.5,
+    "inside": 0.21,
+    "side": "own",
+    "gain": 1 / 9,
+    "knowledge": "adapters alone",
     "averaged_away": 0.24,
     "subspace_ranks": [2, 8],
+    "initialisation": "shared",
+    "common_share": 0.4,
+    "spread": 0.09,
+    "spectrum": [0.7, 0.3],
+    "gap": 7 / 3,
+    "gap_after": 1,
+    "expected": {
+        "gain_if_noise": 0.37,
+        "loss_if_difference": 0.53,
+        "break_even": 0.59,
+        "noise": None,
+        "gain": None,
+    },
     "modules": [
-        {"name": m, "subspace_rank": 2 + 6 * i, "spectrum": [0.75, 2 / 9]}
+        {"name": m, "subspace_rank": 2 + 17 / 3 * i, "spectrum": [0.75, 2 / 9]}
         for i, m in enumerate(MODULES)
     ],
     "clients": [
         {"id": f"client-{i}", "path": f"client-{i}", "rank": 8}
-        | {"truncation_error": 1e-7 / 3, "change": 0.3}
+        | {"truncation_error": 1e-7 / 3, "change": 0.3 * (i != 6), "strength": 0.5}
+        | {"weight": 1 / 3, "deviation": 0.7, "averaged_away": 0.4 * (i != 6)}
+        | {"unchanged": i == 6}
         for i in (1, 2, 6)
     ],
-    "global": {"path": "global", "template": "client-1"},
+    "global": {"path": "global", "template": "client-1", "truncation_error": 0.1},
+    "warnings": ["the rank written cuts off much of the change"],
 }
 CONSENSUS = {
     "clients": 4,
@@ -131,6 +151,7 @@ def hostile() -> Report:
     return replace(
         COMPLETE,
         clients=tuple(clients),
+        refinement={**REFINEMENT, "warnings": [HOSTILE]},
         run={**COMPLETE.run, "command": HOSTILE, "environment": ENVIRONMENT | {"device": HOSTILE}},
         inputs={"root": HOSTILE, "clients": []},
         findings=(Reason("CLR305", HOSTILE),),

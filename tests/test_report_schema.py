@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 import clair_cli
 from clair_cli import Settings
 from clair_cli.pipeline import detect, refine
+from clair_cli.renderers.text import render
 from clair_cli.report import Report, from_dict, to_dict
 from tests.commands import CLIENTS, WEIGHTS, samples
 from tests.reports import COMPLETE, NO_VERDICT, hostile
@@ -118,7 +119,14 @@ WRONG = [
     (("clients", 6, "score"), 1.0),
     ((*FIRST, "modules", 0, "norm"), None),
     (("refinement", "strength"), 1.5),
+    (("refinement", "side"), "middle"),
+    (("refinement", "initialisation"), "none of these"),
+    (("refinement", "gap"), 0.5),
+    (("refinement", "expected"), {}),
+    (("refinement", "warnings"), [1]),
     (("refinement", "clients", 0, "rank"), 0),
+    (("refinement", "clients", 0, "weight"), 1.5),
+    (("refinement", "clients", 0, "unchanged"), 0),
     (("refinement", "global"), {}),
     (("refinement",), {}),
 ]
@@ -132,11 +140,26 @@ def test_a_wrong_value_is_refused(path: tuple[Any, ...], value: Any) -> None:
 
 SINCE_1_1 = {"consensus", "stability", "depends_on"}
 """Fields that a report of schema 1.0 does not have."""
+REFINEMENT_1_1 = {
+    "refinement": {
+        *("inside", "side", "gain", "knowledge", "initialisation", "common_share", "spread"),
+        *("spectrum", "gap", "gap_after", "expected", "warnings"),
+    },
+    "clients": {"strength", "weight", "deviation", "averaged_away", "unchanged"},
+    "global": {"truncation_error"},
+}
+"""The same within `refinement`, by the name of the part."""
+
+
+def since_1_1(path: tuple[Any, ...]) -> bool:
+    part = next(p for p in path[-2::-1] if isinstance(p, str)) if len(path) > 1 else ""
+    recent = REFINEMENT_1_1.get(part, set()) if path[0] == "refinement" else set()
+    return path[-1] in SINCE_1_1 | recent
 
 
 def test_a_missing_field_is_refused() -> None:
     data = to_dict(COMPLETE)
-    fields = [p for p in places(data) if isinstance(p[-1], str) and p[-1] not in SINCE_1_1]
+    fields = [p for p in places(data) if isinstance(p[-1], str) and not since_1_1(p)]
     assert len(fields) > 60
     assert [p for p in fields if valid(spoiled(data, p, ...))] == []
 
@@ -147,10 +170,18 @@ def test_a_report_of_schema_1_0_is_accepted_and_read() -> None:
     for part in [data["population"], *data["clients"]]:
         for name in SINCE_1_1 & part.keys():
             del part[name]
+    done = data["refinement"]
+    for name, part in [("refinement", done), ("global", done["global"])]:
+        for field in REFINEMENT_1_1[name]:
+            del part[field]
+    for client in done["clients"]:
+        for field in REFINEMENT_1_1["clients"]:
+            del client[field]
     assert valid(data)
     report = from_dict(data)
     assert report.consensus is None
     assert {c.stability for c in report.clients} == {None}
+    assert "refined 3 clients" in render(report)
 
 
 def test_no_verdict_allows_no_other_exit_code_and_no_refinement() -> None:

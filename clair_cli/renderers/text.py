@@ -57,7 +57,7 @@ def _headline(report: Report) -> Text:
     if ranks:
         span = f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
         parts.append(f"shared rank {span}")
-    if report.consensus:
+    if report.consensus and report.consensus["initialisation"] != "none":
         parts.append(f"{report.consensus['initialisation']} initialisation")
     parts += [str(environment.get("device", "?")), f"{report.run.get('duration_s', 0):.1f} s"]
     return Text(safe_text(", ".join(parts)))
@@ -129,16 +129,27 @@ def _refinement(report: Report) -> list[Text]:
     done = report.refinement
     if not done:
         return []
+    names = {c["id"] for c in done["clients"]}
+    strengths = sorted({c.get("strength", done["strength"]) for c in done["clients"]})
     said = (
-        f"refined {_many(len(done['clients']), 'client')}: strength {done['strength']:.2g}, "
+        f"refined {_many(len(names), 'client')}: strength {', '.join(f'{s:.2g}' for s in strengths)}, "
         f"subspace rank {_span(done['subspace_ranks'])}, {done['averaged_away']:.0%} of the benign "
         "clients' deviations averaged away"
     )
+    if "knowledge" in done:
+        said += f" (knowing {done['knowledge']})"
     lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
     lines = [said, f"written at the ranks asked for; relative truncation error at most {lost:.2g}"]
-    renamed = [c for c in done["clients"] if c["id"] != c["path"]]
+    lines += [f"note: {safe_text(str(w))}" for w in done.get("warnings", [])]
+    if same := sum(bool(c.get("unchanged")) for c in done["clients"]):
+        lines.append(f"{same} of {len(done['clients'])} written as they were, byte for byte")
+    renamed = [c for c in done["clients"] if c["id"] != c["path"].rpartition("/")[2]]
     lines += [f"{safe_text(c['id'])} is in {safe_text(c['path'])}/" for c in renamed]
-    left = [safe_text(c.client) for c in report.clients if c.verdict == "suspicious"]
+    left = [
+        safe_text(c.client)
+        for c in report.clients
+        if c.verdict == "suspicious" and c.client not in names
+    ]
     if left:
         lines.append(f"not refined, because suspicious: {', '.join(left)}")
     return [*map(Text, lines), Text()]

@@ -1,0 +1,98 @@
+"""Who is averaged, who receives, and with what weight: verdicts, choices and sample counts."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clair_cli.cohort import Adapter, Cohort
+from clair_cli.errors import NoVerdict, UsageError
+from clair_cli.formats.strict_json import parse_object
+from clair_cli.report import Report
+from clair_cli.settings import Settings
+
+MAX_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The clients that get a refined adapter; weight zero counts in no mean; they sum to one."""
+
+    clients: tuple[Adapter, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def giving(self) -> tuple[bool, ...]:
+        """Who counts in the means."""
+        return tuple(w > 0 for w in self.weights)
+
+
+def read_counts(path: Path) -> dict[str, float]:
+    """Sample counts per client: a JSON object, or lines `client,count`. Raises UsageError."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        if data is None:
+            raise UsageError(f"--weights {str(path)!r}: more than {MAX_BYTES} bytes")
+        if data.lstrip()[:1] == b"{":
+            pairs = list(parse_object(data, str(path), UsageError).items())
+        else:
+            pairs = [_pair(row) for row in csv.reader(data.decode().splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"--weights {str(path)!r}: cannot be read: {error}") from None
+    if len(dict(pairs)) < len(pairs):
+        raise UsageError(f"--weights {str(path)!r}: a client is named twice")
+    return {client: _count(path, client, count) for client, count in pairs}
+
+
+def _pair(row: list[str]) -> tuple[str, str]:
+    if len(row) != 2:
+        raise csv.Error(f"expected client,count, found {','.join(row)[:60]!r}")
+    return row[0].strip(), row[1]
+
+
+def _count(path: Path, client: str, value: object) -> float:
+    try:
+        count = float(value) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        count = math.nan
+    if isinstance(value, bool) or not (math.isfinite(count) and 0 < count <= 1e15):
+        text = f"the count of {client[:60]!r} is {str(value)[:40]!r}, expected a positive number"
+        raise UsageError(f"--weights {str(path)!r}: {text}")
+    return count
+
+
+def membership(
+    report: Report, cohort: Cohort, settings: Settings, counts: Mapping[str, float]
+) -> Membership:
+    """Benign clients, changed by --include and --exclude, and suspicious ones that only receive.
+
+    Raises UsageError for names that are no usable client and for missing counts, NoVerdict where nobody
+    is left.
+    """
+    verdicts = {c.client: c.verdict for c in report.clients}
+    usable = [a.client for a in cohort.clients]
+    _known("--include", settings.include, usable)
+    _known("--exclude", settings.exclude, verdicts)
+    given = {c for c in usable if verdicts[c] == "benign"} | set(settings.include)
+    got = given | {c for c in usable if settings.refine_suspicious and verdicts[c] == "suspicious"}
+    given, got = given - set(settings.exclude), got - set(settings.exclude)
+    if not given:
+        raise NoVerdict("no client is benign: there is nothing to refine; see `clair detect`")
+    if settings.weights is not None:
+        _known("--weights", counts, verdicts)
+        if missing := sorted(given - set(counts)):
+            raise UsageError(
+                f"--weights: no count for {missing[0]!r}, {len(missing)} missing in all"
+            )
+    total = math.fsum(counts.get(c, 1.0) for c in given)
+    clients = tuple(a for a in cohort.clients if a.client in got)
+    weights = tuple(counts.get(a.client, 1.0) / total * (a.client in given) for a in clients)
+    return Membership(clients, weights)
+
+
+def _known(option: str, names: Collection[str], known: Collection[str]) -> None:
+    for name in sorted(set(names) - set(known)):
+        raise UsageError(f"{option}: {name[:80]!r} is not a client that can be used here")

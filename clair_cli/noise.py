@@ -1,0 +1,103 @@
+"""Estimation error from replicates: what several adapters of one client do not agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clair_cli import formats
+from clair_cli.cohort import Adapter
+from clair_cli.settings import DtypeName
+
+if TYPE_CHECKING:
+    from clair_cli.agreement import Array
+    from clair_cli.stack import LowRankUpdate
+
+
+def replicated(adapter: Adapter) -> bool:
+    """Whether the client has two adapters to compare."""
+    return len(adapter.replicates) + (not adapter.only_replicates) >= 2 and bool(adapter.replicates)
+
+
+def estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
+    """The client's update: its adapter, or the mean of its replicates where it has nothing else."""
+    if not adapter.only_replicates:
+        return formats.read_update(adapter, module, dtype, device)
+    return _mean([formats.read_update(r, module, dtype, device) for r in adapter.replicates])
+
+
+def errors(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
+    """Updates whose energies sum to the expected error of `estimate`, from the replicates' spread.
+
+    R replicates D_r have the variance s^2 = sum ||D_r - mean||^2 / (R - 1); their mean has s^2 / R. An
+    adapter trained on all data beside replicates on parts of it has less than s^2 and more than that.
+    """
+    from clair_cli.strength import HALVES
+
+    found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
+    if adapter.only_replicates:
+        share = 1 / len(found)
+    elif len(found) == 1:
+        found.append(formats.read_update(adapter, module, dtype, device))
+        share = 1.0
+    else:
+        share = HALVES
+    factor = (share / (len(found) - 1)) ** 0.5
+    return [_scaled_difference(found, r, factor) for r in range(len(found))]
+
+
+def noise_share(
+    giving: Sequence[Adapter], inner: Array, modules: Sequence[str], dtype: DtypeName, device: str
+) -> float | None:
+    """Share of the deviations that is estimation error; None without two replicated clients.
+
+    `inner` (modules, K, K) belongs to the clients `giving`. The median client speaks for all, so that
+    one that sends wild replicates decides nothing.
+    """
+    import numpy as np
+
+    telling = [k for k, a in enumerate(giving) if replicated(a)]
+    if len(telling) < 2:
+        return None
+    units = np.median(np.einsum("mkk->mk", inner), axis=1)
+    units = np.where(units > 0, units, np.inf)
+    noise = np.zeros(len(giving))
+    for module, unit in zip(modules, units, strict=True):
+        for k in telling:
+            found = errors(giving[k], module, dtype, device)
+            noise[k] += sum(map(energy, found)) / unit
+    whole = (inner / units[:, None, None]).sum(axis=0)
+    count = len(whole)
+    off = whole.diagonal() - 2 * whole.mean(axis=1) + whole.mean()
+    extra = [len(a.replicates) - 1 if a.only_replicates else 0 for a in giving]
+    deviation = off * count / max(count - 1, 1) - noise * np.array(extra)
+    ratio = float(np.median(noise[telling]) / max(float(deviation[telling].mean()), 1e-300))
+    return min(ratio, 1.0)
+
+
+def energy(update: LowRankUpdate) -> float:
+    """||Delta||_F^2 from the factors, without the product."""
+    down = update.down * update.scale
+    return float(((update.up.T @ update.up) * (down @ down.T)).sum().clamp_min(0))
+
+
+def _mean(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
+    return _combined(updates, [1 / len(updates)] * len(updates))
+
+
+def _scaled_difference(
+    updates: Sequence[LowRankUpdate], which: int, factor: float
+) -> LowRankUpdate:
+    share = [factor * ((r == which) - 1 / len(updates)) for r in range(len(updates))]
+    return _combined(updates, share)
+
+
+def _combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowRankUpdate:
+    """sum_r f_r Delta_r, in stacked factors."""
+    import torch
+
+    from clair_cli.stack import LowRankUpdate
+
+    up = torch.cat([u.up for u in updates], dim=1)
+    down = torch.cat([u.down * (u.scale * f) for u, f in zip(updates, factors, strict=True)], dim=0)
+    return LowRankUpdate(up, down)
