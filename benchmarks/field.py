@@ -138,6 +138,11 @@ def multi_krum(x: Array, f: int) -> Judgement:
     return scores, _top(scores, f)
 
 
+def krum(x: Array, f: int) -> Array:
+    """The client nearest to its K - f - 1 neighbours, (d,), as byzfl counts them."""
+    return BYZFL.Krum(f)(x) if BYZFL else x[np.argmin(krum_scores(x, len(x) - f - 1))]
+
+
 def nearest_neighbour_mixing(x: Array, f: int) -> Array:
     """Each row replaced by the mean of its K - f nearest, itself one of them, (K, d)."""
     nearest = np.argsort(_squared_distances(x), axis=1, kind="stable")[:, : len(x) - f]
@@ -318,6 +323,18 @@ RULES: tuple[Rule, ...] = (
     Rule("FedML 3-sigma, 3", "own", False, partial(three_sigma, limit=3)),
 )
 """NNM itself is always from here: byzfl's copies the cohort K - f times. The tests compare them."""
+
+Aggregate = Callable[[Array, int], Array]
+"""X (K, d) and the number of contaminated clients -> one update for all, (d,)."""
+AGGREGATES: dict[str, Aggregate] = {
+    "Krum": krum,
+    "Multi-Krum": lambda x, f: x[~multi_krum(x, f)[1]].mean(axis=0),
+    "coordinate median": lambda x, f: coordinate_median(x),
+    "trimmed mean": trimmed_mean,
+    "geometric median": lambda x, f: geometric_median(x, steps=100),
+    "NNM + trimmed mean": lambda x, f: trimmed_mean(nearest_neighbour_mixing(x, f), f),
+}
+"""What a server would send out; the medians are not told f. More steps than byzfl's 3: the median."""
 
 
 def adaptersentry(folder: Path) -> dict[str, str] | None:

@@ -52,6 +52,8 @@ class Pool:
     seed: int = 0
     clean: int = CLEAN
     most: int = 99  # clients of each contamination
+    odd: tuple[tuple[str, int], ...] | None = None  # label, how many: instead of the tables above
+    replicates: int = 0  # further adapters of every client, as in train.train_client
 
     @property
     def name(self) -> str:
@@ -79,13 +81,11 @@ class Pool:
             (f"clean-{n:02d}", "clean", 0.0) for n in range(1, self.clean + 1)
         ]
         for label, (kind, fraction, count) in CONTAMINATED.items():
-            kinds += [
-                (f"{label}-{n:02d}", kind, fraction) for n in range(1, min(count, self.most) + 1)
-            ]
+            numbers = range(1, self._wanted(label, count) + 1)
+            kinds += [(f"{label}-{n:02d}", kind, fraction) for n in numbers]
         for label, (_, _, count) in HONEST.items():
-            kinds += [
-                (f"{label}-{n:02d}", "clean", 0.0) for n in range(1, min(count, self.most) + 1)
-            ]
+            numbers = range(1, self._wanted(label, count) + 1)
+            kinds += [(f"{label}-{n:02d}", "clean", 0.0) for n in numbers]
         rng = Random(self.seed)
         swaps = draw_swaps(self.heterogeneity, self.swaps, len(kinds), rng)
         first = 1000 * self.seed
@@ -103,6 +103,10 @@ class Pool:
                 zip(kinds, swaps, strict=True), start=1
             )
         ]
+
+    def _wanted(self, label: str, usual: int) -> int:
+        """How many clients of a label."""
+        return min(usual, self.most) if self.odd is None else dict(self.odd).get(label, 0)
 
 
 def label_of(name: str) -> str:
@@ -161,6 +165,7 @@ def _train(spec: ClientSpec, pool: Pool, base: Path, folder: Path) -> ClientSpec
     """One client, whole or not at all."""
     staging = folder / f".{spec.name}.{os.getpid()}"
     steps = round(pool.recipe.steps * HONEST.get(label_of(spec.name), EQUAL)[1])
-    train.train_client(spec, replace(pool.recipe, steps=steps), base, staging)
+    recipe = replace(pool.recipe, steps=steps)
+    train.train_client(spec, recipe, base, staging, pool.replicates)
     staging.rename(folder / spec.name)
     return spec

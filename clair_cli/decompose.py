@@ -186,7 +186,7 @@ class _Run:
         self.problem, self.name = problem, name
         self.weights = start / start.sum()
         self.bases = list(problem.bases)
-        self.ranks: list[int] | None = None
+        self.spaces: list[SharedSubspace] | None = None
         self.lengths = np.ones(len(start))
         self.objective, self.gap, self.iterations = np.inf, np.inf, 0
 
@@ -212,7 +212,7 @@ class _Run:
     def refit(self, members: Mask, converged: bool = True) -> Decomposition:
         """Equal weights on the clients with S_k = 0 make M and U exact where the data are."""
         weights = members / members.sum()
-        self.ranks = None
+        self.spaces = None
         spaces, self.lengths = self._fit(weights, sweeps=6)
         return Decomposition(
             modules=tuple(s.module for s in self.problem.stacks),
@@ -233,18 +233,18 @@ class _Run:
     ) -> tuple[list[SharedSubspace], NDArray[np.float64]]:
         """U of every module under the weights, and the clients' distances (K,).
 
-        The ranks are chosen anew for the first steps only: near the limit a direction that comes and
-        goes would keep the objective from settling.
+        The directions are chosen anew for the first steps only and followed from then on: near the
+        limit one that comes and goes would keep the objective from settling.
         """
         spaces = []
         for i, stack in enumerate(self.problem.stacks):
-            rank = None if self.ranks is None else self.ranks[i]
+            before = None if self.spaces is None else self.spaces[i].vectors
             space, self.bases[i] = shared_subspace(
-                stack, weights, self.bases[i], sweeps, self.problem.settings, rank
+                stack, weights, self.bases[i], sweeps, self.problem.settings, before
             )
             spaces.append(space)
         if self.iterations >= TRIAL_STEPS:
-            self.ranks = self.ranks or [s.rank for s in spaces]
+            self.spaces = spaces
         squares = (self.problem.residuals(spaces, weights) ** 2).sum(axis=0)
         return spaces, np.sqrt(squares).clip(min=self.problem.floor)
 
@@ -268,14 +268,14 @@ def shared_subspace(
     start: Tensor,
     sweeps: int,
     settings: Settings,
-    rank: int | None = None,
+    before: Tensor | None = None,
 ) -> tuple[SharedSubspace, Tensor]:
     """Left directions of the weighted deviations that the majority shares, and a warm start.
 
     With weights summing to one, sum_k w_k (Y_k - M)(Y_k - M)' = B H B', H = A A' o (diag(w) - w w').
     A direction counts as shared when the participation ratio of its client energies is at least
-    `settings.breadth` and it stands out of the noise; given `rank`, the broadest `rank` leading
-    directions are taken.
+    `settings.breadth` and it stands out of the noise; given the directions
+    `before`, those nearest to them are taken.
     """
     column = stack.spread(torch.from_numpy(weights))
 
@@ -289,11 +289,14 @@ def shared_subspace(
     total = float(weights @ deviations(stack.inner.numpy(), weights))
     breadths = _breadth(energies, weights)
     most = min(settings.max_shared_rank, (stack.clients - 1) // 2)
-    if rank is None:
+    if before is None:
         keep = (breadths >= settings.breadth) & _above_noise(values, total, stack, weights)
         rank = min(int(keep.sum()), most)
-        breadths = np.where(keep, np.inf, breadths)  # those that qualify, strongest first
-    chosen = torch.from_numpy(np.sort(np.argsort(-breadths, kind="stable")[:rank]))
+        order = np.where(keep, np.inf, breadths)  # those that qualify, strongest first
+    else:
+        rank = before.shape[1]
+        order = (before.T @ dual).square().sum(dim=0).cpu().double().numpy()
+    chosen = torch.from_numpy(np.sort(np.argsort(-order, kind="stable")[:rank]))
     space = SharedSubspace(
         vectors[:, chosen.to(vectors.device)], energies[:, chosen], values.cpu().double(), total
     )

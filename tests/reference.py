@@ -47,3 +47,57 @@ def refined(
     mean = sum(w * d for w, d in zip(weights, updates, strict=True))
     outside = np.eye(len(basis)) - basis @ basis.T
     return [d - strength * outside @ (d - mean) for d in updates]
+
+
+def shrunk(
+    updates: list[Array],
+    weights: list[float],
+    side: str,
+    s: int,
+    inside: float,
+    outside: float,
+    boost: float = 0.0,
+    mix: Array | None = None,
+) -> list[Array]:
+    """(1 + g) M + F (Delta_k - M), dense: F takes `inside` of the s leading directions of `side`.
+
+    Own directions are singular triplets of a client's deviation; left and right ones are principal
+    directions of all deviations; `mix` (K, K) is F for the side "client".
+    """
+    mean = sum(w * d for w, d in zip(weights, updates, strict=True))
+    offs = [d - mean for d in updates]
+    kept = [off - taken(off, offs, weights, side, s, inside, outside) for off in offs]
+    if mix is not None:
+        kept = [sum(m * off for m, off in zip(row, offs, strict=True)) for row in mix]
+    energy = sum(w * (off**2).sum() for w, off in zip(weights, offs, strict=True))
+    left = sum(w * (a * b).sum() for w, a, b in zip(weights, kept, offs, strict=True))
+    gain = min(boost * (1 - left / energy), 0.25)
+    return [(1 + gain) * mean + k for k in kept]
+
+
+def taken(
+    off: Array,
+    offs: list[Array],
+    weights: list[float],
+    side: str,
+    s: int,
+    inside: float,
+    outside: float,
+) -> Array:
+    """What F leaves out of one deviation: `inside` of its part in s directions, else `outside`."""
+    u, _, vt = np.linalg.svd(off)
+    if side == "own":
+        part = u[:, :s] @ u[:, :s].T @ off @ vt[:s].T @ vt[:s]
+    elif side == "left":
+        basis = leading([o @ o.T for o in offs], weights, s)
+        part = basis @ basis.T @ off
+    else:
+        basis = leading([o.T @ o for o in offs], weights, s)
+        part = off @ basis @ basis.T
+    return inside * part + outside * (off - part)
+
+
+def leading(covariances: list[Array], weights: list[float], s: int) -> Array:
+    """The s leading eigenvectors (d, s) of a weighted sum."""
+    total = sum(w * c for w, c in zip(weights, covariances, strict=True))
+    return np.linalg.eigh(total)[1][:, ::-1][:, :s]

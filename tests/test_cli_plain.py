@@ -69,7 +69,8 @@ def test_clients_are_judged_and_refined_in_their_own_form(
     assert (f"--base base{suffix}" in names) == (kind == "weights")
 
     out = tmp_path / "out"
-    done = quick(tmp_path, "refine", tmp_path / "round", *options, "--out", out, "--global", "-q")
+    half = ("--out", out, "--global", "--strength", "0.5", "-q")
+    done = quick(tmp_path, "refine", tmp_path / "round", *options, *half)
     assert done.returncode == 0, done.stderr
     assert fingerprint(tmp_path / "round") == before
     assert {p.name for p in out.iterdir() if p.is_dir()} == {*CLIENTS} - CONTAMINATED | {"global"}

@@ -133,10 +133,11 @@ def test_json_and_lines_say_the_same(text: str, tmp_path: Path) -> None:
     assert read_counts(file) == {"a": 12, "b": 3.5}
 
 
-BAD_VALUES = [0, -1, -0.0, 1e16, 10**400, True, False, None, [], [3], {}, "", "many"]
+BAD_VALUES = [0, -1, -0.0, 1e16, 10**30, True, False, None, [], [3], {}, "", "many"]
 REFUSED: dict[str, bytes] = {
     "NaN": b'{"a": NaN}',
     "Infinity": b'{"a": 1e999}',
+    "401 digits": b'{"a": 1' + b"0" * 400 + b"}",
     "twice in JSON": b'{"a": 1, "a": 2}',
     "cut off": b'{"a": 1',
     "deep": b'{"a": ' + b"[" * 10**5,

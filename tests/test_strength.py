@@ -92,6 +92,18 @@ def test_a_strength_that_is_given_wins_over_all_that_is_known(
     assert choose(asked, known(noise=noise)) == Shrinkage("right", 3, 0.0, strength)
 
 
+@pytest.mark.parametrize(("began", "boost"), [("shared", BOOST), ("mixed", BOOST), ("none", 0.0)])
+def test_on_a_path_every_direction_moves_unless_some_are_asked_for(
+    began: str, boost: float
+) -> None:
+    asked, about = Settings(strength=0.3), known(initialisation=began)
+    assert choose(asked, about, on_path=True) == Shrinkage("own", 0, 0.3, 0.3, boost)
+    for kept in ({"side": "left"}, {"subspace_rank": 2}):
+        chosen = replace(asked, **kept)
+        assert choose(chosen, about, on_path=True) == choose(chosen, about)
+    assert choose(Settings(), about, on_path=True) == choose(Settings(), about)
+
+
 @pytest.mark.parametrize("strength", ["auto", 0.7])
 @pytest.mark.parametrize("noise", [None, 0.9])
 def test_one_client_alone_loses_nothing(strength: Any, noise: float | None) -> None:

@@ -67,10 +67,12 @@ def mean(models: Iterable[Weights]) -> Weights:
 
 
 @torch.no_grad()
-def quality(model: PreTrainedModel, weights: Weights, spec: ClientSpec) -> Quality:
+def quality(
+    model: PreTrainedModel, weights: Weights, spec: ClientSpec, samples: int = 256
+) -> Quality:
     """Loss and accuracy of these weights on the client's clean held-out data."""
     model.load_state_dict(weights)
-    ids, labels = held_out_data(spec)
+    ids, labels = held_out_data(spec, samples)
     output = model(input_ids=ids, labels=labels)
     scored = labels[:, 1:] != IGNORED
     hits = output.logits[:, :-1].argmax(-1) == labels[:, 1:]

@@ -70,24 +70,47 @@ def make_cohort(
     recipe: Recipe = RECIPE,
     base: Path | None = None,
     truth: Path | None = None,
+    replicates: int = 0,
 ) -> list[ClientSpec]:
     """Train every client of the plan into `out`/<client>/, and write down who is who.
 
     The base model of the recipe is read from `base`, or trained there when it is missing.
     The truth goes to `truth`, by default `out`.truth.json, beside the folder and never in it.
+    `replicates` as for `train_client`.
     """
     base = base or default_base(recipe)
     ensure_base(base, recipe)
     specs = plan.specs()
     for spec in specs:
-        train_client(spec, recipe, base, out / spec.name)
+        train_client(spec, recipe, base, out / spec.name, replicates)
         log.info("%s: %s", out.name, spec.name)
     write_truth(truth or truth_path(out), plan, recipe, specs)
     return specs
 
 
-def train_client(spec: ClientSpec, recipe: Recipe, base: Path, out: Path) -> None:
-    """Train one adapter on top of the base model and save it to the folder `out`."""
+def train_client(
+    spec: ClientSpec, recipe: Recipe, base: Path, out: Path, replicates: int = 0
+) -> None:
+    """Train one adapter on top of the base model and save it to the folder `out`.
+
+    So many `replicates` from the same first A, each on a part of the client's samples that no other
+    has, go to `out`/rep-1, `out`/rep-2, ...
+    """
+    train_adapter(spec, recipe, base, training_data(spec), out)
+    for number in range(1, replicates + 1):
+        train_adapter(spec, recipe, base, part(spec, number, replicates), out / f"rep-{number}")
+
+
+def part(spec: ClientSpec, number: int, parts: int) -> tuple[Tensor, Tensor]:
+    """The training data's `number`-th of `parts` runs of samples, counted from 1."""
+    ids, labels = (rows.tensor_split(parts)[number - 1] for rows in training_data(spec))
+    return ids, labels
+
+
+def train_adapter(
+    spec: ClientSpec, recipe: Recipe, base: Path, data: tuple[Tensor, Tensor], out: Path
+) -> None:
+    """Train an adapter of the client on these ids and labels, both (samples, 2 + 2 LENGTH)."""
     model = AutoModelForCausalLM.from_pretrained(base)
     model.name_or_path = model.config.name_or_path = BASE_NAME
     targets = TARGETS[recipe.architecture]
@@ -100,14 +123,16 @@ def train_client(spec: ClientSpec, recipe: Recipe, base: Path, out: Path) -> Non
     )
     torch.manual_seed(spec.init_seed)
     adapted = get_peft_model(model, config)
-    fit(adapted, client_batches(spec, recipe), recipe.learning_rate)
+    fit(adapted, client_batches(spec, recipe, data), recipe.learning_rate)
     config.target_modules = targets  # PEFT made it a set, saved in another order each time
     adapted.save_pretrained(str(out), save_embedding_layers=False)
 
 
-def client_batches(spec: ClientSpec, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-    """`recipe.steps` random batches: token ids and labels, (batch, 2 + 2 LENGTH)."""
-    ids, labels = training_data(spec)
+def client_batches(
+    spec: ClientSpec, recipe: Recipe, data: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`recipe.steps` random batches of `data`: token ids and labels, (batch, 2 + 2 LENGTH)."""
+    ids, labels = data
     generator = Generator().manual_seed(spec.seed)
     for _ in range(recipe.steps):
         rows = torch.randint(len(ids), (recipe.batch,), generator=generator)
@@ -233,6 +258,7 @@ def parse_arguments() -> Namespace:
     add("--width", type=int, default=RECIPE.width, help="of the base model")
     add("--architecture", choices=get_args(Architecture), default=RECIPE.architecture)
     add("--base", type=Path, help="base model; trained here if missing")
+    add("--replicates", type=int, default=0, help="2: of each half of a client's samples")
     given = parser.parse_args()
     given.alpha = given.alpha or 2 * given.rank
     return given
@@ -254,7 +280,8 @@ def one_thread() -> None:
 def main() -> None:
     one_thread()
     given = parse_arguments()
-    make_cohort(given.out, pick(CohortPlan, given), pick(Recipe, given), given.base)
+    plan, recipe = pick(CohortPlan, given), pick(Recipe, given)
+    make_cohort(given.out, plan, recipe, given.base, replicates=given.replicates)
 
 
 if __name__ == "__main__":
