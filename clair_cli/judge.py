@@ -95,7 +95,9 @@ class _Bench:
         """The consensus (K,) among the distinct clients `present`, or why there is none."""
         count = int(present.sum())
         if count < MIN_CLIENTS:
-            text = f"different updates: {count}, at least 3 are needed; all others are copies or zero"
+            text = (
+                f"different updates: {count}, at least 3 are needed; all others are copies or zero"
+            )
             return present, Reason("CLR301", text)
         group = self.start(present)
         for step in range(GROWING + count):

@@ -33,9 +33,10 @@ class Membership:
 def read_counts(path: Path) -> dict[str, float]:
     """Sample counts per client: a JSON object, or lines `client,count`. Raises UsageError."""
     try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
-        if data is None:
-            raise UsageError(f"--weights {str(path)!r}: more than {MAX_BYTES} bytes")
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            why = f"no file, or more than {MAX_BYTES} bytes"
+            raise UsageError(f"--weights {str(path)!r}: cannot be read: {why}")
+        data = path.read_bytes()
         if data.lstrip()[:1] == b"{":
             pairs = list(parse_object(data, str(path), UsageError).items())
         else:

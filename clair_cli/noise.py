@@ -48,17 +48,18 @@ def errors(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list
 
 def noise_share(
     giving: Sequence[Adapter], inner: Array, modules: Sequence[str], dtype: DtypeName, device: str
-) -> float | None:
+) -> tuple[float | None, dict[str, float]]:
     """Share of the deviations that is estimation error; None without two replicated clients.
 
     `inner` (modules, K, K) belongs to the clients `giving`. The median client speaks for all, so that
-    one that sends wild replicates decides nothing.
+    one that sends wild replicates decides nothing: the second result has what to scale the errors of
+    each replicated client by, so that none has more of them than the median.
     """
     import numpy as np
 
     telling = [k for k, a in enumerate(giving) if replicated(a)]
     if len(telling) < 2:
-        return None
+        return None, {}
     units = np.median(np.einsum("mkk->mk", inner), axis=1)
     units = np.where(units > 0, units, np.inf)
     noise = np.zeros(len(giving))
@@ -69,10 +70,10 @@ def noise_share(
     whole = (inner / units[:, None, None]).sum(axis=0)
     count = len(whole)
     off = whole.diagonal() - 2 * whole.mean(axis=1) + whole.mean()
-    extra = [len(a.replicates) - 1 if a.only_replicates else 0 for a in giving]
-    deviation = off * count / max(count - 1, 1) - noise * np.array(extra)
-    ratio = float(np.median(noise[telling]) / max(float(deviation[telling].mean()), 1e-300))
-    return min(ratio, 1.0)
+    usual = float(np.median(noise[telling]))
+    deviation = float(off[telling].mean()) * count / max(count - 1, 1)
+    scales = {giving[k].client: min(1.0, (usual / max(noise[k], 1e-300)) ** 0.5) for k in telling}
+    return min(usual / max(deviation, 1e-300), 1.0), scales
 
 
 def energy(update: LowRankUpdate) -> float:

@@ -92,11 +92,15 @@ class ModuleRefiner:
         gain = how.gain(1 - amplitude)
         updates: list[LowRankUpdate | None] = []
         moved, lost = [], []
-        for core, off, rest, rank in zip(self.cores, self.offs, kept, ranks, strict=True):
+        own_ranks = [b.shape[1] for b in self.stack.lefts]
+        for core, off, rest, rank, own in zip(
+            self.cores, self.offs, kept, ranks, own_ranks, strict=True
+        ):
             target = self.mean * (1 + gain) + rest
             step = float((target - core).square().sum())
             moved.append(step)
-            if how.inside == how.outside == 0.0 or not float(off.square().sum()):
+            still = how.inside == how.outside == 0.0 or not float(off.square().sum())
+            if still and rank >= own:
                 updates.append(None)
                 lost.append(0.0)
                 continue

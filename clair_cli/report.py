@@ -282,8 +282,11 @@ def _parse_refinement(data: Any) -> Mapping[str, Any] | None:
     if not all(isinstance(c[name], str) for c in data["clients"] for name in ("id", "path")):
         raise ValueError("expected a name and a folder for every refined client")
     shown = [data["strength"], data["averaged_away"], *data["subspace_ranks"]]
+    shown += [c["strength"] for c in data["clients"] if "strength" in c]
     for number in [*shown, *(c["truncation_error"] for c in data["clients"])]:
         _finite(number)
+    if not all(isinstance(text, str) for text in data.get("warnings", [])):
+        raise ValueError("expected sentences as warnings")
     return dict(data)
 
 

@@ -20,6 +20,7 @@ from clair_cli import __version__, formats
 from clair_cli.cohort import Adapter, Broken, Cohort, InputFile, align, natural_key
 from clair_cli.engines import ENGINES
 from clair_cli.errors import AdapterError, NonFinite, UsageError
+from clair_cli.noise import estimate
 from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
 from clair_cli.settings import MIN_CLIENTS, Settings
 
@@ -255,7 +256,10 @@ def _open(source: formats.Source, settings: Settings) -> Adapter | Broken:
     found, notes = [], []
     for path in formats.find_replicates(source.path, settings):
         try:
-            found.append(formats.open_adapter(path, settings, source.client, source.root))
+            other = formats.open_adapter(path, settings, source.client, source.root)
+            for module in other.updates:
+                formats.check_finite(other, module)
+            found.append(other)
         except AdapterError as error:
             notes.append(Reason(error.code, f"{path.name}, no replicate: {error}"))
     return formats.with_replicates(adapter, found, notes) if found or notes else adapter
@@ -314,7 +318,7 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
     failed: dict[int, Reason] = {}
     for k, adapter in enumerate(cohort.clients):
         try:
-            updates.append(formats.read_update(adapter, module, dtype, device))
+            updates.append(estimate(adapter, module, dtype, device))
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
             spec, kind = adapter.updates[module], getattr(torch, dtype)

@@ -146,7 +146,8 @@ class Settings:
         for strength in (self.strength, *self.path):
             fine = strength == "auto" or 0 <= strength <= 1
             _require(fine, "strength", "auto or a number from 0 to 1", strength)
-        _require(len(set(self.path)) == len(self.path), "path", "no strength twice", self.path)
+        folders = {s if s == "auto" else f"{s:.6g}" for s in self.path}
+        _require(len(folders) == len(self.path), "path", "no strength twice", self.path)
         if self.path and self.strength != "auto":
             raise UsageError("--path: gives the strengths; leave --strength out")
         _require(self.side in get_args(Side), "side", " or ".join(get_args(Side)), self.side)

@@ -124,27 +124,26 @@ def choose(settings: Settings, known: Knowledge, on_path: bool = False) -> Shrin
 
     Between strengths that a client's own data choose from, `on_path`, every direction moves.
     """
-    side = "own" if settings.side == "auto" else settings.side
+    plain = known.initialisation == "none"  # linear, or whole weights: averages lose no function
+    usual: Literal["left", "own"] = "left" if plain else "own"
+    side = usual if settings.side == "auto" else settings.side
     rank = settings.subspace_rank
+    boost = 0.0 if plain else BOOST
     if known.clients < 2:
         return Shrinkage(side, rank, 0.0, 0.0)
     if settings.strength != "auto" and on_path and (settings.side, rank) == ("auto", "auto"):
-        boost = 0.0 if known.initialisation == "none" else BOOST
         return Shrinkage(side, 0, settings.strength, settings.strength, boost)
     if settings.strength != "auto":
         return Shrinkage(side, rank, 0.0, settings.strength)
     if known.noise is not None:
         taken = 1 - kept_share(known.noise)
-        return Shrinkage(side, rank, taken, taken, BOOST, settings.side != "auto")
+        return Shrinkage(side, rank, taken, taken, boost, settings.side != "auto")
     inside, outside = 0.0, OUTSIDE[known.initialisation]
-    if (
-        known.initialisation == "none"
-    ):  # linear models and full weights: no function is lost in averages
-        side = "left" if settings.side == "auto" else settings.side
+    if plain:
         return Shrinkage(side, rank, inside, outside, noise_like=1.0)
     if known.initialisation == "shared" and known.spread < KINDS:
         inside = min(max(SLOPE * (known.common_share - SAME_TASK), 0.0), MOST)
-    return Shrinkage(side, rank, inside, outside, BOOST)
+    return Shrinkage(side, rank, inside, outside, boost)
 
 
 def client_mix(how: Shrinkage, known: Knowledge, members: np.ndarray) -> Array:

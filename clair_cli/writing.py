@@ -71,6 +71,7 @@ class _Plan:
     hows: tuple[Shrinkage, ...]
     mixes: tuple[Any, ...]
     """F (K, K) of each of `hows` on the side "client", else None."""
+    error_scales: Mapping[str, float]
     settings: Settings
     device: str
     dtype: Literal["float32", "float64"]
@@ -106,15 +107,14 @@ def _planned(scan: Scan, report: Report, counts: Mapping[str, float]) -> tuple[_
     inner = tables(scan.stacks)[0]
     rows = np.stack([s.rows.numpy() for s in scan.stacks])
     dtype = _writing_dtype(cohort, settings)
-    noise = noise_share(
-        giving, inner[:, members][:, :, members], cohort.modules, dtype, scan.device
-    )
+    theirs = inner[:, members][:, :, members]
+    noise, scales = noise_share(giving, theirs, cohort.modules, dtype, scan.device)
     known = look(inner, rows if cohort.factored else None, members, noise)
     asked = [replace(settings, strength=s, path=()) for s in settings.path] or [settings]
     hows = tuple(choose(s, known, bool(settings.path)) for s in asked)
     here = np.array(who.giving)
     mixes = tuple(client_mix(h, known, here) if h.side == "client" else None for h in hows)
-    return _Plan(who.clients, who.weights, hows, mixes, settings, scan.device, dtype), known
+    return _Plan(who.clients, who.weights, hows, mixes, scales, settings, scan.device, dtype), known
 
 
 def _refine_job(plan: _Plan, module: str) -> tuple[str, list[RefinedModule]]:
@@ -130,7 +130,8 @@ def _refine_job(plan: _Plan, module: str) -> tuple[str, list[RefinedModule]]:
         share = (sum(w > 0 for w in plan.weights) / len(telling)) ** 0.5
         for adapter in telling:
             found = errors(adapter, module, plan.dtype, plan.device)
-            noise += [replace(u, scale=u.scale * share) for u in found]
+            factor = share * plan.error_scales.get(adapter.client, 1.0)
+            noise += [replace(u, scale=u.scale * factor) for u in found]
     refiner = ModuleRefiner(updates, plan.weights, noise)
     ranks = [plan.rank(a, module) for a in plan.clients]
     return module, [
@@ -213,7 +214,7 @@ class _Candidate:
             "weight": self.plan.weights[k],
             "deviation": (total["deviation"] / scale) ** 0.5,
             "averaged_away": max(1 - total["kept"] / off, 0.0) if total["deviation"] > 0 else 0.0,
-            "unchanged": adapter.client not in self.changed,
+            "unchanged": written is None and adapter.client not in self.changed,
         }
 
 

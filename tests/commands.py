@@ -47,7 +47,9 @@ def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str,
 
 
 PRELOADED = ["__main__", "tests.commands", "rich.console"]
-PRELOADED += [f"clair_cli.{name}" for name in ("cli", "pipeline", "decompose", "judge", "refinement")]
+PRELOADED += [
+    f"clair_cli.{name}" for name in ("cli", "pipeline", "decompose", "judge", "refinement")
+]
 
 
 def forked(*args: object, stdout: Path, stderr: Path, hook: str = "", timeout: float = 20) -> int:

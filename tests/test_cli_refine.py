@@ -156,7 +156,6 @@ def test_a_path_and_a_strength_exit_2(cohort: Path, tmp_path: Path) -> None:
     assert "--path" in refused(cohort, tmp_path / "out", "--path", "0,1", "--strength", 0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="strength_folder rounds: two strengths, one folder, exit 4")
 def test_strengths_of_one_folder_name_exit_2(cohort: Path, tmp_path: Path) -> None:
     refused(cohort, tmp_path / "out", "--path", "0.5,0.50000001")
 
@@ -303,9 +302,6 @@ def test_a_rank_that_cuts_off_much_is_warned_of(cohort: Path, tmp_path: Path) ->
         assert ("--rank exact, or a larger one" in done.stdout) == warned
 
 
-@pytest.mark.xfail(
-    strict=True, reason="PeftWriter.keep does not truncate to a smaller rank: exit 4"
-)
 def test_strength_zero_at_a_smaller_rank_is_the_best_of_that_rank(
     cohort: Path, tmp_path: Path
 ) -> None:
@@ -317,7 +313,6 @@ def test_strength_zero_at_a_smaller_rank_is_the_best_of_that_rank(
         assert near(found, (u[:, :3] * s[:3]) @ vt[:3])
 
 
-@pytest.mark.xfail(strict=True, reason="`unchanged` is said although --rank rewrote the tensors")
 def test_unchanged_is_said_only_of_the_same_bytes(cohort: Path, tmp_path: Path) -> None:
     report, _ = refine(cohort, tmp_path / "out", "--strength", 0, "--rank", 30)
     for client, entry in entries(report).items():

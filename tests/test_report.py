@@ -116,12 +116,7 @@ def spoiled(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-UNCHECKED = pytest.mark.xfail(
-    strict=True, reason="report._parse_refinement does not check what text._refinement shows"
-)
-
-
-@pytest.mark.parametrize("part", ["all else", pytest.param("refinement", marks=UNCHECKED)])
+@pytest.mark.parametrize("part", ["all else", "refinement"])
 def test_a_spoiled_report_is_refused_or_rendered_but_never_crashes(part: str) -> None:
     data, refused, shown = to_dict(COMPLETE), 0, 0
     for path in [p for p in places(data) if (p[0] == "refinement") == (part == "refinement")]:
@@ -222,7 +217,6 @@ def test_nothing_from_a_file_reaches_a_terminal_raw(renderer: str) -> None:
     assert not {"\x7f", "\x9b", "\u202e", "\udcff"} & set(shown)
 
 
-@pytest.mark.xfail(strict=True, reason="text._refinement prints `knowledge` as it is")
 def test_no_word_of_a_saved_refinement_reaches_a_terminal_raw() -> None:
     done = {**(COMPLETE.refinement or {}), "knowledge": HOSTILE, "warnings": [HOSTILE]}
     try:

@@ -97,7 +97,9 @@ def test_on_a_path_every_direction_moves_unless_some_are_asked_for(
     began: str, boost: float
 ) -> None:
     asked, about = Settings(strength=0.3), known(initialisation=began)
-    assert choose(asked, about, on_path=True) == Shrinkage("own", 0, 0.3, 0.3, boost)
+    assert choose(asked, about, on_path=True) == Shrinkage(
+        "left" if began == "none" else "own", 0, 0.3, 0.3, boost
+    )
     for kept in ({"side": "left"}, {"subspace_rank": 2}):
         chosen = replace(asked, **kept)
         assert choose(chosen, about, on_path=True) == choose(chosen, about)

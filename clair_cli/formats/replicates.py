@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from clair_cli.cohort import Adapter, natural_key
@@ -28,15 +29,26 @@ def find_replicates(folder: Path, settings: Settings) -> list[Path]:
 
 
 def with_replicates(adapter: Adapter, found: list[Adapter], notes: list[Reason]) -> Adapter:
-    """The adapter with those of `found` that adapt the same modules with the same shapes."""
-    fitting = []
+    """The adapter with those of `found` that adapt the same modules with the same shapes.
+
+    Where it is itself a replicate, the first usable one stands for the client, and all of them make the
+    digest: their mean is what is judged.
+    """
+    alone = is_replicate(adapter.path)
+    if alone and found and all(other.path != adapter.path for other in found):
+        adapter = replace(found[0], notes=adapter.notes)
+    fitting: list[Adapter] = []
     for other in found:
         if _shapes(other) == _shapes(adapter):
             fitting.append(other)
         else:
             text = f"{other.path.name}: adapts other modules or shapes; not used as a replicate"
             notes.append(Reason("CLR107", text))
-    return replace(adapter, replicates=tuple(fitting), notes=(*adapter.notes, *notes))
+    digest = adapter.digest
+    if alone:
+        digest = sha256(" ".join(other.digest for other in fitting).encode()).hexdigest()
+    told = (*adapter.notes, *notes)
+    return replace(adapter, replicates=tuple(fitting), notes=told, digest=digest)
 
 
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, int]]:

@@ -137,7 +137,7 @@ def _refinement(report: Report) -> list[Text]:
         "clients' deviations averaged away"
     )
     if "knowledge" in done:
-        said += f" (knowing {done['knowledge']})"
+        said += f" (knowing {safe_text(str(done['knowledge']))})"
     lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
     lines = [said, f"written at the ranks asked for; relative truncation error at most {lost:.2g}"]
     lines += [f"note: {safe_text(str(w))}" for w in done.get("warnings", [])]
