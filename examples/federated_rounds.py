@@ -46,7 +46,7 @@ from train import (
 
 KINDS: tuple[Kind, ...] = ("cipher", "common_cipher", "random")
 SHARE = 0.3  # of the clients, rounded down
-SAMPLES = 8  # of a client: too few to learn the task alone
+SAMPLES = 8  # of a client: so few that others help
 PANELS: dict[str, Heterogeneity] = {"identical": "none", "family": "family"}
 Server = Callable[[Round], Sent | None]
 Row = dict[str, Any]
@@ -125,11 +125,11 @@ def mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def accuracies(rows: list[Row], server: str, when: str) -> list[float]:
-    """Mean accuracy over the seeds, by round."""
+def by_round(rows: list[Row], server: str, when: str, what: str) -> list[float]:
+    """Mean "loss" or "accuracy" over the seeds."""
     mine = [r for r in rows if r["server"] == server]
     numbers = sorted({r["round"] for r in mine})
-    return [mean(r[when]["accuracy"] for r in mine if r["round"] == n) for n in numbers]
+    return [mean(r[when][what] for r in mine if r["round"] == n) for n in numbers]
 
 
 def table(rows: list[Row], when: str) -> str:
@@ -140,8 +140,8 @@ def table(rows: list[Row], when: str) -> str:
     lines = [["server", *heads], ["---"] * (len(heads) + 1)]
     for server in dict.fromkeys(r["server"] for r in rows):
         mine = [r for r in rows if r["server"] == server]
-        cells = [f"{a:.3f}" for a in accuracies(rows, server, when)]
-        cells.append(f"{mean(r[when]['loss'] for r in mine if r['round'] == rounds):.3f}")
+        cells = [f"{a:.3f}" for a in by_round(rows, server, when, "accuracy")]
+        cells.append(f"{by_round(rows, server, when, 'loss')[-1]:.3f}")
         counted = ("contaminated_averaged", "benign_left_out", "no_verdict")
         cells += [str(sum(r[key] for r in mine)) for key in counted]
         lines.append([server, *cells])
@@ -160,7 +160,7 @@ def as_text(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Accuracy by round: a row of axes for what was sent and one for local, a column per panel."""
+    """Loss by round: a row of axes for what was sent and one for local, a column per panel."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,10 +173,10 @@ def draw(rows: list[Row], path: Path) -> None:
         mine = [r for r in rows if r["panel"] == name]
         for axis, when in zip(axes[:, column], ("sent", "local"), strict=True):
             for server in dict.fromkeys(r["server"] for r in mine):
-                ys = accuracies(mine, server, when)
+                ys = by_round(mine, server, when, "loss")
                 axis.plot(range(1, len(ys) + 1), ys, marker="o", markersize=3, label=server)
             axis.set_title(f"{name}: {'sent' if when == 'sent' else 'after local training'}")
-            axis.set_ylabel("token accuracy")
+            axis.set(ylabel="held-out loss, nats", yscale="log", xticks=range(1, len(ys) + 1))
         axis.set_xlabel("round")
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
@@ -193,7 +193,7 @@ def parse_arguments() -> Namespace:
     add("--panel", choices=PANELS, nargs="+", default=["identical"])
     add("--server", choices=SERVERS, nargs="+", default=[*SERVERS])
     add("--work", type=Path, help="keep all adapters in this new folder")
-    add("--plot", type=Path, help="draw the accuracies here")
+    add("--plot", type=Path, help="draw the losses here")
     add("--json", type=Path, help="write every round here")
     return parser.parse_args()
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +220,7 @@ def test_clients_without_a_refined_adapter_keep_their_own(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_cohort_runs_through_and_is_kept(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_copy, "BAD", 2)
-    monkeypatch.setattr("evaluate.held_out_data", partial(held_out_data, samples=16))
+    monkeypatch.setattr("evaluate.held_out_data", lambda spec, samples: held_out_data(spec, 16))
     for group in ("peers", "clair"):
         text_copy.place(COHORT, group, work).parent.mkdir(parents=True)
         text_copy.cell(COHORT, group, work)
@@ -231,7 +230,7 @@ def test_a_cohort_runs_through_and_is_kept(work: Path, monkeypatch: pytest.Monke
     with Progress(disable=True) as progress:
         text_copy.fill([COHORT], work, 1, progress)
     said = text_copy.row(COHORT, work)
-    assert set(said["methods"]) == set(tables.METHODS)
+    assert set(said["methods"]) >= set(tables.METHODS)
     assert {len(m["losses"]) for m in said["methods"].values()} == {6}
     assert tables.detection([said], "clair refined") == (1, 1)
     assert said["methods"]["clair refined"]["left_out"] == 0
