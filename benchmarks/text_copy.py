@@ -349,7 +349,9 @@ def facts_of(given: argparse.Namespace, rows: list[Row]) -> dict[str, str]:
         print(f"clair's rows are of code {codes}, now it is {code()}: see --again", file=sys.stderr)
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "peft", "transformers", "numpy"))
     return {
-        "command": "python benchmarks/text_copy.py --work DIR" + " --quick" * given.quick,
+        "command": "python benchmarks/text_copy.py --work DIR"
+        + " --quick" * given.quick
+        + " --ready" * given.ready,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": f"python {platform.python_version()}, {packages}, "
         + (f"byzfl {version('byzfl')}, " if BYZFL else "")
@@ -364,6 +366,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--again", choices=GROUPS, action="append", default=[], help="make it anew")
     parser.add_argument("--trained", action="store_true", help="leave out pools not trained yet")
+    parser.add_argument(
+        "--ready", action="store_true", help="make nothing, tables of what is there"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     for library in ("OMP", "OPENBLAS", "MKL"):  # for the workers; here it is too late
@@ -373,6 +378,8 @@ def main() -> None:
     if given.trained:
         ready = {p for p in {c.pool for c in wanted} if is_trained(p, given.work)}
         wanted = [c for c in wanted if c.pool in ready]
+    if given.ready:
+        wanted = [c for c in wanted if all(place(c, g, given.work).exists() for g in GROUPS)]
     for group in given.again:
         for cohort in wanted:
             place(cohort, group, given.work).unlink(missing_ok=True)

@@ -178,7 +178,7 @@ def draw(rows: list[Row], path: Path) -> None:
             axis.set_title(f"{name}: {'sent' if when == 'sent' else 'after local training'}")
             axis.set(ylabel="held-out loss, nats", yscale="log", xticks=range(1, len(ys) + 1))
         axis.set_xlabel("round")
-    axes[0, 0].legend(fontsize=7)
+    axes[1, 0].legend(fontsize=7, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
