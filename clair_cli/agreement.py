@@ -50,6 +50,12 @@ def chance_cosines(overlap: Array, norms: Array, d_in: Array) -> Array:
     return _over(spread, length[:, None] * length)
 
 
+def levelled(inner: Array) -> Array:
+    """`inner` with every module in units of its median client energy; zero where that is zero."""
+    units = np.median(np.einsum("mkk->mk", inner), axis=1)[:, None, None]
+    return _over(inner, np.broadcast_to(units, inner.shape))
+
+
 def common_share(inner: Array) -> float:
     """Share in [0, 1] of the clients' energy that their mean carries, freed of the noise of a mean.
 

@@ -57,6 +57,9 @@ def noise_share(
     """
     import numpy as np
 
+    from clair_cli.agreement import levelled
+    from clair_cli.decompose import deviations
+
     telling = [k for k, a in enumerate(giving) if replicated(a)]
     if len(telling) < 2:
         return None, {}
@@ -67,9 +70,8 @@ def noise_share(
         for k in telling:
             found = errors(giving[k], module, dtype, device)
             noise[k] += sum(map(energy, found)) / unit
-    whole = (inner / units[:, None, None]).sum(axis=0)
-    count = len(whole)
-    off = whole.diagonal() - 2 * whole.mean(axis=1) + whole.mean()
+    count = len(giving)
+    off = deviations(levelled(inner).sum(axis=0), np.full(count, 1 / count))
     usual = float(np.median(noise[telling]))
     deviation = float(off[telling].mean()) * count / max(count - 1, 1)
     scales = {giving[k].client: min(1.0, (usual / max(noise[k], 1e-300)) ** 0.5) for k in telling}

@@ -56,8 +56,7 @@ class ModuleRefiner:
     """One module of all clients that get something: coordinates and the mean once, then any shrinkage.
 
     `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
-    `noise` are updates whose energies sum to the estimation
-    error of all clients that define the mean.
+    `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
     """
 
     def __init__(
@@ -97,15 +96,15 @@ class ModuleRefiner:
             self.cores, self.offs, kept, ranks, own_ranks, strict=True
         ):
             target = self.mean * (1 + gain) + rest
-            step = float((target - core).square().sum())
-            moved.append(step)
             still = how.inside == how.outside == 0.0 or not float(off.square().sum())
             if still and rank >= own:
                 updates.append(None)
+                moved.append(0.0)
                 lost.append(0.0)
                 continue
             update, error = self.stack.truncate(target, rank, guide=core)
             updates.append(update)
+            moved.append(float((target - core).square().sum()))
             lost.append(error)
         common, common_lost = self.stack.truncate(self.mean, common_rank or max(ranks), self.mean)
         return RefinedModule(
@@ -114,7 +113,7 @@ class ModuleRefiner:
             subspace_rank=inside,
             spectrum=shares[:SPECTRUM],
             squared=np.array([float(c.square().sum()) for c in self.cores]),
-            moved=np.array([0.0 if u is None else m for u, m in zip(updates, moved, strict=True)]),
+            moved=np.array(moved),
             lost=np.array(lost),
             deviation=np.array(energies),
             kept=np.array([float(k.square().sum()) for k in kept]),
@@ -137,12 +136,13 @@ class ModuleRefiner:
         if how.by_direction:
             factors = self._by_noise(how.side, shares, directions)
             kept = [(directions * factors) @ (directions.T @ off) for off in turned]
-            inside = float((factors > 0.5).sum())
+            inside = int((factors > 0.5).sum())
         else:
-            inside, outside = _inside(how.rank, shares, self.stack), how.outside
-            if how.noise_like is not None and self._few_stand_out(shares):
-                outside = how.noise_like
-            basis = directions[:, : int(inside)]
+            found = _standing_out(shares, self.stack)
+            inside = min(found, MAX_KEPT) if how.rank == "auto" else min(how.rank, len(shares))
+            few = found <= MAX_KEPT < len(shares)  # and some are left to be noise
+            outside = how.outside if how.noise_like is None or not few else how.noise_like
+            basis = directions[:, :inside]
             own = [basis @ (basis.T @ off) for off in turned]
             kept = [
                 (1 - outside) * off + (outside - how.inside) * part
@@ -150,20 +150,12 @@ class ModuleRefiner:
             ]
         return ([k.T for k in kept] if how.side == "right" else kept), inside
 
-    def _few_stand_out(self, shares: NDArray[np.float64]) -> bool:
-        """At most MAX_KEPT directions are above the edge of noise, and some are left to be noise."""
-        rows, columns = self.stack.left.shape[0], sum(b.shape[1] for b in self.stack.lefts)
-        found = standing_out(shares[: MAX_KEPT + 1].tolist(), float(shares.sum()), rows, columns)
-        return found <= MAX_KEPT < len(shares)
-
     def _own(self, how: Shrinkage) -> tuple[list[Tensor], float]:
         """Each client's strongest directions of deviation are its own."""
         kept, counts = [], []
         for off in self.offs:
             count = _participation(off) if how.rank == "auto" else how.rank
-            u, s, v = (
-                _top_singular(off, count, off) if count else (off[:, :0], off[0, :0], off[:0].T)
-            )
+            u, s, v = _top_singular(off, count, off)
             kept.append((1 - how.outside) * off + (how.outside - how.inside) * (u * s) @ v.T)
             counts.append(count)
         return kept, float(np.mean(counts))
@@ -280,9 +272,7 @@ def _participation(off: Tensor) -> int:
     return round(energy**2 / fourth) if fourth > 0 else 0
 
 
-def _inside(rank: int | Literal["auto"], shares: NDArray[np.float64], stack: _Coordinates) -> int:
-    """The rank asked for, or the leading directions that stand out of the bulk, at most MAX_KEPT."""
-    if rank != "auto":
-        return min(rank, len(shares))
+def _standing_out(shares: NDArray[np.float64], stack: _Coordinates) -> int:
+    """How many of the MAX_KEPT + 1 leading directions stand out of the bulk."""
     rows, columns = stack.left.shape[0], sum(b.shape[1] for b in stack.lefts)
-    return standing_out(shares[:MAX_KEPT].tolist(), float(shares.sum()), rows, columns)
+    return standing_out(shares[: MAX_KEPT + 1].tolist(), float(shares.sum()), rows, columns)

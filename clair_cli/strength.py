@@ -82,9 +82,7 @@ def look(
 
     `rows` is None for plain matrices, which have no initialisation.
     """
-    chosen = inner[:, members][:, :, members]
-    units = np.median(np.einsum("mkk->mk", chosen), axis=1)
-    whole = np.divide(chosen, units[:, None, None], where=units[:, None, None] > 0, out=0 * chosen)
+    whole = agreement.levelled(inner[:, members][:, :, members])
     count = len(whole[0])
     centre = np.eye(count) - 1 / count
     kernel = centre @ whole.sum(axis=0) @ centre

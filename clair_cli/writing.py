@@ -147,12 +147,11 @@ class _Candidate:
         self, plan: _Plan, which: int, modules: Sequence[str], folder: Path, names: dict[str, str]
     ) -> None:
         self.plan, self.how, self.names, self.folder = plan, plan.hows[which], names, folder
-        self.modules = modules
-        self.writers = {}
+        self.writers, self.written = {}, {}
         for adapter in plan.clients:
             place = folder / names[adapter.client]
             place.mkdir(parents=True)
-            rank = plan.written_rank(adapter, modules)
+            rank = self.written[adapter.client] = plan.written_rank(adapter, modules)
             self.writers[adapter.client] = formats.open_writer(adapter, place, modules, rank)
         self.totals = {a.client: dict.fromkeys(TOTALS, 0.0) for a in plan.clients}
         self.changed: set[str] = set()
@@ -203,7 +202,7 @@ class _Candidate:
         scale = total["squared"] if total["squared"] > 0 else 1.0
         off = total["deviation"] if total["deviation"] > 0 else 1.0
         ranks = [s.rank for m, s in adapter.updates.items()]
-        written = self.plan.written_rank(adapter, self.modules)
+        written = self.written[adapter.client]
         return {
             "id": adapter.client,
             "path": (self.folder / self.names[adapter.client]).relative_to(above).as_posix(),
