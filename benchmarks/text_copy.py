@@ -1,13 +1,14 @@
 """Held-out loss of the benign clients by what is made of a round's adapters: clair beside the field.
 
-python benchmarks/text_copy.py --work DIR [--quick] [--jobs 1] [--again GROUP] [--trained]
+python benchmarks/text_copy.py --work DIR [--samples 8] [--kind KIND] [--quick] [--jobs 1]
 
 A cohort is 14 benign and 6 contaminated adapters of a small Transformer (pools.py, trained into
 DIR/pools where they are missing, each with two replicates on the halves of its samples), under names
 that say nothing. Every benign client is tested on fresh samples of its own task. clair runs as `clair
 refine`, in a process of its own, once on folders without the replicates and once with them; the peers
-get the same files. Results are kept in DIR/cells by group (peers, clair, clair-replicates); --again
-makes a group anew. Tables and a picture go to --out.
+get the same files. --samples says which regimes: by default clients that have too few to learn the task
+alone; --kind keeps one of the cohorts' contaminations. Results are kept in DIR/cells by group (peers,
+clair, clair-replicates); --again makes a group anew. Tables and a picture go to --out.
 
 Needs `pip install -e '.[bench]'`; some rules run from byzfl where it is installed (field.py).
 """
@@ -65,7 +66,7 @@ REGIMES: tuple[tuple[Heterogeneity, int, int, Drawn], ...] = (
     ("family", 3, 24, ALONE | MIXED),
     ("none", 0, 16, PAIR),
     ("personal", 2, 48, PAIR),
-    ("family", 3, 8, MIXED),
+    ("family", 3, 8, ALONE | MIXED),
     ("none", 0, 8, PAIR),
     ("personal", 2, 8, PAIR),
 )
@@ -351,6 +352,8 @@ def facts_of(given: argparse.Namespace, rows: list[Row]) -> dict[str, str]:
     return {
         "command": "python benchmarks/text_copy.py --work DIR"
         + " --quick" * given.quick
+        + f" --samples {' '.join(map(str, given.samples))}" * (given.samples != [8])
+        + f" --kind {given.kind}" * bool(given.kind)
         + " --ready" * given.ready,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": f"python {platform.python_version()}, {packages}, "
@@ -363,6 +366,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="pools and results are kept here")
     parser.add_argument("--quick", action="store_true", help="one seed, a family, two kinds")
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=[8], help="regimes by a client's samples"
+    )
+    parser.add_argument("--kind", help="cohorts of one contamination, such as mixed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--again", choices=GROUPS, action="append", default=[], help="make it anew")
     parser.add_argument("--trained", action="store_true", help="leave out pools not trained yet")
@@ -375,6 +382,10 @@ def main() -> None:
         os.environ[f"{library}_NUM_THREADS"] = "1"
     train.one_thread()
     wanted = cohorts(given.quick)
+    if not given.quick:
+        wanted = [c for c in wanted if c.pool.samples in given.samples]
+    if given.kind:
+        wanted = [c for c in wanted if c.kind == given.kind]
     if given.trained:
         ready = {p for p in {c.pool for c in wanted} if is_trained(p, given.work)}
         wanted = [c for c in wanted if c.pool in ready]
@@ -388,7 +399,14 @@ def main() -> None:
         train_missing(dict.fromkeys(c.pool for c in wanted), given.work, given.jobs, progress)
         fill(wanted, given.work, given.jobs, progress)
     rows = [row(c, given.work) for c in wanted]
-    publish(rows, facts_of(given, rows), given.out / f"text_copy{'-quick' * given.quick}.md")
+    publish(rows, facts_of(given, rows), given.out / f"text_copy{suffix(given)}.md")
+
+
+def suffix(given: argparse.Namespace) -> str:
+    """What tells the files of other regimes from the headline table's."""
+    if given.quick:
+        return "-quick"
+    return "" if given.samples == [8] else "".join(f"-n{n}" for n in given.samples)
 
 
 def publish(rows: list[Row], facts: dict[str, str], path: Path) -> None:

@@ -121,8 +121,8 @@ def as_markdown(rows: list[Row], facts: dict[str, str], picture: str) -> str:
 
 14 benign and 6 contaminated clients fine-tune one small Transformer with LoRA of rank 8; all start from
 one A (shared init) or each from its own. Benign clients learn one common map with swaps of letters on
-top: a subset of a family of 3, none, or 2 of their own. 16 samples and more teach the task by
-themselves: local adapters are right nearly everywhere, and loss compares confidence; 8 samples do not.
+top: a subset of a family of 3, none, or 2 of their own. 8 samples of a client do not teach its task;
+16 and more do: its adapter is right nearly everywhere, and loss compares confidence.
 Loss (nats per token) and token accuracy are those of all 14 benign clients, each on 256 fresh samples of
 its own task, mean +- standard error over the seeds; *worst*: the client with the highest loss;
 *relative*: the loss over that of the local adapters, cohort by cohort; *precision*, *recall*: clients

@@ -130,7 +130,7 @@ def test_replicates_start_from_their_clients_a_and_leave_its_adapter_alone(tmp_p
 @pytest.mark.parametrize("quick", [True, False])
 def test_every_cohort_has_fourteen_benign_clients_and_six_others(quick: bool) -> None:
     found = text_copy.cohorts(quick)
-    assert len({c.name for c in found}) == len(found) == (4 if quick else 120)
+    assert len({c.name for c in found}) == len(found) == (4 if quick else 180)
     assert len({c.seed for c in found}) == (1 if quick else 5)
     for cohort in found:
         labels = [label_of(s.name) for s in cohort.clients().values()]
