@@ -175,6 +175,12 @@ def refine(
     rank: Annotated[
         str, typer.Option(metavar="keep|exact|N", help="Rank of the adapters written.")
     ] = "keep",
+    write: Annotated[
+        Literal["keep", "uniform", "compact"],
+        typer.Option(
+            help="The client's config; or scale 1 and one rank, which every loader reads."
+        ),
+    ] = "keep",
     replicates: Annotated[
         Literal["auto", "checkpoints", "none"],
         typer.Option(help="Further adapters of a client: rep-* folders, or late checkpoints."),
@@ -218,7 +224,7 @@ def refine(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
         modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
         read_as=_read_as(read_as, base), base=base,
-        write_global=write_global, overwrite=overwrite,
+        write_global=write_global, overwrite=overwrite, write=write,
         subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
         rank="exact" if rank == "exact" else _word_or("keep", int, "--rank", rank),

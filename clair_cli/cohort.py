@@ -42,7 +42,9 @@ class InputFile:
 class UpdateSpec:
     """One matrix-valued update Delta W (d_out x d_in) = scale * up @ down, of rank at most `rank`.
 
-    `up` and `down` are the tensor names of the factors in the adapter's files.
+    `rule` says how the tensors make up and down, and `tensors` which they are: role -> name in the
+    adapter's files. Several updates may lie in the same tensors, as those of a layer's experts do;
+    this one is the `part`-th of `parts`.
     """
 
     d_out: int
@@ -50,8 +52,15 @@ class UpdateSpec:
     rank: int
     scale: float
     dtype: str
-    up: str
-    down: str
+    tensors: Mapping[str, str]
+    rule: str = "lora"
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def file_key(self) -> str:
+        """The name of one tensor of the update, for messages."""
+        return next(iter(self.tensors.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,9 @@ class Adapter:
     """One client's checkpoint, known from its headers and its config.
 
     `updates` maps module names to their specs; `tensors` holds every tensor of the files, those that
-    are passed through untouched included; `digest` is a sha256 over what the tensors and config hold.
+    are passed through untouched included; `config` and `metadata` are what else decides the scales;
+    `traits` are words for what clients of one cohort should have alike: "peft_type", "init", "scaling".
+    `digest` is a sha256 over what the tensors and config hold.
     `replicates` are further adapters of the same client; where the client has nothing else, this
     adapter is one of them.
     """
@@ -72,8 +83,10 @@ class Adapter:
     tensors: Mapping[str, TensorSpec]
     files: Mapping[str, InputFile]
     config: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
     notes: tuple[Reason, ...] = ()
+    traits: Mapping[str, str] = field(default_factory=dict)
     replicates: tuple[Adapter, ...] = ()
 
     @property
@@ -112,7 +125,7 @@ class Cohort:
     @property
     def factored(self) -> bool:
         """The clients' updates are LoRA factors, which began somewhere; plain matrices did not."""
-        return any(a.format == "peft" for a in self.clients)
+        return any(a.format not in ("update", "weights") for a in self.clients)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -191,7 +204,7 @@ def _other_shape(clients: list[Adapter]) -> Checked:
         for module, spec in adapter.updates.items():
             if (spec.d_out, spec.d_in) != usual[module]:
                 text = (
-                    f"{adapter.tensors[spec.up].file}: {module!r} is {spec.d_out} x {spec.d_in}, "
+                    f"{adapter.tensors[spec.file_key].file}: {module!r} is {spec.d_out} x {spec.d_in}, "
                     f"in the other clients {usual[module][0]} x {usual[module][1]}; "
                     "was it trained on another base model?"
                 )

@@ -7,10 +7,9 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clair_cli import formats
 from clair_cli.cohort import Adapter, natural_key
-from clair_cli.errors import NonFinite
-from clair_cli.formats import open_adapter, plain
-from clair_cli.formats.safetensors_file import read_values
+from clair_cli.formats import open_adapter
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
@@ -79,7 +78,7 @@ def inspect(path: Path, settings: Settings) -> Inspection:
     """Open one adapter and look at every number in it. Raises the kinds of AdapterError."""
     adapter = open_adapter(path, settings)
     names = sorted(adapter.updates, key=natural_key)
-    used = {t for s in adapter.updates.values() for t in (s.up, s.down)}
+    used = {t for s in adapter.updates.values() for t in s.tensors.values()}
     return Inspection(
         client=adapter.client,
         format=adapter.format,
@@ -92,28 +91,5 @@ def inspect(path: Path, settings: Settings) -> Inspection:
 
 
 def _module(adapter: Adapter, name: str) -> InspectedModule:
-    """||B A||_F^2 = sum (B'B o A A'), which needs the r x r cores only; of a plain matrix, its own."""
-    import numpy as np
-
-    spec = adapter.updates[name]
-    if adapter.format != "peft":
-        size = plain.norm(adapter, name)
-        return InspectedModule(name, spec.d_out, spec.d_in, spec.rank, spec.scale, spec.dtype, size)
-    up, down = _matrix(adapter, spec.up), _matrix(adapter, spec.down)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norm = spec.scale * math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
-    if not math.isfinite(norm):
-        raise NonFinite(f"{adapter.tensors[spec.up].file}: the update of {name!r} is not finite")
+    spec, norm = adapter.updates[name], formats.norm(adapter, name)
     return InspectedModule(name, spec.d_out, spec.d_in, spec.rank, spec.scale, spec.dtype, norm)
-
-
-def _matrix(adapter: Adapter, key: str):  # type: ignore[no-untyped-def]
-    """One factor in float64."""
-    import numpy as np
-
-    spec = adapter.tensors[key]
-    matrix = read_values(adapter.files[spec.file], key, spec)
-    if not np.isfinite(matrix).all():
-        count = int((~np.isfinite(matrix)).sum())
-        raise NonFinite(f"{spec.file}: tensor {key!r} holds {count} values that are NaN or Inf")
-    return matrix

@@ -355,8 +355,8 @@ def _not_finite(adapter: Adapter, module: str) -> Reason:
     spec = adapter.updates[module]
     return Reason(
         NonFinite.code,
-        f"{adapter.tensors[spec.up].file}: the update of {module!r} overflows though its factors are "
-        "finite; retrain it, or leave this client out",
+        f"{adapter.tensors[spec.file_key].file}: the update of {module!r} overflows though its "
+        "factors are finite; retrain it, or leave this client out",
     )
 
 

@@ -18,6 +18,7 @@ FailOn = Literal["suspicious", "contaminated", "broken", "never"]
 Side = Literal["auto", "own", "left", "right", "client"]
 Replicates = Literal["auto", "checkpoints", "none"]
 Strength = float | Literal["auto"]
+Write = Literal["keep", "uniform", "compact"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,9 @@ class Settings:
     """Sample counts per client, for the means of the refinement. A claimed count buys no vote on who
     is contaminated."""
     rank: int | Literal["keep", "exact"] = "keep"
+    write: Write = "keep"
+    """keep: the client's own config and scales. uniform: one rank for all modules and scale 1,
+    which every loader reads alike. compact: scale 1, each module its rank, by patterns."""
     write_global: bool = False
     overwrite: bool = False
 
@@ -158,6 +162,7 @@ class Settings:
         _require(self.fail_on in get_args(FailOn), "fail-on", "a verdict or never", self.fail_on)
         fine = self.rank in ("keep", "exact") or (isinstance(self.rank, int) and self.rank >= 1)
         _require(fine, "rank", "keep, exact, or 1 and more", self.rank)
+        _require(self.write in get_args(Write), "write", " or ".join(get_args(Write)), self.write)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values; what depends on the machine is left out."""

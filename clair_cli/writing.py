@@ -87,11 +87,16 @@ class _Plan:
             return min(stacked, specs[0].d_out, specs[0].d_in)
         return self.settings.rank
 
-    def written_rank(self, adapter: Adapter, modules: Sequence[str]) -> int | None:
-        """The one rank of all modules, None where each keeps its own."""
-        if self.settings.rank == "keep":
+    def written_ranks(self, adapter: Adapter, modules: Sequence[str]) -> dict[str, int] | None:
+        """Module -> the rank it is padded to, its scale in the factors; None: as they are."""
+        style = self.settings.write
+        if style == "keep" and self.settings.rank == "keep":
             return None
-        return max(self.rank(adapter, m) for m in modules)
+        judged = {m: self.rank(adapter, m) for m in modules}
+        if style == "keep":
+            return dict.fromkeys(judged, max(judged.values()))
+        ranks = {m: spec.rank for m, spec in adapter.updates.items()} | judged
+        return ranks if style == "compact" else dict.fromkeys(ranks, max(ranks.values()))
 
 
 def _planned(scan: Scan, report: Report, counts: Mapping[str, float]) -> tuple[_Plan, Knowledge]:
@@ -151,8 +156,8 @@ class _Candidate:
         for adapter in plan.clients:
             place = folder / names[adapter.client]
             place.mkdir(parents=True)
-            rank = self.written[adapter.client] = plan.written_rank(adapter, modules)
-            self.writers[adapter.client] = formats.open_writer(adapter, place, modules, rank)
+            ranks = self.written[adapter.client] = plan.written_ranks(adapter, modules)
+            self.writers[adapter.client] = formats.open_writer(adapter, place, modules, ranks)
         self.totals = {a.client: dict.fromkeys(TOTALS, 0.0) for a in plan.clients}
         self.changed: set[str] = set()
         self.amplitude = [0.0, 0.0]
@@ -201,12 +206,12 @@ class _Candidate:
         total = self.totals[adapter.client]
         scale = total["squared"] if total["squared"] > 0 else 1.0
         off = total["deviation"] if total["deviation"] > 0 else 1.0
-        ranks = [s.rank for m, s in adapter.updates.items()]
+        ranks = {m: s.rank for m, s in adapter.updates.items()}
         written = self.written[adapter.client]
         return {
             "id": adapter.client,
             "path": (self.folder / self.names[adapter.client]).relative_to(above).as_posix(),
-            "rank": max(ranks) if written is None else written,
+            "rank": max((ranks | (written or {})).values()),
             "truncation_error": (total["lost"] / scale) ** 0.5,
             "change": (total["moved"] / scale) ** 0.5,
             "strength": self.how.outside,
@@ -233,8 +238,8 @@ class _Refining:
         if plan.settings.write_global:
             (stage / publish.GLOBAL).mkdir()
             template = self._template()
-            rank = plan.written_rank(template, modules)
-            self.common = formats.open_writer(template, stage / publish.GLOBAL, modules, rank)
+            ranks = plan.written_ranks(template, modules)
+            self.common = formats.open_writer(template, stage / publish.GLOBAL, modules, ranks)
         self.common_total = [0.0, 0.0]
         self.found: list[dict[str, Any]] = []
 

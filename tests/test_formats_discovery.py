@@ -118,13 +118,12 @@ def test_what_is_known_to_be_no_client_is_left_out_and_all_else_counts(tmp_path:
         "b.gguf": Unsupported,
         "c.safetensors.incomplete": Unsupported,
         "d": Unsupported,
-        "diffusers": Unsupported,
+        "diffusers": Adapter,
         "empty": Unreadable,
         "upload": Unreadable,
     }
     assert "no adapter here" in str(found["empty"])
     assert "adapter_model.safetensors: missing" in str(found["upload"])
-    assert "diffusers adapter" in str(found["diffusers"])
 
 
 def test_a_folder_and_a_file_of_one_name_are_two_clients(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_extras_are_kept_as_tensors_and_are_no_updates(tmp_path: Path) -> None:
         lora_bias=False,
     )
     adapter = open_adapter(save_peft(model, tmp_path / "c"))
-    factor_names = {n for s in adapter.updates.values() for n in (s.up, s.down)}
+    factor_names = {n for s in adapter.updates.values() for n in s.tensors.values()}
     assert set(adapter.tensors) - factor_names == {
         f"{PREFIX}lm_head.weight",
         f"{PREFIX}model.embed_tokens.base_layer.weight",

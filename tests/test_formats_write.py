@@ -45,7 +45,7 @@ def written(
     adapter: Adapter, updates: Mapping[str, LowRankUpdate], folder: Path, rank: int | None = None
 ) -> Path:
     folder.mkdir(parents=True)
-    write_adapter(adapter, updates, folder, rank)
+    write_adapter(adapter, updates, folder, rank and dict.fromkeys(updates, rank))
     return folder
 
 
@@ -320,7 +320,7 @@ def test_a_writer_takes_modules_in_any_order_and_gives_the_same_bytes(tmp_path: 
     updates = fresh(adapter)
     at_once = written(adapter, updates, tmp_path / "at once", rank=3)
     (tmp_path / "one by one").mkdir()
-    writer = open_writer(adapter, tmp_path / "one by one", MODULES, rank=3)
+    writer = open_writer(adapter, tmp_path / "one by one", MODULES, dict.fromkeys(MODULES, 3))
     for module in reversed(MODULES):
         writer.put(module, updates[module])
     writer.close()

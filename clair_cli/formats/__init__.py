@@ -5,12 +5,13 @@ Nothing here loads torch before a tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clair_cli.cohort import Adapter
-from clair_cli.formats import peft, peft_write, plain, plain_write
+from clair_cli.formats import factors, peft, peft_write, plain, plain_write
+from clair_cli.formats.contents import Contents, Describe, as_adapter, read_contents
 from clair_cli.formats.discovery import Source, check_client_name, client_name, discover
 from clair_cli.formats.layout import Layout, locate
 from clair_cli.formats.plain_layout import locate_plain
@@ -27,6 +28,7 @@ __all__ = [
     "check_finite",
     "discover",
     "find_replicates",
+    "norm",
     "open_adapter",
     "open_writer",
     "read_update",
@@ -56,12 +58,6 @@ class AdapterFormat(Protocol):
 
     name: str
 
-    def locate(self, path: Path, root: Path | None, settings: Settings) -> Layout:
-        """Where the parts of the client at `path` lie; raises the kinds of AdapterError."""
-
-    def open(self, layout: Layout, client: str, settings: Settings) -> Adapter:
-        """The adapter from its headers; raises the kinds of AdapterError."""
-
     def read(
         self, adapter: Adapter, module: str, dtype: DtypeName = "auto", device: str = "cpu"
     ) -> LowRankUpdate:
@@ -70,45 +66,58 @@ class AdapterFormat(Protocol):
     def check_finite(self, adapter: Adapter, module: str) -> None:
         """Raises NonFinite where a stored number of `module` is NaN or Inf."""
 
+    def norm(self, adapter: Adapter, module: str) -> float:
+        """||Delta W||_F of one module, without torch; raises NonFinite."""
+
     def writer(
-        self, adapter: Adapter, folder: Path, modules: Sequence[str], rank: int | None = None
+        self,
+        adapter: Adapter,
+        folder: Path,
+        modules: Sequence[str],
+        ranks: Mapping[str, int] | None = None,
     ) -> AdapterWriter:
         """Writes `adapter` with other updates of `modules` into the empty `folder`."""
 
 
-class PeftFormat:
-    """PEFT LoRA: adapter_model.safetensors with adapter_config.json."""
+class FactorsFormat:
+    """Updates stored as factors; `recognises` says whether some contents are of this format."""
 
-    name = "peft"
-    locate = staticmethod(locate)
-    open = staticmethod(peft.open_peft)
-    read = staticmethod(peft.read_update)
-    check_finite = staticmethod(peft.check_finite)
-    writer = peft_write.PeftWriter
+    read = staticmethod(factors.read_update)
+    check_finite = staticmethod(factors.check_finite)
+    norm = staticmethod(factors.norm)
+
+    def __init__(
+        self,
+        name: str,
+        recognises: Callable[[Contents], bool],
+        describe: Describe,
+        writer: type[AdapterWriter],
+    ) -> None:
+        self.name, self.recognises, self.describe = name, recognises, describe
+        self.writer: Any = writer
 
 
-class UpdateFormat:
-    """Plain updates: the 2-D float tensors of one .safetensors or .npz file."""
+class PlainFormat:
+    """The 2-D float tensors of one .safetensors or .npz file, or these minus a base."""
 
-    name = "update"
-    locate = staticmethod(locate_plain)
-    open = staticmethod(plain.open_update)
     read = staticmethod(plain.read_update)
     check_finite = staticmethod(plain.check_finite)
+    norm = staticmethod(plain.norm)
     writer = plain_write.PlainWriter
 
-
-class WeightsFormat(UpdateFormat):
-    """Full weights in such a file; the updates are what differs from the base model's weights."""
-
-    name = "weights"
-    open = staticmethod(plain.open_weights)
+    def __init__(self, name: str, opening: Callable[[Layout, str, Settings], Adapter]) -> None:
+        self.name, self.open = name, opening
 
 
-FORMATS: dict[str, AdapterFormat] = {
-    f.name: f for f in (PeftFormat(), UpdateFormat(), WeightsFormat())
+FACTORS = (FactorsFormat("peft", lambda _: True, peft.describe, peft_write.PeftWriter),)
+"""The first that recognises the contents reads them."""
+PLAIN: dict[ReadAs, PlainFormat] = {
+    "update": PlainFormat("update", plain.open_update),
+    "weights": PlainFormat("weights", plain.open_weights),
 }
-CHOICES: dict[ReadAs, str] = {"lora": "peft", "update": "update", "weights": "weights"}
+FORMATS: dict[str, AdapterFormat] = {f.name: f for f in FACTORS} | {
+    f.name: f for f in PLAIN.values()
+}
 DEFAULTS = Settings()
 
 
@@ -128,8 +137,12 @@ def open_adapter(
     path = Path(path)
     client = client_name(path) if client is None else client
     check_client_name(client)
-    form = FORMATS[CHOICES[settings.read_as]]
-    return form.open(form.locate(path, root, settings), client, settings)
+    if settings.read_as != "lora":
+        layout = locate_plain(path, root, settings)
+        return PLAIN[settings.read_as].open(layout, client, settings)
+    contents = read_contents(locate(path, root, settings), settings)
+    form = next(f for f in FACTORS if f.recognises(contents))
+    return as_adapter(contents, client, form.name, form.describe(contents, settings))
 
 
 def read_update(
@@ -148,26 +161,34 @@ def check_finite(adapter: Adapter, module: str) -> None:
     FORMATS[adapter.format].check_finite(adapter, module)
 
 
+def norm(adapter: Adapter, module: str) -> float:
+    """||Delta W||_F of one module, without torch. Raises NonFinite."""
+    return FORMATS[adapter.format].norm(adapter, module)
+
+
 def open_writer(
-    adapter: Adapter, folder: Path, modules: Sequence[str], rank: int | None = None
+    adapter: Adapter,
+    folder: Path,
+    modules: Sequence[str],
+    ranks: Mapping[str, int] | None = None,
 ) -> AdapterWriter:
     """Writes `adapter` with other updates of `modules`, module by module, into the empty `folder`.
 
-    `rank` None keeps every module's rank and the config; a number makes it the rank of every
-    updated module, with the scale in the factors. What is not in `modules` keeps its bytes. Raises
-    OutputError.
+    Without `ranks` every module keeps its rank, and the config its bytes; modules in `ranks` get
+    that rank, with the scale in the factors. Tensors that no update touches keep their bytes.
+    Raises OutputError.
     """
-    return FORMATS[adapter.format].writer(adapter, folder, modules, rank)
+    return FORMATS[adapter.format].writer(adapter, folder, modules, ranks)
 
 
 def write_adapter(
     adapter: Adapter,
     updates: Mapping[str, LowRankUpdate],
     folder: Path,
-    rank: int | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> None:
     """`open_writer` and all of `updates` at once."""
-    writer = open_writer(adapter, folder, list(updates), rank)
+    writer = open_writer(adapter, folder, list(updates), ranks)
     try:
         for module, update in updates.items():
             writer.put(module, update)

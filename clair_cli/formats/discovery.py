@@ -11,7 +11,7 @@ from pathlib import Path
 from clair_cli.cohort import natural_key
 from clair_cli.errors import NoVerdict, UnsafePath, UsageError
 from clair_cli.formats.files import shown
-from clair_cli.formats.layout import CONFIG, PICKLES, SHARD, WEIGHTS, is_candidate
+from clair_cli.formats.layout import CONFIG, OTHER_WEIGHTS, PICKLES, SHARD, WEIGHTS, is_candidate
 from clair_cli.publish import GLOBAL, read_manifest
 
 
@@ -35,7 +35,8 @@ def discover(root: Path) -> list[Source]:
         why = getattr(cause, "strerror", None) or cause
         text = f"{shown(str(root))}: not a folder that can be read: {why}"
         raise UsageError(f"{text}; give the folder that holds the clients") from None
-    whole = WEIGHTS in names or "adapter_model.bin" in names or {"blobs", "snapshots"} <= set(names)
+    own_files = {WEIGHTS, *OTHER_WEIGHTS, "adapter_model.bin"}
+    whole = not own_files.isdisjoint(names) or {"blobs", "snapshots"} <= set(names)
     if whole or any(map(SHARD.fullmatch, names)):
         raise UsageError(
             f"{shown(str(root))}: is itself one adapter; give the folder above it, "

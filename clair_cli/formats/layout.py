@@ -14,8 +14,11 @@ from clair_cli.report import Reason
 from clair_cli.settings import Settings
 
 WEIGHTS = "adapter_model.safetensors"
+OTHER_WEIGHTS = ("pytorch_lora_weights.safetensors", "adapters.safetensors")
+"""Of diffusers and of mlx-lm."""
 CONFIG = "adapter_config.json"
 SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
+FULL_MODEL = re.compile(r"(?:pytorch_|diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors")
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
 REPLICATE = re.compile(r"rep-[A-Za-z0-9._-]{1,64}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -83,7 +86,7 @@ def _file_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> 
 def _folder_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
     folder, notes = _adapter_folder(path, root, anywhere)
     names = sorted(os.listdir(folder))
-    files = [WEIGHTS] if WEIGHTS in names else _shards(names)
+    files = adapter_files(names)
     weights = tuple((name, follow(folder / name, root, anywhere)) for name in files)
     config = _config(folder / CONFIG, root, anywhere, settings)
     return Layout(folder, weights, config, (*notes, *pickle_notes(find_pickles(names))))
@@ -136,8 +139,18 @@ def is_replicate(path: Path) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    names = os.listdir(folder)
-    return WEIGHTS in names or any(map(SHARD.fullmatch, names))
+    return bool(adapter_files(os.listdir(folder)))
+
+
+def adapter_files(names: list[str]) -> list[str]:
+    """The files that hold a folder's adapter, if any; Unreadable where a shard is missing."""
+    for known in (WEIGHTS, *OTHER_WEIGHTS):
+        if known in names:
+            return [known]
+    if any(map(SHARD.fullmatch, names)):
+        return _shards(names)
+    other = [n for n in names if n.endswith(".safetensors") and not IGNORED.fullmatch(n)]
+    return other if len(other) == 1 and not FULL_MODEL.fullmatch(other[0]) else []
 
 
 def _snapshot(path: Path, anywhere: bool) -> Path:
@@ -197,17 +210,12 @@ def pickle_notes(names: list[str]) -> tuple[Reason, ...]:
 
 
 def _nothing_here(path: Path, names: list[str]) -> AdapterError:
-    others = {
-        "adapters.safetensors": "an mlx-lm adapter",
-        "pytorch_lora_weights.safetensors": "a diffusers adapter",
-        "model.safetensors": "a full model",
-    }
-    for name, what in others.items():
-        if name in names:
-            remedy = (
-                "read it with --base" if name == "model.safetensors" else "convert it with PEFT"
-            )
-            return Unsupported(f"{name}: {what}, no PEFT adapter; {LAYOUT}; {remedy}")
+    if "model.safetensors" in names:
+        text = f"a full model, no PEFT adapter; {LAYOUT}; read it with --base"
+        return Unsupported(f"model.safetensors: {text}")
+    if found := [n for n in names if n.endswith(".safetensors") and not IGNORED.fullmatch(n)]:
+        text = f"{len(found)} safetensors files, expected one adapter; {LAYOUT}, or a single file"
+        return Unreadable(f"{shown(path.name)}: {text}")
     if CONFIG in names:
         return Unreadable(f"{WEIGHTS}: missing beside {CONFIG}; upload it again")
     return Unreadable(f"{shown(path.name)}: no adapter here; {LAYOUT}")

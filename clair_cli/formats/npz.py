@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import Malformed, OutputError, PickleFound, Unsupported
 from clair_cli.formats.files import pread, read_range
-from clair_cli.formats.safetensors_file import MAX_DIMENSIONS
+from clair_cli.formats.safetensors_file import FLOATS, MAX_DIMENSIONS
 from clair_cli.formats.zip_file import DEFLATED, Member, damaged, read_directory
 from clair_cli.formats.zip_write import ZipWriter
 from clair_cli.settings import Settings
@@ -25,6 +25,7 @@ from clair_cli.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 HEADER = re.compile(
     r"\{'descr': '(?P<descr>[^']{2,40})', 'fortran_order': (?P<fortran>True|False), "
@@ -48,6 +49,13 @@ class NpyTensor(TensorSpec):
     unpacked: int
     deflated: bool
     crc: int
+
+
+def read_contents(
+    fd: int, size: int, where: str, settings: Settings
+) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """The tensors of `read_header`; an .npz has no metadata."""
+    return read_header(fd, size, where, settings), {}
 
 
 def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str, TensorSpec]:
@@ -138,6 +146,16 @@ def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.floa
     data = read_raw(file, name, spec)
     flat = np.frombuffer(data, np.dtype(spec.descr[:3]), offset=spec.head)
     return flat.reshape(spec.shape, order="F" if spec.fortran else "C").astype(np.float64)
+
+
+def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
+    """The same as a tensor of its stored dtype; Unsupported unless it is one of FLOAT_NAMES."""
+    import torch
+
+    if spec.dtype not in FLOATS:
+        raise Unsupported(f"{spec.file}: tensor {name!r} is {spec.dtype}; save it as float32")
+    dtype = getattr(torch, FLOATS[spec.dtype])
+    return torch.from_numpy(read_values(file, name, spec)).to(dtype)
 
 
 class SameNpz:

@@ -11,8 +11,6 @@ from clair_cli.errors import ConfigInvalid, Unsupported
 from clair_cli.formats.patterns import Pattern, check_cost, compile_patterns, lookup
 from clair_cli.report import Reason
 
-MAX_CONFIG_BYTES = 2**20
-
 REFUSED = {
     "use_dora": "DoRA, whose update also depends on the base weights",
     "use_qalora": "QALoRA, which pools its inputs",

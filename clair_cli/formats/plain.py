@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, InputFile, TensorSpec, UpdateSpec
 from clair_cli.errors import (
@@ -25,8 +24,7 @@ from clair_cli.errors import (
     Unsupported,
     UsageError,
 )
-from clair_cli.formats import npz, safetensors_file
-from clair_cli.formats.files import hash_file
+from clair_cli.formats.containers import container, non_finite, open_file
 from clair_cli.formats.layout import Layout
 from clair_cli.formats.plain_layout import KINDS, SUFFIXES
 from clair_cli.formats.safetensors_file import FLOATS
@@ -43,21 +41,6 @@ ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Largest relative error of rounding to each stored dtype."""
 
 
-class Container(Protocol):
-    """What a file of named tensors can do: known from its header, read one tensor at a time."""
-
-    def read_header(
-        self, fd: int, size: int, where: str, settings: Settings
-    ) -> dict[str, TensorSpec]:
-        """Every tensor; raises the kinds of AdapterError."""
-
-    def read_values(self, file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
-        """One tensor of floats in float64; raises the kinds of AdapterError."""
-
-
-CONTAINERS: dict[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
-
-
 @dataclass(frozen=True, slots=True)
 class Base:
     """The base model's weights."""
@@ -68,7 +51,8 @@ class Base:
 
 def open_update(layout: Layout, client: str, settings: Settings) -> Adapter:
     """A client whose matrices are the updates themselves. Raises the kinds of AdapterError."""
-    file, tensors = _read(layout.weights[0][1], layout.weights[0][0], settings)
+    name, path = layout.weights[0]
+    file, tensors, _ = open_file(path, name, settings)
     return _adapter("update", layout, client, file, tensors, _updates(file, tensors, settings))
 
 
@@ -80,7 +64,8 @@ def open_weights(layout: Layout, client: str, settings: Settings) -> Adapter:
     if settings.base is None:
         raise UsageError("--as weights: needs the base model's weights; give them with --base FILE")
     base = open_base(settings.base, settings)
-    file, tensors = _read(layout.weights[0][1], layout.weights[0][0], settings)
+    name, path = layout.weights[0]
+    file, tensors, _ = open_file(path, name, settings)
     if file.path.resolve() == base.file.path:
         raise UsageError(f"{base.file.name}: lies among the clients; move it out of their folder")
     updates = _updates(file, tensors, settings)
@@ -106,16 +91,7 @@ def open_base(path: Path, settings: Settings) -> Base:
 def _open_base(name: str, path: Path, changed: int, settings: Settings) -> Base:
     if not name.endswith(SUFFIXES):
         raise Unsupported(f"{name}: not {KINDS}; convert it")
-    return Base(*_read(path, name, settings))
-
-
-def _read(path: Path, name: str, settings: Settings) -> tuple[InputFile, dict[str, TensorSpec]]:
-    look = partial(_container(name).read_header, where=name, settings=settings)
-    return hash_file(path, name, look)
-
-
-def _container(name: str) -> Container:
-    return CONTAINERS[os.path.splitext(name)[1]]
+    return Base(*open_file(path, name, settings)[:2])
 
 
 def _updates(
@@ -138,7 +114,7 @@ def _updates(
 def _update(key: str, spec: TensorSpec) -> UpdateSpec:
     """Of a rank of at most that of its shape; one tensor stands for both factors."""
     d_out, d_in = spec.shape
-    return UpdateSpec(d_out, d_in, min(d_out, d_in), 1.0, spec.dtype, up=key, down=key)
+    return UpdateSpec(d_out, d_in, min(d_out, d_in), 1.0, spec.dtype, {"matrix": key}, "matrix")
 
 
 def _is_matrix(spec: TensorSpec) -> bool:
@@ -147,14 +123,16 @@ def _is_matrix(spec: TensorSpec) -> bool:
 
 def _check_base(spec: UpdateSpec, base: Base, where: str) -> None:
     """ShapeMismatch where the base has another shape; UsageError where it has no floats."""
-    own = base.tensors.get(spec.up)
+    own = base.tensors.get(spec.file_key)
     if own is None:
         return
     if own.shape != (spec.d_out, spec.d_in):
-        text = f"tensor {spec.up!r} is {spec.d_out} x {spec.d_in}, in the base {list(own.shape)}"
+        text = (
+            f"tensor {spec.file_key!r} is {spec.d_out} x {spec.d_in}, in the base {list(own.shape)}"
+        )
         raise ShapeMismatch(f"{where}: {text}; was it trained from another base model?")
     if own.dtype not in FLOATS:
-        text = f"tensor {spec.up!r} is {own.dtype}; give the base in floating point"
+        text = f"tensor {spec.file_key!r} is {own.dtype}; give the base in floating point"
         raise UsageError(f"{base.file.name}: {text}")
 
 
@@ -190,7 +168,7 @@ def _notes(
 
     Vectors and scalars go without saying: every network has biases, norms or counters.
     """
-    used = [spec.up for spec in updates.values()]
+    used = [spec.file_key for spec in updates.values()]
     passed = [key for key, t in tensors.items() if key not in used and len(t.shape) > 1]
     new = [key for key in used if base and key not in base.tensors]
     texts = {
@@ -210,17 +188,17 @@ def _listed(keys: Sequence[str]) -> str:
 
 def read_delta(adapter: Adapter, module: str) -> NDArray[np.float64]:
     """Delta W (d_out, d_in) of one module. Raises the kinds of AdapterError, UsageError of the base."""
-    key = adapter.updates[module].up
+    key = adapter.updates[module].file_key
     spec = adapter.tensors[key]
     file = adapter.files[spec.file]
-    values = _container(file.name).read_values(file, key, spec)
+    values = container(file.name).read_values(file, key, spec)
     base = base_values(adapter, module)
     return values if base is None else values - base
 
 
 def base_values(adapter: Adapter, module: str) -> NDArray[np.float64] | None:
     """The base weight (d_out, d_in) of one module, None where there is none. Raises UsageError."""
-    key = adapter.updates[module].up
+    key = adapter.updates[module].file_key
     spec = adapter.config.get("base", {}).get(key)
     return None if spec is None else _base_values(adapter.files[spec.file], key, spec)
 
@@ -230,7 +208,7 @@ def _base_values(file: InputFile, key: str, spec: TensorSpec) -> NDArray[np.floa
     import numpy as np
 
     try:
-        values = _container(file.name).read_values(file, key, spec)
+        values = container(file.name).read_values(file, key, spec)
     except AdapterError as error:
         raise UsageError(f"{file.name}: {error}; leave it alone while clair runs") from None
     if not np.isfinite(values).all():
@@ -268,13 +246,12 @@ def norm(adapter: Adapter, module: str) -> float:
     """||Delta W||_F of one module. Raises NonFinite where it, or a number in it, is NaN or Inf."""
     import numpy as np
 
-    delta, key = read_delta(adapter, module), adapter.updates[module].up
+    delta, key = read_delta(adapter, module), adapter.updates[module].file_key
     where = f"{adapter.tensors[key].file}: tensor {key!r}"
     bad = np.argwhere(~np.isfinite(delta))
     if len(bad):
         nans = int(np.isnan(delta).sum())
-        text = f"holds {nans} NaN and {len(bad) - nans} Inf, the first at {bad[0].tolist()}"
-        raise NonFinite(f"{where} {text}; retrain it, or leave this client out")
+        raise non_finite(adapter.tensors[key].file, key, nans, len(bad), bad[0].tolist())
     with np.errstate(over="ignore"):
         found = float(np.linalg.norm(delta))
     if not math.isfinite(found):

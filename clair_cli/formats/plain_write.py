@@ -50,13 +50,17 @@ class PlainWriter:
     """`adapter` with other updates of `modules`, into the empty `folder`, module by module.
 
     A matrix becomes the update, or base + update, in its stored dtype; a dense matrix has room for
-    every rank, so `rank` asks for nothing. All other tensors keep their bytes. Raises OutputError where
+    every rank, so `ranks` ask for nothing. All other tensors keep their bytes. Raises OutputError where
     an update does not fit its module, or its numbers the stored dtype; ChangedWhileRead where the
     template changed, UsageError where the base did.
     """
 
     def __init__(
-        self, adapter: Adapter, folder: Path, modules: Sequence[str], rank: int | None = None
+        self,
+        adapter: Adapter,
+        folder: Path,
+        modules: Sequence[str],
+        ranks: Mapping[str, int] | None = None,
     ) -> None:
         for module in modules:
             if module not in adapter.updates:
@@ -67,7 +71,7 @@ class PlainWriter:
         self.out: SameTensors = WRITERS[suffix](
             folder / _file_name(adapter, name, folder), adapter.tensors
         )
-        updated = {adapter.updates[m].up for m in modules}
+        updated = {adapter.updates[m].file_key for m in modules}
         for key in adapter.tensors.keys() - updated:
             spec = adapter.tensors[key]
             self.out.copy(adapter.files[spec.file], key, spec)
@@ -82,14 +86,14 @@ class PlainWriter:
             raise OutputError(f"{module}: {text}")
         values = update.dense().cpu().double().numpy()
         base = base_values(self.adapter, module)
-        tensor = self.adapter.tensors[spec.up]
+        tensor = self.adapter.tensors[spec.file_key]
         file = self.adapter.files[tensor.file]
-        self.out.put(file, spec.up, tensor, values if base is None else base + values)
+        self.out.put(file, spec.file_key, tensor, values if base is None else base + values)
 
     def keep(self, module: str) -> None:
         """Write one module's matrix as it was, byte for byte."""
         self.due.remove(module)
-        key = self.adapter.updates[module].up
+        key = self.adapter.updates[module].file_key
         spec = self.adapter.tensors[key]
         self.out.copy(self.adapter.files[spec.file], key, spec)
 

@@ -35,13 +35,23 @@ BITS = {name: bits for bits, names in _BY_BITS.items() for name in names.split()
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The dtypes whose values clair computes with, as torch names them."""
 
+PLAIN = {"format": "pt"}
+"""The metadata that loaders of torch expect."""
+
 MAX_NAME_BYTES = 512
 MAX_DIMENSIONS = 64
 """Of torch; also keeps the product of a hostile shape cheap."""
 
 
 def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str, TensorSpec]:
-    """Every tensor of an open file of `size` bytes, with absolute offsets, in file order.
+    """The tensors of `read_contents`."""
+    return read_contents(fd, size, where, settings)[0]
+
+
+def read_contents(
+    fd: int, size: int, where: str, settings: Settings
+) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """Every tensor of an open file of `size` bytes, with absolute offsets, in file order; its metadata.
 
     Raises Malformed, LimitExceeded (header bytes, number of tensors) or PickleFound; nothing is
     allocated before its size has been compared with the file and the limits.
@@ -50,14 +60,15 @@ def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str,
         raise LimitExceeded(f"{where}: {size} bytes, the limit is {settings.max_file_bytes}")
     length = _header_length(fd, size, where, settings)
     header = parse_object(pread(fd, 8, 8 + length), where, Malformed)
-    _check_metadata(header.pop("__metadata__", {}), where)
+    metadata = header.pop("__metadata__", {})
+    _check_metadata(metadata, where)
     if len(header) > settings.max_tensors:
         raise LimitExceeded(f"{where}: {len(header)} tensors, the limit is {settings.max_tensors}")
     start = 8 + length
     tensors = {name: _tensor(name, entry, where, start) for name, entry in header.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_tiling(ordered, where, start, size)
-    return ordered
+    return ordered, metadata
 
 
 def _header_length(fd: int, size: int, where: str, settings: Settings) -> int:
@@ -178,13 +189,15 @@ def to_bytes(tensor: Tensor) -> bytes:
     return data
 
 
-def lay_out(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+def lay_out(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = PLAIN
+) -> tuple[bytes, dict[str, int]]:
     """The head of a file of tensors of these dtypes and shapes, and where in the file each begins.
 
-    Equal tensors give equal bytes: one metadata key, widest dtypes first, then by name. Written
+    Equal tensors and metadata give equal bytes: widest dtypes first, then by name. Written
     here and not by the library, which cannot pass on the bytes of a dtype it does not load.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at, begins = 0, {}
     for name in sorted(shapes, key=lambda n: (-BITS[shapes[n][0]], shapes[n][0], n)):
         dtype, shape = shapes[name]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import OutputError
 from clair_cli.formats.files import read_range
-from clair_cli.formats.safetensors_file import FLOATS, lay_out, to_bytes
+from clair_cli.formats.safetensors_file import FLOATS, PLAIN, lay_out, to_bytes
 from clair_cli.publish import NewFile
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 class SafetensorsWriter:
     """`path`, a new file of tensors name -> dtype, shape. Raises OutputError."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        head, self.begins = lay_out(shapes)
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+        metadata: Mapping[str, str] = PLAIN,
+    ) -> None:
+        head, self.begins = lay_out(shapes, metadata)
         self.file = NewFile(path)
         self.file.write(0, head)
 
