@@ -153,7 +153,7 @@ def align(
         gone = {b.client for b in bad}
         clients = [a for a in clients if a.client not in gone]
     shared = set.intersection(*(set(a.updates) for a in clients)) if clients else set()
-    findings += _partial_overlap(clients, shared)
+    findings += [*_partial_overlap(clients, shared), *_other_traits(clients)]
     modules = tuple(sorted(shared, key=natural_key))
     first = clients[0].updates if clients else {}
     shapes = {m: (first[m].d_out, first[m].d_in) for m in modules}
@@ -236,6 +236,26 @@ def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Che
     return broken, []
 
 
+def _other_traits(clients: list[Adapter]) -> list[Reason]:
+    """Who differs in how the updates were parametrised: compared all the same, as products."""
+    findings = []
+    kinds = {"format": {a.client: a.format for a in clients}}
+    for trait in sorted({t for a in clients for t in a.traits}):
+        kinds[trait] = {a.client: a.traits[trait] for a in clients if trait in a.traits}
+    for trait, said in kinds.items():
+        count = Counter(said.values())
+        if len(count) > 1:
+            usual = count.most_common(1)[0][0]
+            odd = [f"{c} ({value})" for c, value in said.items() if value != usual]
+            text = f"{trait} differs between clients: {usual} in most, not in {_few(odd)}"
+            findings.append(Reason("CLR304", f"{text}; updates are compared as products"))
+    return findings
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + " ..." * (len(names) > 5)
+
+
 def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
     findings = []
     union = {m for a in clients for m in a.updates}
@@ -245,7 +265,7 @@ def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
         text = (
             f"clients adapt different modules: compared on the {len(shared)} of {len(union)} that all "
             "share, and the others are not judged; "
-            f"unlike most: {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}"
+            f"unlike most: {_few(odd)}"
         )
         findings.append(Reason("CLR304", text))
     ranks = {s.rank for a in clients for m, s in a.updates.items() if m in shared}

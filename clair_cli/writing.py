@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clair_cli import formats, publish
+from clair_cli import __version__, formats, publish
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.engines import ENGINES
 from clair_cli.membership import membership
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from clair_cli.strength import Knowledge, Shrinkage
 
 RESERVED = {publish.GLOBAL, "report.json", publish.MANIFEST, "con", "prn", "aux", "nul"}
+PROVENANCE = "clair.json"
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM 0.33 takes for --max-lora-rank."""
 TOTALS = ("squared", "moved", "lost", "deviation", "kept")
 PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 
@@ -198,6 +202,23 @@ class _Candidate:
         gain = sum(self.gains) / len(self.gains) if self.gains else 0.0
         return {"strength": how.outside, "inside": how.inside, "side": how.side, "gain": gain}
 
+    def sign(self) -> None:
+        """Beside each adapter where it comes from and what was done; no loader looks at clair.json."""
+        for said, adapter in zip(self.clients(self.folder), self.plan.clients, strict=True):
+            files = [
+                {"name": f.name, "size": f.size, "sha256": f.sha256} for f in adapter.files.values()
+            ]
+            made: dict[str, Any] = {
+                "tool": {"name": "clair", "version": __version__},
+                "client": adapter.client,
+                "base_model": adapter.base,
+                "format": adapter.format,
+                "files": files,
+            }
+            facts = {k: v for k, v in said.items() if k not in ("id", "path")} | self.strength()
+            data = json.dumps(made | {"refinement": facts}, indent=1, allow_nan=False).encode()
+            publish.write_bytes(self.folder / said["path"] / PROVENANCE, data + b"\n")
+
     def clients(self, above: Path) -> list[dict[str, Any]]:
         """One entry per client; paths are relative to `above`."""
         return [self._of(k, a, above) for k, a in enumerate(self.plan.clients)]
@@ -276,6 +297,7 @@ class _Refining:
         for candidate in self.candidates:
             for writer in candidate.writers.values():
                 writer.close()
+            candidate.sign()
         first, known = self.candidates[0], self.known
         said = {
             **first.strength(),
@@ -289,11 +311,18 @@ class _Refining:
             "gap": known.gap,
             "gap_after": known.gap_after,
             "expected": dict(expected(first.kept, known)),
+            "max_lora_rank": self._served(first),
             "modules": self.found,
             "clients": [c for one in self.candidates for c in one.clients(self.stage)],
             "global": self._global(),
         }
         return said | {"warnings": warnings(said, self.plan.settings)}
+
+    def _served(self, candidate: _Candidate) -> int | None:
+        """The least value a server takes that admits all adapters; None of plain matrices."""
+        rank = max(c["rank"] for c in candidate.clients(self.stage))
+        factored = any(a.format not in ("update", "weights") for a in self.plan.clients)
+        return next((r for r in SERVED_RANKS if r >= rank), rank) if factored else None
 
     def _global(self) -> dict[str, Any] | None:
         if self.common is None:

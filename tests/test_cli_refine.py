@@ -237,7 +237,7 @@ def test_strength_zero_gives_every_byte_of_plain_matrices_back(
     report, _ = refine(tmp_path / "in", tmp_path / "out", "--as", "update", "--strength", 0)
     assert [c["unchanged"] for c in report["refinement"]["clients"]] == [True] * 6
     for client in BENIGN:
-        (file,) = (tmp_path / "out" / client).iterdir()
+        (file,) = (p for p in (tmp_path / "out" / client).iterdir() if p.name != "clair.json")
         own, found = plain.load(tmp_path / "in" / f"{client}{suffix}"), plain.load(file)
         assert own.keys() == found.keys()
         for name, tensor in own.items():

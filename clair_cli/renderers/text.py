@@ -139,7 +139,10 @@ def _refinement(report: Report) -> list[Text]:
     if "knowledge" in done:
         said += f" (knowing {safe_text(str(done['knowledge']))})"
     lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
-    lines = [said, f"written at the ranks asked for; relative truncation error at most {lost:.2g}"]
+    written = f"written at the ranks asked for; relative truncation error at most {lost:.2g}"
+    if done.get("max_lora_rank"):
+        written += f"; serve with --max-lora-rank {done['max_lora_rank']}"
+    lines = [said, written]
     lines += [f"note: {safe_text(str(w))}" for w in done.get("warnings", [])]
     if same := sum(bool(c.get("unchanged")) for c in done["clients"]):
         lines.append(f"{same} of {len(done['clients'])} written as they were, byte for byte")
