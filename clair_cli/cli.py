@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +36,24 @@ Exit codes:
     3  no verdict: fewer than 3 usable clients, nothing comparable,
        not identifiable
     4  result computed but could not be written
+   70  internal error
+  130  interrupted (143: terminated); staging removed"""
+
+VERIFY_CODES = """\b
+Exit codes:
+    0  every file is as it was written
+    1  a file is missing, changed or foreign, or the manifest is torn
+    2  usage: no such folder, or no manifest in it
+    4  the answer could not be written
+   70  internal error"""
+
+SELECT_CODES = """\b
+Exit codes:
+    0  every client has a choice
+    1  some client has none: its command failed for every candidate
+    2  usage: no whole output of clair refine --path, no {adapter} in CMD
+    3  no client has a choice; nothing was written
+    4  the chosen adapters could not be written
    70  internal error
   130  interrupted (143: terminated); staging removed"""
 
@@ -74,6 +94,14 @@ Config = Annotated[
     Path | None, typer.Option(help="adapter_config.json for files that come without one.")
 ]
 Alpha = Annotated[float | None, typer.Option(help="lora_alpha for files without a config.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="PEFT adapter whose names and config .npz arrays have."),
+]
+Differences = Annotated[
+    bool,
+    typer.Option("--differences", help="Also PiSSA, OLoRA, ...: judge by differences alone."),
+]
 Modules = Annotated[
     Literal["shared", "same"],
     typer.Option(help="Compare on the modules all share, or call clients with other ones broken."),
@@ -131,6 +159,8 @@ def detect(
     threads: Threads = 0,
     config: Config = None,
     alpha: Alpha = None,
+    differences: Differences = False,
+    reference: Reference = None,
     modules: Modules = "shared",
     follow_symlinks: Links = False,
     max_header: MaxHeader = MAX_HEADER,
@@ -141,6 +171,8 @@ def detect(
     """Say which clients are contaminated, where, how sure, and why."""
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
+        differences=differences,
+        reference=reference,
         modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
         read_as=_read_as(read_as, base), base=base,
     )  # fmt: skip
@@ -197,6 +229,9 @@ def refine(
     refine_suspicious: Annotated[
         bool, typer.Option("--refine-suspicious", help="They receive, and count in no mean.")
     ] = False,
+    allow_dora: Annotated[
+        bool, typer.Option("--allow-dora", help="Refine B A of DoRA; magnitudes stay as they are.")
+    ] = False,
     write_global: Annotated[
         bool, typer.Option("--global", help="Also write the mean of the benign as OUT/global.")
     ] = False,
@@ -212,6 +247,8 @@ def refine(
     threads: Threads = 0,
     config: Config = None,
     alpha: Alpha = None,
+    differences: Differences = False,
+    reference: Reference = None,
     modules: Modules = "shared",
     follow_symlinks: Links = False,
     max_header: MaxHeader = MAX_HEADER,
@@ -222,15 +259,17 @@ def refine(
     """Detect, then write refined adapters of the benign clients and the report into --out."""
     settings = Settings(
         fail_on=fail_on, device=device, threads=threads, config=config, alpha=alpha,
+        differences=differences,
+        reference=reference,
         modules=modules, follow_symlinks=follow_symlinks, max_header_bytes=max_header,
         read_as=_read_as(read_as, base), base=base,
         write_global=write_global, overwrite=overwrite, write=write,
         subspace_rank=_word_or("auto", int, "--subspace-rank", subspace_rank),
         strength=_word_or("auto", float, "--strength", strength),
-        rank="exact" if rank == "exact" else _word_or("keep", int, "--rank", rank),
+        rank="exact" if rank == "exact" else _word_or("keep", int, "--rank", rank, "keep, exact"),
         side=side, replicates=replicates, weights=weights, path=_strengths(path),
         include=tuple(include or ()), exclude=tuple(exclude or ()),
-        refine_suspicious=refine_suspicious,
+        refine_suspicious=refine_suspicious, allow_dora=allow_dora,
     )  # fmt: skip
     outputs = _outputs(output, folder, out)
     from clair_cli.pipeline import refine as run_refine
@@ -253,6 +292,8 @@ def inspect(
     format: Format = "text",
     config: Config = None,
     alpha: Alpha = None,
+    differences: Differences = False,
+    reference: Reference = None,
     follow_symlinks: Links = False,
     max_header: MaxHeader = MAX_HEADER,
 ) -> int:
@@ -264,6 +305,8 @@ def inspect(
         base=base,
         config=config,
         alpha=alpha,
+        differences=differences,
+        reference=reference,
         follow_symlinks=follow_symlinks,
         max_header_bytes=max_header,
     )
@@ -277,7 +320,7 @@ def inspect(
     return 0
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=SELECT_CODES)
 def select(
     folder: Annotated[
         Path, typer.Argument(metavar="OUT", help="What clair refine --path has written.")
@@ -321,6 +364,8 @@ def select(
         _print(_chosen(found))
     if out is not None and found.exit_code != 3:
         write_selection(found, folder, out, overwrite)
+        if format == "text" and not quiet:
+            _print(f"chosen adapters and selection.json: {safe_text(str(out))}\n")
     return found.exit_code
 
 
@@ -343,6 +388,36 @@ def report(
     return _deliver(gated(saved, chosen), format, outputs, quiet, verbose)
 
 
+@app.command(epilog=VERIFY_CODES)
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that clair has written.")],
+    format: Format = "text",
+    quiet: Quiet = False,
+) -> int:
+    """Compare a folder that clair has written with its manifest."""
+    from clair_cli.manifest import MANIFEST, differences, read_manifest
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if not os.path.lexists(folder / MANIFEST):
+        raise UsageError(f"{folder}: has no {MANIFEST}; give a folder that clair has written")
+    found = differences(folder)
+    count = len((read_manifest(folder) or {"files": []})["files"])
+    if format == "json":
+        lines = [{"name": name, "difference": what} for name, what in found]
+        tool = {"name": "clair", "version": __version__}
+        data: dict[str, Any] = {"schema_version": "1.0", "tool": tool}
+        data |= {"folder": str(folder), "files": count, "differences": lines}
+        _print(json.dumps(data, indent=1) + "\n")
+    elif not quiet:
+        shown = "".join(f"{safe_text(name)}: {safe_text(what)}\n" for name, what in found)
+        last = (
+            f"FAIL: {len(found)} differ" if found else f"PASS: {count} files as they were written"
+        )
+        _print(f"{shown}{last}\n")
+    return int(bool(found))
+
+
 # --- arguments
 
 
@@ -352,11 +427,14 @@ def _read_as(
     return name or ("weights" if base else "lora")
 
 
-def _word_or(word: str, kind: Callable[[str], Any], name: str, value: str) -> Any:
+def _word_or(
+    word: str, kind: Callable[[str], Any], name: str, value: str, words: str | None = None
+) -> Any:
     try:
         return value if value == word else kind(value)
     except ValueError:
-        raise UsageError(f"{name}: expected {word} or a number, got {value!r}") from None
+        text = f"expected {words or word} or a number, got {value!r}"
+        raise UsageError(f"{name}: {text}") from None
 
 
 def _strengths(value: str | None) -> tuple[Any, ...]:
@@ -421,18 +499,28 @@ def _deliver(
 
 
 def _chosen(selection: Selection) -> str:
-    """One line per client: what was chosen, and every score or why there is none."""
-    lines = []
+    """One line per client: what was chosen, and every score; then each way to fail once."""
+    lines, failures = [], Counter[str]()
     for choice in selection.choices:
+        failures.update(t.error for t in choice.tried if t.error is not None)
         scores = ", ".join(
-            f"{t.label}: {t.error if t.score is None else format(t.score, '.4g')}"
+            f"{t.label}: {'failed' if t.score is None else format(t.score, '.4g')}"
             for t in choice.tried
         )
         best = choice.best.label if choice.best else "none"
         lines.append(f"{choice.client}   {best}   ({scores})")
-    done = sum(c.best is not None for c in selection.choices)
+    lines += [f"failed {_times(n)}: {error}" for error, n in failures.most_common()]
+    without = [c.client for c in selection.choices if c.best is None]
+    done = len(selection.choices) - len(without)
     lines.append(f"{done} of {len(selection.choices)} clients have a choice.")
+    if without:
+        text = "mend the command" if not done else "they get no adapter"
+        lines.append(f"without: {', '.join(without)}; {text}")
     return "".join(f"{safe_text(line)}\n" for line in lines)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _colored() -> bool:

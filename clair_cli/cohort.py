@@ -44,7 +44,8 @@ class UpdateSpec:
 
     `rule` says how the tensors make up and down, and `tensors` which they are: role -> name in the
     adapter's files. Several updates may lie in the same tensors, as those of a layer's experts do;
-    this one is the `part`-th of `parts`.
+    this one is the `part`-th of `parts`. Where `relative` names a reason, it is known only up to a
+    part that all clients share, and differences between clients alone mean something.
     """
 
     d_out: int
@@ -56,6 +57,7 @@ class UpdateSpec:
     rule: str = "lora"
     part: int = 0
     parts: int = 1
+    relative: str = ""
 
     @property
     def file_key(self) -> str:
@@ -146,7 +148,8 @@ def align(
     clients = sorted(adapters, key=lambda a: natural_key(a.client))
     broken: list[Broken] = []
     findings: list[Reason] = []
-    for check in (_other_base, _other_shape, lambda c: _other_modules(c, min_shared, same)):
+    others = (_other_base, _other_shape, _other_start, lambda c: _other_modules(c, min_shared, same))
+    for check in others:
         bad, remarks = check(clients)
         broken += bad
         findings += remarks
@@ -211,6 +214,32 @@ def _other_shape(clients: list[Adapter]) -> Checked:
                 broken.append(_set_aside(adapter, "CLR104", text))
                 break
     return broken, []
+
+
+def _other_start(clients: list[Adapter]) -> Checked:
+    """Differences mean something where the part that clients share is the same."""
+    starts: dict[str, dict[str, tuple[str, int, float]]] = {}
+    for adapter in clients:
+        for module, s in adapter.updates.items():
+            starts.setdefault(module, {})[adapter.client] = s.relative, s.rank, s.scale
+    usual = {m: Counter(found.values()).most_common(1)[0][0] for m, found in starts.items()}
+    broken = []
+    for adapter in clients:
+        for module in adapter.updates:
+            own, most = starts[module][adapter.client], usual[module]
+            if own != most and (own[0] or most[0]):
+                text = (
+                    f"{module!r} began otherwise than in most clients ({_start(own)}, not "
+                    f"{_start(most)}): their difference is no difference of training; "
+                    "leave this client out"
+                )
+                broken.append(_set_aside(adapter, "CLR104", text))
+                break
+    return broken, []
+
+
+def _start(found: tuple[str, int, float]) -> str:
+    return f"{found[0] or 'no base-changing init'}, rank {found[1]}, scale {found[2]:g}"
 
 
 def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Checked:

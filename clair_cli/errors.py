@@ -74,6 +74,12 @@ class ConfigInvalid(AdapterError):
     code = "CLR105"
 
 
+class OtherBase(AdapterError):
+    """Made from another base model than the one it is compared with."""
+
+    code = "CLR106"
+
+
 class Unsupported(AdapterError):
     """A kind of adapter clair does not read, named, with the remedy."""
 

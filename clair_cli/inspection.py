@@ -46,7 +46,7 @@ class Inspection:
 
     def as_text(self) -> str:
         """A table, one module a line."""
-        total = math.sqrt(sum(m.norm**2 for m in self.modules))
+        total = math.hypot(*(m.norm for m in self.modules))
         size = f"{len(self.modules)} modules, norm {total:.4g}"
         lines = [
             f"{self.client}: {self.format}, base {self.base or 'unknown'}, {size}",

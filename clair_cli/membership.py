@@ -15,6 +15,7 @@ from clair_cli.report import Report
 from clair_cli.settings import Settings
 
 MAX_BYTES = 16 * 2**20
+HEADER = ["client", "count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,9 @@ class Membership:
 
 
 def read_counts(path: Path) -> dict[str, float]:
-    """Sample counts per client: a JSON object, or lines `client,count`. Raises UsageError."""
+    """Sample counts per client: a JSON object {client: count}, or lines `client,count`, with or without
+    that line above them. Raises UsageError.
+    """
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             why = f"no file, or more than {MAX_BYTES} bytes"
@@ -40,7 +43,8 @@ def read_counts(path: Path) -> dict[str, float]:
         if data.lstrip()[:1] == b"{":
             pairs = list(parse_object(data, str(path), UsageError).items())
         else:
-            pairs = [_pair(row) for row in csv.reader(data.decode().splitlines()) if row]
+            rows = [row for row in csv.reader(data.decode("utf-8-sig").splitlines()) if row]
+            pairs = [_pair(row) for row in rows[rows[:1] == [HEADER] :]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--weights {str(path)!r}: cannot be read: {error}") from None
     if len(dict(pairs)) < len(pairs):
@@ -81,19 +85,41 @@ def membership(
     got = given | {c for c in usable if settings.refine_suspicious and verdicts[c] == "suspicious"}
     given, got = given - set(settings.exclude), got - set(settings.exclude)
     if not given:
-        raise NoVerdict("no client is benign: there is nothing to refine; see `clair detect`")
+        why = "left after --exclude" if settings.exclude else "benign"
+        raise NoVerdict(f"no client is {why}: there is nothing to refine; see `clair detect`")
     if settings.weights is not None:
         _known("--weights", counts, verdicts)
         if missing := sorted(given - set(counts)):
-            raise UsageError(
-                f"--weights: no count for {missing[0]!r}, {len(missing)} missing in all"
-            )
+            names = ", ".join(map(repr, missing[:10])) + " ..." * (len(missing) > 10)
+            raise UsageError(f"--weights: no count for {names}; add a line for each")
     total = math.fsum(counts.get(c, 1.0) for c in given)
     clients = tuple(a for a in cohort.clients if a.client in got)
     weights = tuple(counts.get(a.client, 1.0) / total * (a.client in given) for a in clients)
     return Membership(clients, weights)
 
 
+def remarks(report: Report, who: Membership, settings: Settings) -> list[str]:
+    """What the choices of the user changed, in sentences."""
+    verdicts = {c.client: c.verdict for c in report.clients}
+    odd = [f"{c} ({verdicts[c]})" for c in settings.include if verdicts[c] != "benign"]
+    told = {
+        "counted as benign because of --include": odd,
+        "left out because of --exclude": list(settings.exclude),
+        "most of the weight is one client's: --weights": [
+            f"{a.client} ({w:.0%})"
+            for a, w in zip(who.clients, who.weights, strict=True)
+            if 0.5 < w < 1
+        ],
+    }
+    if sum(who.giving) == 1:
+        told["the means are those of one client"] = [
+            a.client for a, gives in zip(who.clients, who.giving, strict=True) if gives
+        ]
+    return [f"{text}: {', '.join(names)}" for text, names in told.items() if names]
+
+
 def _known(option: str, names: Collection[str], known: Collection[str]) -> None:
     for name in sorted(set(names) - set(known)):
-        raise UsageError(f"{option}: {name[:80]!r} is not a client that can be used here")
+        text = f"{option}: {name[:80]!r} is not a client that can be used here"
+        more = "" if option == "--weights" else ", one name an option"
+        raise UsageError(f"{text}; expected one of {', '.join([*known][:5])}, ...{more}")

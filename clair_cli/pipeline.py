@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from clair_cli import __version__, publish
-from clair_cli.errors import AdapterError, NoVerdict
+from clair_cli.cohort import Cohort
+from clair_cli.errors import AdapterError, NoVerdict, UsageError
 from clair_cli.membership import read_counts
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report
@@ -30,6 +31,15 @@ def detect(
     return scan.report()
 
 
+def _check_dora(cohort: Cohort, settings: Settings) -> None:
+    for adapter in [] if settings.allow_dora else cohort.clients:
+        if any(spec.relative == "DoRA" for spec in adapter.updates.values()):
+            raise UsageError(
+                f"{adapter.client} is DoRA, which also scales the rows of W + B A by magnitudes: "
+                "--allow-dora refines B A alone and leaves every client its magnitudes"
+            )
+
+
 def refine(
     path: Path | str,
     out: Path | str,
@@ -44,9 +54,12 @@ def refine(
     `command` goes into the report's `run`.
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
+    if not path.is_dir():
+        raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
     publish.check_output(out, path, settings.overwrite)
     counts = {} if settings.weights is None else read_counts(settings.weights)
     scan = Scan(path, settings, on_progress or silent, command)
+    _check_dora(scan.cohort, settings)
     report = scan.report()
     if report.status == "no_verdict":
         return report

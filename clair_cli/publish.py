@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
-import json
 import logging
 import os
 import shutil
-import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+from clair_cli import manifest
 from clair_cli.errors import OutputError, UsageError
+from clair_cli.leftovers import aside, passing, sweep
+from clair_cli.manifest import MANIFEST, load_manifest, read_manifest, verify
 
-MANIFEST = "manifest.json"
+__all__ = [
+    "GLOBAL",
+    "MANIFEST",
+    "NewFile",
+    "check_output",
+    "linked_folders",
+    "read_manifest",
+    "rename_new",
+    "replace_bytes",
+    "staged",
+    "verify",
+    "write_bytes",
+    "write_manifest",
+]
+
 GLOBAL = "global"
 """Folder of the mean of the benign clients in an output."""
-MAX_MANIFEST_BYTES = 64 * 2**20
 WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-RENAME_NOREPLACE = 1
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100
 
 log = logging.getLogger(__name__)
@@ -53,7 +64,7 @@ def _check_place(out: Path, inputs: Path, shown: str) -> None:
     if out.name in ("", ".."):
         raise UsageError(f"--out {shown}: give the name of a new folder")
     with suppress(FileNotFoundError):
-        os.lstat(_staging(out))  # says if the name is too long
+        os.lstat(aside(passing(out)))  # says if the name is too long
     own = _key(out) if out.exists() else None
     source = inputs.resolve()
     if own == _key(source):
@@ -89,12 +100,12 @@ def _key(path: Path) -> tuple[int, int]:
 def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
-    manifest = read_manifest(out)
-    if manifest is None:
+    found = load_manifest(out)
+    if found is None:
         text = f"has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
-    listed = {f["name"] for f in manifest["files"]} | {MANIFEST}
-    if foreign := sorted(set(_names(out)) - listed):
+    listed = {f["name"] for f in found["files"]} | {MANIFEST}
+    if foreign := sorted(set(manifest.names(out)) - listed):
         text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
         raise UsageError(f"--out {shown}: {text}")
 
@@ -113,24 +124,20 @@ def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[P
     has appeared at `out` meanwhile.
     """
     check_output(out, inputs, overwrite)
-    staging = _staging(out)
-    old = staging.with_name(staging.name + ".old")
+    staging = passing(out)
     try:
+        sweep(out)
         os.mkdir(staging)
         yield staging
         write_manifest(staging, version)
         _sync_tree(staging)
-        _publish(staging, out, old if overwrite else None)
+        _publish(staging, out, overwrite)
     except OSError as cause:
         raise OutputError(f"{str(out)!r}: cannot be written: {_reason(cause)}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if os.path.lexists(out):  # else `old` is the only copy
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _staging(out: Path) -> Path:
-    return out.parent / f".{out.name}.clair-{uuid.uuid4().hex[:12]}"
+        if os.path.lexists(out):  # else what was moved aside is the only copy
+            shutil.rmtree(aside(staging), ignore_errors=True)
 
 
 class NewFile:
@@ -201,8 +208,9 @@ def replace_bytes(path: Path, data: bytes) -> None:
     except OSError as cause:
         raise OutputError(f"{str(path)!r}: cannot be written: {_reason(cause)}") from None
     target = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
-    fresh = target.with_name(f".{target.name}.clair-{uuid.uuid4().hex[:12]}")
+    fresh = passing(target)
     try:
+        sweep(target)
         write_bytes(fresh, data)
         os.replace(fresh, target)
     except (OSError, OutputError) as cause:
@@ -213,57 +221,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 def write_manifest(folder: Path, version: str) -> None:
     """manifest.json: name, size and sha256 of every file below `folder`, and who wrote them."""
-    files = [{"name": name} | _facts(folder / name) for name in _names(folder)]
-    manifest = {
-        "schema_version": "1.0",
-        "tool": {"name": "clair", "version": version},
-        "files": files,
-    }
-    write_bytes(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that clair wrote, None for any other folder."""
-    path = folder / MANIFEST
-    try:
-        info = os.lstat(path)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_MANIFEST_BYTES:
-            return None
-        data = json.loads(path.read_bytes())
-        [(f["name"], f["size"], f["sha256"]) for f in data["files"]]
-        return data if data["tool"]["name"] == "clair" else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def verify(out: Path) -> list[str]:
-    """How the folder differs from its manifest, one line each; empty where it does not."""
-    manifest = read_manifest(out)
-    if manifest is None:
-        return [f"{MANIFEST}: missing, or not of clair"]
-    wanted = {f["name"]: {"size": f["size"], "sha256": f["sha256"]} for f in manifest["files"]}
-    names = set(_names(out)) - {MANIFEST}
-    lines = [f"{name}: missing" for name in wanted.keys() - names]
-    lines += [f"{name}: not in the manifest" for name in names - wanted.keys()]
-    for name in wanted.keys() & names:
-        if _facts(out / name) != wanted[name]:
-            lines.append(f"{name}: changed since it was written")
-    return sorted(lines)
-
-
-def _names(folder: Path) -> list[str]:
-    """Everything below `folder` that is not a folder, as relative POSIX paths."""
-    found = (Path(top) / f for top, _, files in os.walk(folder) for f in files)
-    return sorted(p.relative_to(folder).as_posix() for p in found)
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"size": size, "sha256": digest.hexdigest()}
+    write_bytes(folder / MANIFEST, manifest.described(folder, version))
 
 
 def _sync_tree(folder: Path) -> None:
@@ -284,10 +242,10 @@ def _sync(path: str | Path) -> None:
         os.close(fd)
 
 
-def _publish(staging: Path, out: Path, old: Path | None) -> None:
-    """`staging` becomes `out`; where `old` is given, what is at `out` makes way and is deleted."""
-    if old is not None and os.path.lexists(out):
-        _replace(staging, out, old)
+def _publish(staging: Path, out: Path, overwrite: bool) -> None:
+    """`staging` becomes `out`; with `overwrite` what clair wrote there makes way and is deleted."""
+    if overwrite and os.path.lexists(out):
+        _replace(staging, out)
     else:
         rename_new(staging, out)
     try:
@@ -296,9 +254,13 @@ def _publish(staging: Path, out: Path, old: Path | None) -> None:
         log.warning("%s: could not be synced: %s", out.parent, cause)
 
 
-def _replace(staging: Path, out: Path, old: Path) -> None:
-    if out.is_symlink() or read_manifest(out) is None:
+def _replace(staging: Path, out: Path) -> None:
+    """In one step where the system can exchange two folders; else with a moment without OUT."""
+    if out.is_symlink() or load_manifest(out) is None:
         raise OSError(errno.EEXIST, f"it has no {MANIFEST} of clair and is not overwritten")
+    if not _system_rename(staging, out, RENAME_EXCHANGE):
+        return
+    old = aside(staging)
     rename_new(out, old)
     try:
         rename_new(staging, out)
@@ -310,7 +272,7 @@ def _replace(staging: Path, out: Path, old: Path) -> None:
 
 def rename_new(source: Path, target: Path) -> None:
     """Rename that never replaces anything, not even an empty folder. Raises OSError."""
-    number = _renameat2(os.fsencode(source), os.fsencode(target))
+    number = _system_rename(source, target, RENAME_NOREPLACE)
     if number in (errno.ENOSYS, errno.EINVAL):  # an older kernel, or a file system without it
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -319,11 +281,11 @@ def rename_new(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _renameat2(source: bytes, target: bytes) -> int:
+def _system_rename(source: Path, target: Path, how: int) -> int:
     """0, or the errno of Linux's renameat2; ENOSYS where the C library has none."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return errno.ENOSYS
-    done = call(AT_FDCWD, source, AT_FDCWD, target, RENAME_NOREPLACE)
+    done = call(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), how)
     return ctypes.get_errno() if done != 0 else 0

@@ -204,6 +204,9 @@ def _check(report: Report) -> None:
     """What the renderers and the gate rely on, beyond the types. Raises ValueError."""
     _one_of("status", report.status, ("complete", "no_verdict"))
     _one_of("fail_on", report.settings["fail_on"], LADDER)
+    for strength in report.settings.get("path") or ():
+        if strength != "auto":
+            _finite(strength)
     silent = (None,) if report.status == "no_verdict" else ()
     for client in report.clients:
         _one_of("verdict", client.verdict, (*VERDICTS, *silent))
@@ -282,6 +285,7 @@ def _parse_refinement(data: Any) -> Mapping[str, Any] | None:
     if not all(isinstance(c[name], str) for c in data["clients"] for name in ("id", "path")):
         raise ValueError("expected a name and a folder for every refined client")
     shown = [data["strength"], data["averaged_away"], *data["subspace_ranks"]]
+    shown += [data[name] for name in ("inside", "gain") if data.get(name) is not None]
     shown += [c["strength"] for c in data["clients"] if "strength" in c]
     for number in [*shown, *(c["truncation_error"] for c in data["clients"])]:
         _finite(number)

@@ -36,6 +36,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 OPENERS = 2
 """Adapters opened at a time."""
+NO_CHANCE = 2**60
+"""Width of a module whose clients' rows cannot be strangers."""
 SMALL = 1024
 """Below this width one thread is faster than several: the products are too small to share."""
 
@@ -91,6 +93,11 @@ class Scan:
             "command": self.command,
             "environment": _environment(self.device),
         }
+
+    def absolute(self) -> list[ModuleStack]:
+        """The modules whose updates mean something by themselves, if there are any; else all."""
+        first = self.cohort.clients[0].updates
+        return [s for s in self.stacks if not first[s.module].relative] or self.stacks
 
     # --- steps
 
@@ -218,9 +225,9 @@ class Scan:
         judged, found = self.judgement, self.decomposition
         if judged is None or found is None:
             return None
-        members = judged.consensus
-        inner = np.stack([s.inner.numpy() for s in self.stacks])
-        began, overlap = initialisation(np.stack([s.rows.numpy() for s in self.stacks]), members)
+        members, stacks = judged.consensus, self.absolute()
+        inner = np.stack([s.inner.numpy() for s in stacks])
+        began, overlap = initialisation(np.stack([s.rows.numpy() for s in stacks]), members)
         return {
             "clients": int(members.sum()),
             "initialisation": began if self.cohort.factored else "none",
@@ -311,7 +318,7 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
     """Read one module of every client and stack it; a client that fails counts as zero here."""
     import torch
 
-    from clair_cli.stack import LowRankUpdate, stack_module
+    from clair_cli.stack import LowRankUpdate, centred, stack_module
 
     dtype = _dtype(cohort, settings)
     updates: list[LowRankUpdate] = []
@@ -328,7 +335,12 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
                     torch.zeros(1, spec.d_in, dtype=kind, device=device),
                 )
             )
+    relative = any(a.updates[module].relative for a in cohort.clients)
+    if relative:
+        updates = centred(updates, settings.seed)
     stack = stack_module(module, updates, settings.max_columns, settings.seed)
+    if relative:  # there is no chance in what a common entry makes alike
+        stack = replace(stack, shape=(stack.shape[0], NO_CHANCE))
     finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
     for k in torch.nonzero(~finite).flatten().tolist():
         failed[k] = _not_finite(cohort.clients[k], module)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,6 +27,8 @@ from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.report import from_dict
 
+SHELL = re.compile(r"[|&;<>]+|\d?>+[^ ]*|[A-Za-z_][A-Za-z_0-9]*=[^{}]*")
+"""Words that only a shell understands, or that set a variable in front of a command."""
 ADAPTER, CLIENT = "{adapter}", "{client}"
 TAIL = 16 * 1024
 """Bytes of a command's output that are kept: the number stands at its end."""
@@ -149,6 +152,9 @@ def _words(command: str) -> list[str]:
         raise UsageError(f"--eval: {cause}") from None
     if not any(ADAPTER in word for word in words[1:]):
         raise UsageError(f"--eval: expected a command with {ADAPTER} in it, got {command!r}")
+    if odd := [w for w in words if SHELL.fullmatch(w)]:
+        text = f"no shell runs the command, and {odd[0]!r} would be a plain argument"
+        raise UsageError(f"--eval: {text}; put it into a script, or into sh -c '...'")
     if shutil.which(words[0]) is None:
         raise UsageError(f"--eval: {words[0]!r} is not a program that can be run")
     return words
@@ -171,6 +177,9 @@ def _candidates(refined: Path) -> Mapping[str, list[tuple[str, float]]]:
         found.setdefault(entry["id"], []).append((path, float(strength)))
     if not found:
         raise UsageError(f"{str(refined)!r}: no refined adapters in it")
+    if not report.settings.get("path"):
+        text = "one adapter per client, so there is nothing to choose"
+        raise UsageError(f"{str(refined)!r}: {text}; make candidates with clair refine --path")
     return found
 
 

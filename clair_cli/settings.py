@@ -44,6 +44,10 @@ class Settings:
     """An adapter_config.json for files that come without one."""
     alpha: float | None = None
     """lora_alpha for files that come without a config."""
+    reference: Path | None = None
+    """A PEFT adapter's folder that gives arrays without names (Flower) their names, config and scale."""
+    differences: bool = False
+    """Read adapters whose init moved the base weights: only differences between clients mean something."""
     follow_symlinks: bool = False
     """Follow links that leave the folder; off, because the folder comes from strangers."""
     max_header_bytes: int = 8 * 2**20
@@ -54,6 +58,9 @@ class Settings:
     """Four times what a rank-adapted 400-layer model has."""
     max_dim: int = 2**20
     """Above the largest vocabulary in use."""
+    max_elements: int = 2**29
+    """Numbers in the factors of one update, 2 GiB in float32: twice the head of a vocabulary of 256 000
+    at width 16 384 and rank 1024."""
     min_shared_modules: float = 0.5
     """A client adapting less than this share of the others' modules is not compared."""
     modules: Modules = "shared"
@@ -119,6 +126,8 @@ class Settings:
     write: Write = "keep"
     """keep: the client's own config and scales. uniform: one rank for all modules and scale 1,
     which every loader reads alike. compact: scale 1, each module its rank, by patterns."""
+    allow_dora: bool = False
+    """Refine B A of DoRA, whose update also depends on a magnitude that stays the client's own."""
     write_global: bool = False
     overwrite: bool = False
 
@@ -134,8 +143,16 @@ class Settings:
             raise UsageError(f"--base: is for --as weights, not for --as {self.read_as}")
         if self.base is not None and not self.base.is_file():
             raise UsageError(f"--base: {str(self.base)!r} is not a file")
+        if self.reference is not None and self.read_as != "lora":
+            raise UsageError(f"--reference: names LoRA factors, not what --as {self.read_as} reads")
+        if self.reference is not None and not self.reference.is_dir():
+            raise UsageError(f"--reference: {str(self.reference)!r} is not a folder")
         _require(self.threads >= 0, "threads", "0 or more", self.threads)
         _require(self.alpha is None or 0 < self.alpha < 1e6, "alpha", "positive", self.alpha)
+        if self.alpha is not None and self.read_as != "lora":
+            raise UsageError(
+                "--alpha: plain matrices have no scale; leave it out, or leave out --as"
+            )
         _require(self.modules in get_args(Modules), "modules", "shared or same", self.modules)
         share = self.min_shared_modules
         _require(0 < share <= 1, "min_shared_modules", "in (0, 1]", share)
@@ -147,6 +164,8 @@ class Settings:
             "auto or 0 and more",
             self.subspace_rank,
         )
+        for name in ("include", "exclude", "path"):
+            _require(isinstance(getattr(self, name), tuple), name, "a tuple", getattr(self, name))
         for strength in (self.strength, *self.path):
             fine = strength == "auto" or 0 <= strength <= 1
             _require(fine, "strength", "auto or a number from 0 to 1", strength)
@@ -166,10 +185,11 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values; what depends on the machine is left out."""
-        left_out = {"device", "threads", "config", "base", "weights", "overwrite"}
+        left_out = {"device", "threads", "config", "base", "reference", "weights", "overwrite"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:
     if not holds:
-        raise UsageError(f"{name}: expected {expected}, got {value!r}")
+        option = name.replace("_", "-")
+        raise UsageError(f"--{option}: expected {expected}, got {value!r}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clair_cli import __version__, formats, publish
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.engines import ENGINES
-from clair_cli.membership import membership
+from clair_cli.membership import membership, remarks
 from clair_cli.noise import errors, estimate, noise_share, replicated
 from clair_cli.report import Report
 from clair_cli.scan import Scan, stored_dtypes
@@ -77,6 +77,7 @@ class _Plan:
     """F (K, K) of each of `hows` on the side "client", else None."""
     error_scales: Mapping[str, float]
     settings: Settings
+    remarks: tuple[str, ...]
     device: str
     dtype: Literal["float32", "float64"]
 
@@ -113,17 +114,39 @@ def _planned(scan: Scan, report: Report, counts: Mapping[str, float]) -> tuple[_
     who = membership(report, cohort, settings, counts)
     giving = [a for a, gives in zip(who.clients, who.giving, strict=True) if gives]
     members = np.isin([a.client for a in cohort.clients], [a.client for a in giving])
-    inner = tables(scan.stacks)[0]
-    rows = np.stack([s.rows.numpy() for s in scan.stacks])
+    stacks = scan.absolute()
+    modules = [s.module for s in stacks]
+    inner = tables(stacks)[0]
+    rows = np.stack([s.rows.numpy() for s in stacks])
     dtype = _writing_dtype(cohort, settings)
     theirs = inner[:, members][:, :, members]
-    noise, scales = noise_share(giving, theirs, cohort.modules, dtype, scan.device)
+    noise, scales = noise_share(giving, theirs, modules, dtype, scan.device)
     known = look(inner, rows if cohort.factored else None, members, noise)
+    relative = any(giving[0].updates[m].relative for m in modules)
+    if relative:  # what the clients have in common is not known apart from what the base lost
+        known = replace(known, common_share=0.0)
     asked = [replace(settings, strength=s, path=()) for s in settings.path] or [settings]
     hows = tuple(choose(s, known, bool(settings.path)) for s in asked)
+    if relative:
+        hows = tuple(replace(h, boost=0.0) for h in hows)
     here = np.array(who.giving)
     mixes = tuple(client_mix(h, known, here) if h.side == "client" else None for h in hows)
-    return _Plan(who.clients, who.weights, hows, mixes, scales, settings, scan.device, dtype), known
+    said = (*remarks(report, who, settings), *_unused_replicates(giving, noise, settings))
+    if any(s.relative == "DoRA" for a in who.clients for s in a.updates.values()):
+        said = (*said, "DoRA: B A is refined, and every client keeps its own magnitudes")
+    plan = _Plan(who.clients, who.weights, hows, mixes, scales, settings, said, scan.device, dtype)
+    return plan, known
+
+
+def _unused_replicates(
+    giving: Sequence[Adapter], noise: float | None, settings: Settings
+) -> list[str]:
+    """Why the replicates that there are, or were asked for, tell nothing."""
+    having = [a.client for a in giving if a.replicates]
+    if noise is not None or not (having or settings.replicates == "checkpoints"):
+        return []
+    found = ", ".join(having) or "no client"
+    return [f"replicates of {found} alone tell nothing: two adapters of two clients at least do"]
 
 
 def _refine_job(plan: _Plan, module: str) -> tuple[str, list[RefinedModule]]:
@@ -168,6 +191,10 @@ class _Candidate:
         self.gains: list[float] = []
 
     def put(self, module: str, result: RefinedModule) -> None:
+        if self.plan.clients[0].updates[module].relative == "DoRA":
+            for writer in self.writers.values():
+                writer.keep(module)
+            return
         energy = 0.0
         for k, (adapter, update) in enumerate(zip(self.plan.clients, result.updates, strict=True)):
             writer = self.writers[adapter.client]
@@ -239,7 +266,9 @@ class _Candidate:
             "weight": self.plan.weights[k],
             "deviation": (total["deviation"] / scale) ** 0.5,
             "averaged_away": max(1 - total["kept"] / off, 0.0) if total["deviation"] > 0 else 0.0,
-            "unchanged": written is None and adapter.client not in self.changed,
+            "unchanged": written is None
+            and adapter.client not in self.changed
+            and not formats.converts(adapter),
         }
 
 
@@ -316,7 +345,8 @@ class _Refining:
             "clients": [c for one in self.candidates for c in one.clients(self.stage)],
             "global": self._global(),
         }
-        return said | {"warnings": warnings(said, self.plan.settings)}
+        told = [*self.plan.remarks, *warnings(said, self.plan.settings)]
+        return said | {"warnings": told}
 
     def _served(self, candidate: _Candidate) -> int | None:
         """The least value a server takes that admits all adapters; None of plain matrices."""

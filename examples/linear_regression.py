@@ -67,6 +67,8 @@ def run(work, draw):
     names = [f"client-{k:02d}" for k in range(1, CLIENTS + 1)]
     coefficients = truth(draw)
     local = estimates(coefficients, draw)
+    if (work / "round").exists():
+        raise SystemExit(f"{work}: holds the files of another run; give a new folder")
     (work / "round").mkdir(parents=True)
     for name, b in zip(names, local, strict=True):
         np.savez(work / "round" / f"{name}.npz", coefficients=b)

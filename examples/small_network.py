@@ -88,6 +88,8 @@ def main():
 
 
 def run(work, seed):
+    if (work / "round").exists():
+        raise SystemExit(f"{work}: holds the files of another run; give a new folder")
     (work / "round").mkdir(parents=True)
     common = network(seed)
     base = trained(network(seed + 1), *samples(common, 1000, seed + 2), steps=400)

@@ -46,7 +46,7 @@ def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str,
     return {"PYTHONPATH": str(folder)}
 
 
-PRELOADED = ["__main__", "tests.commands", "rich.console"]
+PRELOADED = ["__main__", "tests.commands", "rich.console", "typer._adapters"]
 PRELOADED += [
     f"clair_cli.{name}" for name in ("cli", "pipeline", "decompose", "judge", "refinement")
 ]

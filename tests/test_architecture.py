@@ -25,9 +25,9 @@ LAYERS = [
         "noise",
         "renderers engines formats judge refinement",
         "publish evidence strength",
-        "decompose",
+        "decompose leftovers",
         "stack",
-        "linalg agreement places",
+        "linalg agreement places manifest",
         "cohort",
         "report",
         "settings",
@@ -81,7 +81,7 @@ def test_the_layers_are_really_there() -> None:
     found = {part(p): inner(tree) for p, tree in SOURCES.items()}
     assert "pipeline" in found["cli"]
     assert "errors" in found["settings"]
-    assert found["publish"] == {"errors"}
+    assert found["publish"] == {"errors", "leftovers", "manifest"}
     assert found["errors"] == set()
 
 

@@ -110,7 +110,7 @@ def test_a_path_writes_a_folder_per_strength_and_lists_it(cohort: Path, tmp_path
         cohort / "client-1" / WEIGHTS
     ).read_bytes()
     assert {p.name for p in out.iterdir()} == {*folders, "global", "report.json", "manifest.json"}
-    assert "refined 6 clients: strength 0, 0.25, " in done.stdout
+    assert "refined 6 clients: a folder for each of the strengths 0, 0.25, " in done.stdout
     assert "6 of 18 written as they were, byte for byte" in done.stdout
 
 

@@ -136,9 +136,37 @@ def test_a_flood_of_output_is_bounded(candidates: Path, tmp_path: Path) -> None:
 
 
 def test_no_shell_reads_the_command(candidates: Path, tmp_path: Path) -> None:
-    words = ("--eval", f"{command(LOSS, tmp_path)} ; touch {tmp_path / 'made'}")
+    words = ("--eval", f"{command(LOSS, tmp_path)} $(touch {tmp_path / 'made'})")
     assert clair("select", candidates, *words).returncode == 0
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("tail", ["&& echo 1", "| tail -1", "; echo 1", "2>/dev/null", "> loss"])
+def test_what_only_a_shell_understands_is_refused(
+    tail: str, candidates: Path, tmp_path: Path
+) -> None:
+    done = clair("select", candidates, "--eval", f"{command(LOSS, tmp_path)} {tail}")
+    assert done.returncode == 2
+    assert "no shell runs the command" in done.stderr
+    done = clair("select", candidates, "--eval", f"SEED=1 {command(LOSS, tmp_path)}")
+    assert "no shell runs the command" in done.stderr
+
+
+def test_an_output_without_a_path_has_nothing_to_choose_from(tmp_path: Path) -> None:
+    assert clair("refine", SAMPLES, "--out", tmp_path / "out", "-q").returncode == 0
+    done = clair("select", tmp_path / "out", "--eval", "echo {adapter} 1")
+    assert done.returncode == 2
+    assert "clair refine --path" in done.stderr
+
+
+def test_one_way_to_fail_is_said_once_and_who_has_nothing_is_named(
+    candidates: Path, tmp_path: Path
+) -> None:
+    code = "import sys; sys.exit('no data' if 'client-04' in sys.argv[1] else print(1))"
+    done = clair("select", candidates, "--eval", command(code, tmp_path))
+    assert done.returncode == 1
+    assert "failed 3 times: exit code 1: no data" in done.stdout
+    assert "without: client-04; they get no adapter" in done.stdout
 
 
 @pytest.mark.parametrize("evaluate", ["python score.py", "", "'", "no-such-program {adapter}"])

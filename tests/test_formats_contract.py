@@ -22,8 +22,11 @@ from clair_cli.formats import (
 )
 from clair_cli.settings import Settings
 from clair_cli.stack import LowRankUpdate
-from tests.adapters import factors, write_folder
+from tests.adapters import CONFIG, PREFIX, factors, write_folder
+from tests.image_adapters import write_diffusers, write_kohya
+from tests.lm_adapters import write_flower, write_mlx
 from tests.plain import SUFFIXES, load, save, tensors
+from tests.tuners import SHAPES, write_tuner
 
 Maker = Callable[[Path], tuple[Path, Settings]]
 """A client's folder below a folder, and the settings that read it."""
@@ -31,6 +34,23 @@ Maker = Callable[[Path], tuple[Path, Settings]]
 
 def peft(root: Path) -> tuple[Path, Settings]:
     return write_folder(root / "client"), Settings()
+
+
+def peft_experts(root: Path) -> tuple[Path, Settings]:
+    """Three experts of rank 2 in one pair of tensors."""
+    config = CONFIG | {"target_parameters": ["experts.down_proj"]}
+    return write_folder(
+        root / "client", factors({"mlp.experts": (6, 5)}, rank=6), config
+    ), Settings()
+
+
+def peft_convolution(root: Path) -> tuple[Path, Settings]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"A": (2, 3, 2, 3), "B": (6, 2, 1, 1)}
+    named = {
+        f"{PREFIX}conv.lora_{x}.weight": torch.randn(s, generator=draw) for x, s in shapes.items()
+    }
+    return write_folder(root / "client", named), Settings()
 
 
 def plain(kind: str, suffix: str, dtype: str) -> Maker:
@@ -44,12 +64,42 @@ def plain(kind: str, suffix: str, dtype: str) -> Maker:
     return make
 
 
-MAKERS: dict[str, Maker] = {"peft": peft} | {
+def flower(root: Path) -> tuple[Path, Settings]:
+    return write_flower(root), Settings(reference=root / "reference")
+
+
+def flower_named(root: Path) -> tuple[Path, Settings]:
+    named = {name: t.numpy() for name, t in factors().items()}
+    return save(root / "client" / "a.npz", named).parent, Settings(alpha=4.0)
+
+
+def mlx(root: Path) -> tuple[Path, Settings]:
+    return write_mlx(root / "client"), Settings()
+
+
+def diffusers(root: Path) -> tuple[Path, Settings]:
+    return write_diffusers(root / "client"), Settings()
+
+
+def kohya(root: Path) -> tuple[Path, Settings]:
+    return write_kohya(root / "client" / "a.safetensors").parent, Settings()
+
+
+def tuner(kind: str) -> Maker:
+    return lambda root: (write_tuner(root / "client", kind), Settings())
+
+
+TUNERS = {kind.lower(): tuner(kind) for kind in SHAPES}
+MAKERS: dict[str, Maker] = TUNERS | {"flower": flower, "flower named": flower_named, "mlx": mlx}
+MAKERS |= {"diffusers": diffusers, "kohya": kohya}
+MAKERS |= {"peft": peft, "peft experts": peft_experts, "peft convolution": peft_convolution} | {
     f"{kind} {suffix} {dtype}": plain(kind, suffix, dtype)
     for kind in ("update", "weights")
     for suffix in SUFFIXES
     for dtype in ("f2", "f4", "f8")
 }
+CONVERTED = TUNERS.keys() - {"miss"}
+"""Written as plain LoRA: their own tensors hold no low-rank update."""
 
 
 def own(adapter: Adapter) -> dict[str, LowRankUpdate]:
@@ -70,7 +120,25 @@ def test_every_format_is_in_the_contract() -> None:
     assert {name.split()[0] for name in MAKERS} == set(FORMATS)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", sorted(CONVERTED))
+def test_what_is_written_as_plain_lora_is_the_same_update(name: str, tmp_path: Path) -> None:
+    adapter, settings = made(name, tmp_path)
+    (tmp_path / "out").mkdir()
+    write_adapter(adapter, own(adapter), tmp_path / "out")
+    again = open_adapter(tmp_path / "out", settings)
+    assert (adapter.format, again.format) == (name, "peft")
+    assert again.updates.keys() == adapter.updates.keys()
+    for module, spec in adapter.updates.items():
+        found = again.updates[module]
+        shape = (spec.d_out, spec.d_in, spec.rank, spec.dtype)
+        assert (found.d_out, found.d_in, found.rank, found.dtype) == shape
+        assert found.scale == 1
+        torch.testing.assert_close(
+            read_update(again, module).dense(), read_update(adapter, module).dense()
+        )
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - CONVERTED))
 def test_write_open_read_is_the_identity(name: str, tmp_path: Path) -> None:
     adapter, settings = made(name, tmp_path)
     (tmp_path / "out").mkdir()

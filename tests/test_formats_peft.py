@@ -18,7 +18,7 @@ from clair_cli.errors import (
     ShapeMismatch,
     Unsupported,
 )
-from clair_cli.formats import check_finite, open_adapter, read_update
+from clair_cli.formats import FORMATS, check_finite, open_adapter, read_update
 from clair_cli.settings import Settings
 from tests.adapters import (
     CONFIG,
@@ -203,25 +203,39 @@ BAD_TENSORS: dict[str, tuple[dict[str, Tensor], type[AdapterError], str]] = {
     "ZeRO-3 flat": (reshaped("q_proj.lora_A", torch.ones(10)), ShapeMismatch, "ZeRO-3"),
     "ZeRO-3 empty": (reshaped("lora_A", torch.ones(0)), ShapeMismatch, "ZeRO-3"),
     "zero rank": (reshaped("q_proj.lora_A", torch.ones(0, 5)), ShapeMismatch, "ZeRO-3"),
-    "convolution": (reshaped("q_proj.lora_A", torch.ones(2, 5, 3, 3)), Unsupported, "convolution"),
+    "half a convolution": (
+        reshaped("q_proj.lora_A", torch.ones(2, 5, 3, 3)),
+        ShapeMismatch,
+        "ranks must agree",
+    ),
+    "kernels on both sides": (
+        reshaped("q_proj.lora_A", torch.ones(2, 5, 3)) | reshaped("q_proj", torch.ones(2, 2, 3)),
+        ShapeMismatch,
+        "ranks must agree",
+    ),
     "int8": (reshaped("lora_A", torch.ones(2, 5).to(torch.int8)), Unsupported, "I8.*float32"),
     "float8": (
         reshaped("lora_A", torch.ones(2, 5).to(torch.float8_e4m3fn)),
         Unsupported,
         "F8_E4M3",
     ),
-    "DoRA": (EXTRA | {"model.x.lora_magnitude_vector": torch.ones(6)}, Unsupported, "DoRA"),
+    "DoRA without use_dora": (
+        EXTRA | {"model.x.lora_magnitude_vector": torch.ones(6)},
+        ShapeMismatch,
+        "lora_magnitude_vector.*without use_dora",
+    ),
+    "a magnitude alone": (
+        {"model.x.lora_magnitude_vector": torch.ones(6)},
+        ShapeMismatch,
+        "has no lora_[AB] beside it",
+    ),
     "KaSA": (EXTRA | {"model.x.lora_diag": torch.ones(2)}, Unsupported, "KaSA"),
     "AdaLoRA": (EXTRA | {"model.x.lora_E": torch.ones(2, 1)}, Unsupported, "AdaLoRA"),
-    "VeLoRA": (EXTRA | {"model.x.lora_velora_embed": torch.ones(2)}, Unsupported, "not plain LoRA"),
-    "experts": (factors({"m.experts": (6, 5)}), Unsupported, "target_parameters"),
-    "experts inside": (factors({"m.experts.base_layer": (6, 5)}), Unsupported, "target_parameters"),
-    "mlx": (
-        {"m.q.lora_a": torch.ones(5, 2), "m.q.lora_b": torch.ones(2, 6)},
-        Unsupported,
-        "mlx-lm",
+    "experts without target_parameters": (
+        factors({"m.experts": (6, 5)}, rank=6),
+        ShapeMismatch,
+        "has rank 6, adapter_config.json says 2",
     ),
-    "kohya": ({"lora_unet_x.lora_down.weight": torch.ones(2, 5)}, Unsupported, "kohya"),
     "LoHa": ({"m.q.hada_w1_a": torch.ones(6, 2)}, Unsupported, "not plain LoRA"),
     "no LoRA": ({"model.norm.weight": torch.ones(5)}, Unsupported, "no lora_A and lora_B"),
     "no tensors": ({}, Unsupported, "no lora_A and lora_B"),
@@ -283,12 +297,16 @@ BAD_CONFIGS: dict[str, tuple[Any, type[AdapterError], str]] = {
     "runaway pattern": (CONFIG | {"alpha_pattern": {"(.*.*)*Z": 1}}, ConfigInvalid, "for ever"),
     "pattern against rank": (CONFIG | {"rank_pattern": {"v_proj": 8}}, ShapeMismatch, "says 8"),
     "base not text": (CONFIG | {"base_model_name_or_path": 3}, ConfigInvalid, "base_model_name"),
-    "DoRA": (CONFIG | {"use_dora": True}, Unsupported, "use_dora: DoRA.*plain LoRA"),
+    "DoRA without magnitudes": (CONFIG | {"use_dora": True}, ShapeMismatch, "no lora_magnitude"),
+    "text parameters": (
+        CONFIG | {"target_parameters": "x"},
+        ConfigInvalid,
+        "target_parameters: expected a list",
+    ),
     "QALoRA": (CONFIG | {"use_qalora": True}, Unsupported, "QALoRA"),
     "BD-LoRA": (CONFIG | {"use_bdlora": {"nblocks": 2}}, Unsupported, "BD-LoRA"),
     "Arrow": (CONFIG | {"arrow_config": {"top_k": 2}}, Unsupported, "Arrow"),
     "KaSA": (CONFIG | {"kasa_config": {"beta": 1}}, Unsupported, "KaSA"),
-    "parameters": (CONFIG | {"target_parameters": ["x"]}, Unsupported, "target_parameters"),
     "unknown init": (CONFIG | {"init_lora_weights": "new"}, Unsupported, "'new' is not known"),
 }
 
@@ -320,10 +338,10 @@ def test_an_init_that_leaves_the_base_alone_is_read(init: Any, tmp_path: Path) -
     ).updates
 
 
-def test_every_other_peft_type_is_refused_by_name(tmp_path: Path) -> None:
+def test_every_peft_type_without_a_reader_is_refused_by_name(tmp_path: Path) -> None:
     from peft import PeftType
 
-    kinds = [str(kind.value) for kind in PeftType if kind.value != "LORA"]
+    kinds = [str(kind.value) for kind in PeftType if kind.value.lower() not in {*FORMATS, "lora"}]
     assert len(kinds) > 10
     for kind in kinds:
         folder = write_folder(tmp_path / kind, config=CONFIG | {"peft_type": kind})

@@ -108,7 +108,7 @@ def test_no_file_and_equal_counts_are_the_same() -> None:
 
 
 def test_a_missing_count_is_refused_for_those_that_give_only() -> None:
-    with pytest.raises(UsageError, match=r"no count for 'b', 2 missing"):
+    with pytest.raises(UsageError, match=r"no count for 'b', 'c'; add"):
         chosen({"a": 1})
     with pytest.raises(UsageError, match="no count for 'odd'"):
         chosen({"a": 1, "b": 1, "c": 1}, include=("odd",))
@@ -142,7 +142,7 @@ REFUSED: dict[str, bytes] = {
     "cut off": b'{"a": 1',
     "deep": b'{"a": ' + b"[" * 10**5,
     "twice in lines": b"a,1\na,2\n",
-    "a header": b"client,count\na,1\n",
+    "another header": b"client,samples\na,1\n",
     "one column": b"a\n",
     "three columns": b"a,1,2\n",
     "nan": b"a,nan\n",
@@ -184,3 +184,37 @@ def test_a_missing_file_a_folder_and_one_too_large_are_refused(
         read_counts(tmp_path / "counts")
     (tmp_path / "counts").write_text("a,1\nb,2")
     assert read_counts(tmp_path / "counts") == {"a": 1, "b": 2}
+
+
+# --- what is said of it
+
+
+def said(**settings: Any) -> list[str]:
+    counts = settings.pop("counts", None)
+    report = replace(
+        COMPLETE,
+        clients=tuple(Verdict(c, v) for c, v in VERDICTS.items()),  # type: ignore[arg-type]
+    )
+    return module.remarks(report, chosen(counts, **settings), Settings(**settings))
+
+
+def test_a_choice_against_a_verdict_is_said() -> None:
+    assert said() == []
+    assert said(include=("bad", "a")) == [
+        "counted as benign because of --include: bad (contaminated)"
+    ]
+    assert said(exclude=("a",)) == ["left out because of --exclude: a"]
+    assert said(exclude=("a", "b"))[-1] == "the means are those of one client: c"
+
+
+def test_a_weight_that_outweighs_all_others_is_said() -> None:
+    assert said(counts={"a": 1e12, "b": 1, "c": 1}) == [
+        "most of the weight is one client's: --weights: a (100%)"
+    ]
+    assert said(counts={"a": 2, "b": 1, "c": 1}) == []
+
+
+def test_a_table_may_have_its_header_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    path.write_bytes(b"\xef\xbb\xbfclient,count\r\na,3\r\nb,4\r\n")
+    assert read_counts(path) == {"a": 3, "b": 4}

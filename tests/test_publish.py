@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from clair_cli import publish
-from clair_cli.errors import OutputError, UsageError
+from clair_cli.errors import ClairError, OutputError, UsageError
 from clair_cli.publish import check_output, staged, verify, write_bytes
 
 FILES = {"report.json": b"{}", "a/adapter.bin": b"x" * 5000, "b/adapter.bin": b""}
@@ -199,7 +199,7 @@ def test_a_failure_of_any_call_leaves_the_old_state_or_the_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, old = tmp_path / "out", {"old": b"old"}
-    monkeypatch.setattr(publish, "_renameat2", lambda source, target: errno.ENOSYS)
+    monkeypatch.setattr(publish, "_system_rename", lambda *_: errno.ENOSYS)
     failures = 0
     for nth in range(1, 100):
         if overwrite and not out.exists():
@@ -213,13 +213,13 @@ def test_a_failure_of_any_call_leaves_the_old_state_or_the_new_one(
         if calls[0] < nth:
             break
         failures += raised is not None
-        assert raised is None or isinstance(raised, OutputError | KeyboardInterrupt)
-        if isinstance(raised, OutputError):
+        assert raised is None or isinstance(raised, ClairError | KeyboardInterrupt)
+        if isinstance(raised, ClairError):
             assert os.strerror(errno.ENOSPC) in str(raised)
         if out.exists():
             assert payload(out) in (FILES, old if overwrite else FILES)
             assert verify(out) == []
-        if isinstance(raised, OutputError):
+        if isinstance(raised, ClairError):
             assert payload(out) == old if overwrite else not out.exists()
         if raised is not None:
             assert [n for n in os.listdir(tmp_path) if ".clair-" in n] == []
@@ -267,6 +267,7 @@ def test_the_old_output_is_kept_aside_when_it_cannot_be_put_back(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(source, target)
 
+    monkeypatch.setattr(publish, "_system_rename", lambda *_: errno.EINVAL)
     monkeypatch.setattr(publish, "rename_new", only_first)
     with pytest.raises(OutputError, match="Input/output error"):
         publish_files(out, inputs, overwrite=True)
@@ -278,7 +279,7 @@ def test_the_system_call_never_replaces_an_empty_folder(inputs: Path, tmp_path: 
     for fallback in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if fallback:
-                patch.setattr(publish, "_renameat2", lambda source, target: errno.EINVAL)
+                patch.setattr(publish, "_system_rename", lambda *_: errno.EINVAL)
             (tmp_path / "source").mkdir(exist_ok=True)
             (tmp_path / "target").mkdir(exist_ok=True)
             with pytest.raises(FileExistsError):

@@ -6,14 +6,33 @@ Nothing here loads torch before a tensor is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clair_cli.cohort import Adapter
-from clair_cli.formats import factors, peft, peft_write, plain, plain_write
+from clair_cli.formats import (
+    diffusers,
+    diffusers_write,
+    factors,
+    flower,
+    flower_write,
+    kohya,
+    kohya_write,
+    mlx,
+    mlx_write,
+    peft,
+    peft_tuners,
+    peft_write,
+    plain,
+    plain_write,
+)
+from clair_cli.formats.bounds import check_updates
 from clair_cli.formats.contents import Contents, Describe, as_adapter, read_contents
 from clair_cli.formats.discovery import Source, check_client_name, client_name, discover
 from clair_cli.formats.layout import Layout, locate
+from clair_cli.formats.lora_write import LoraWriter
+from clair_cli.formats.miss_write import MissWriter
 from clair_cli.formats.plain_layout import locate_plain
 from clair_cli.formats.replicates import find_replicates, with_replicates
 from clair_cli.settings import DtypeName, ReadAs, Settings
@@ -26,6 +45,7 @@ __all__ = [
     "AdapterFormat",
     "Source",
     "check_finite",
+    "converts",
     "discover",
     "find_replicates",
     "norm",
@@ -109,7 +129,24 @@ class PlainFormat:
         self.name, self.open = name, opening
 
 
-FACTORS = (FactorsFormat("peft", lambda _: True, peft.describe, peft_write.PeftWriter),)
+FACTORS = (
+    FactorsFormat(
+        "diffusers", diffusers.recognises, diffusers.describe, diffusers_write.DiffusersWriter
+    ),
+    *(
+        FactorsFormat(
+            kind.lower(),
+            partial(peft_tuners.recognises, kind),
+            peft_tuners.describe,
+            MissWriter if kind == "MISS" else LoraWriter,
+        )
+        for kind in peft_tuners.TUNERS
+    ),
+    FactorsFormat("mlx", mlx.recognises, mlx.describe, mlx_write.MlxWriter),
+    FactorsFormat("flower", flower.recognises, flower.describe, flower_write.FlowerWriter),
+    FactorsFormat("kohya", kohya.recognises, kohya.describe, kohya_write.KohyaWriter),
+    FactorsFormat("peft", lambda _: True, peft.describe, peft_write.PeftWriter),
+)
 """The first that recognises the contents reads them."""
 PLAIN: dict[ReadAs, PlainFormat] = {
     "update": PlainFormat("update", plain.open_update),
@@ -142,7 +179,9 @@ def open_adapter(
         return PLAIN[settings.read_as].open(layout, client, settings)
     contents = read_contents(locate(path, root, settings), settings)
     form = next(f for f in FACTORS if f.recognises(contents))
-    return as_adapter(contents, client, form.name, form.describe(contents, settings))
+    found = form.describe(contents, settings)
+    check_updates(found.updates, contents.where, settings)
+    return as_adapter(contents, client, form.name, found)
 
 
 def read_update(
@@ -164,6 +203,11 @@ def check_finite(adapter: Adapter, module: str) -> None:
 def norm(adapter: Adapter, module: str) -> float:
     """||Delta W||_F of one module, without torch. Raises NonFinite."""
     return FORMATS[adapter.format].norm(adapter, module)
+
+
+def converts(adapter: Adapter) -> bool:
+    """Written back it is plain LoRA: its own tensors hold no other update."""
+    return getattr(FORMATS[adapter.format], "writer", None) is LoraWriter
 
 
 def open_writer(

@@ -34,6 +34,9 @@ class Container(Protocol):
     def read_values(self, file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
         """The same in float64 and without torch."""
 
+    def read_bytes(self, file: InputFile, name: str, spec: TensorSpec) -> bytes | bytearray:
+        """Its elements row by row, floats little-endian; raises the kinds of AdapterError."""
+
 
 CONTAINERS: Mapping[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
 
@@ -56,6 +59,12 @@ def read_tensor(adapter: Adapter, name: str) -> Tensor:
     """One tensor of floats, of its stored shape and dtype. Raises Unsupported, ChangedWhileRead."""
     spec = adapter.tensors[name]
     return container(spec.file).read_tensor(adapter.files[spec.file], name, spec)
+
+
+def read_bytes(adapter: Adapter, name: str) -> bytes | bytearray:
+    """Its elements row by row, floats little-endian. Raises ChangedWhileRead, Malformed."""
+    spec = adapter.tensors[name]
+    return container(spec.file).read_bytes(adapter.files[spec.file], name, spec)
 
 
 def read_values(adapter: Adapter, name: str) -> NDArray[np.float64]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, UpdateSpec
 from clair_cli.errors import OutputError
+from clair_cli.formats.containers import read_bytes
 from clair_cli.formats.factors import read_update
-from clair_cli.formats.files import read_range
+from clair_cli.formats.npz import NpzWriter
 from clair_cli.formats.rules import RULES, Factors
 from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
 
@@ -46,10 +47,11 @@ class FactorsWriter:
         self.groups = groups(adapter.updates)
         self.ranks = self.spread(ranks or {})
         self.held: dict[Group, dict[str, Factors | None]] = {}
-        self.out = self.open(self.shapes())
+        shapes = self.shapes()
+        self.out = self.open(shapes)
         touched = {self.groups[m] for m in self.due | self.ranks.keys()}
         used = {name for g in touched for name in adapter.updates[g[0]].tensors.values()}
-        for name in adapter.tensors.keys() - used:
+        for name in (shapes.keys() & adapter.tensors.keys()) - used:
             self.out.write(self.key(name), self.passed(name))
         for group in touched:
             for module in group:
@@ -58,7 +60,7 @@ class FactorsWriter:
 
     # --- what a format says
 
-    def open(self, shapes: Shapes) -> SafetensorsWriter:
+    def open(self, shapes: Shapes) -> SafetensorsWriter | NpzWriter:
         """The new file of these tensors."""
         named = {self.key(name): shape for name, shape in shapes.items()}
         return SafetensorsWriter(self.folder / self.file_name(), named, self.metadata())
@@ -77,8 +79,7 @@ class FactorsWriter:
 
     def passed(self, name: str) -> bytes | bytearray:
         """The bytes of a tensor that is no factor of an update written."""
-        spec = self.adapter.tensors[name]
-        return read_range(self.adapter.files[spec.file], spec.begin, spec.end)
+        return read_bytes(self.adapter, name)
 
     def beside(self) -> None:
         """Write what belongs beside the file."""
@@ -97,9 +98,9 @@ class FactorsWriter:
         found = {name: (t.dtype, t.shape) for name, t in self.adapter.tensors.items()}
         for module, rank in self.ranks.items():
             spec = self.adapter.updates[module]
-            for role, name in spec.tensors.items():
+            for role, axis in RULES[spec.rule].axes.items():
+                name = spec.tensors[role]
                 shape = list(self.adapter.tensors[name].shape)
-                axis = RULES[spec.rule].axes[role]
                 shape[axis] = shape[axis] // spec.rank * rank
                 found[name] = found[name][0], tuple(shape)
         return found
@@ -135,7 +136,8 @@ class FactorsWriter:
         parts = store([held[m] or self._own(m) for m in group])
         for role, name in spec.tensors.items():
             dtype = self.adapter.tensors[name].dtype
-            self.out.write(self.key(name), stored(parts[role], dtype, name))
+            data = stored(parts[role], dtype, name) if role in parts else self.passed(name)
+            self.out.write(self.key(name), data)
 
     def _own(self, module: str) -> Factors:
         """The template's factors, for the rank and scale that are written."""

@@ -19,7 +19,8 @@ OTHER_WEIGHTS = ("pytorch_lora_weights.safetensors", "adapters.safetensors")
 CONFIG = "adapter_config.json"
 SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 FULL_MODEL = re.compile(r"(?:pytorch_|diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors")
-CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
+CHECKPOINT = re.compile(r"(?:checkpoint-|epoch_)(\d{1,18})")
+"""Of the Hugging Face trainer and of torchtune."""
 REPLICATE = re.compile(r"rep-[A-Za-z0-9._-]{1,64}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -73,11 +74,10 @@ def _file_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> 
     if path.suffix in PICKLES:
         raise pickle_only(path.name)
     target = follow(path, root, anywhere)
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".npz"):
         with opened(target):  # a special file or a missing one is refused as such
-            text = f"{shown(path.name)}: not a safetensors file"
-        remedy = "read it with --as update or --base" if path.suffix == ".npz" else "convert it"
-        raise Unsupported(f"{text}; {remedy}, or move it out of the folder")
+            text = f"{shown(path.name)}: not a .safetensors or .npz file"
+        raise Unsupported(f"{text}; convert it, or move it out of the folder")
     twins = [path.stem + s for s in PICKLES if (path.parent / (path.stem + s)).exists()]
     config = _config(None, root, anywhere, settings)
     return Layout(path, ((path.name, target),), config, pickle_notes(twins))
@@ -86,7 +86,7 @@ def _file_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> 
 def _folder_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
     folder, notes = _adapter_folder(path, root, anywhere)
     names = sorted(os.listdir(folder))
-    files = adapter_files(names)
+    files = adapter_files(names) or arrays(names)
     weights = tuple((name, follow(folder / name, root, anywhere)) for name in files)
     config = _config(folder / CONFIG, root, anywhere, settings)
     return Layout(folder, weights, config, (*notes, *pickle_notes(find_pickles(names))))
@@ -119,6 +119,8 @@ def _adapter_folder(path: Path, root: Path, anywhere: bool) -> tuple[Path, tuple
         remedy = "give each client a folder of its own, or scan this folder if they are the clients"
         raise Unreadable(f"{shown(path.name)}: {text}; {remedy}")
     if not named and not steps:
+        if len(arrays(names)) == 1:
+            return path, ()
         raise _nothing_here(path, names)
     named.sort(key=natural_key)
     chosen = path / (named[0] if named else max(steps, key=lambda n: steps[n]))
@@ -151,6 +153,11 @@ def adapter_files(names: list[str]) -> list[str]:
         return _shards(names)
     other = [n for n in names if n.endswith(".safetensors") and not IGNORED.fullmatch(n)]
     return other if len(other) == 1 and not FULL_MODEL.fullmatch(other[0]) else []
+
+
+def arrays(names: list[str]) -> list[str]:
+    """The .npz files among the names: an adapter where nothing else is one."""
+    return [n for n in names if n.endswith(".npz") and not IGNORED.fullmatch(n)]
 
 
 def _snapshot(path: Path, anywhere: bool) -> Path:
@@ -215,6 +222,9 @@ def _nothing_here(path: Path, names: list[str]) -> AdapterError:
         return Unsupported(f"model.safetensors: {text}")
     if found := [n for n in names if n.endswith(".safetensors") and not IGNORED.fullmatch(n)]:
         text = f"{len(found)} safetensors files, expected one adapter; {LAYOUT}, or a single file"
+        return Unreadable(f"{shown(path.name)}: {text}")
+    if found := arrays(names):
+        text = f"{len(found)} .npz files, expected one adapter; give each client one"
         return Unreadable(f"{shown(path.name)}: {text}")
     if CONFIG in names:
         return Unreadable(f"{WEIGHTS}: missing beside {CONFIG}; upload it again")

@@ -148,6 +148,20 @@ def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.floa
     return flat.reshape(spec.shape, order="F" if spec.fortran else "C").astype(np.float64)
 
 
+def read_bytes(file: InputFile, name: str, spec: TensorSpec) -> bytes:
+    """The elements of a tensor row by row, those of a dtype in FLOATS little-endian."""
+    import numpy as np
+
+    assert isinstance(spec, NpyTensor)
+    data = read_raw(file, name, spec)[spec.head :]
+    big = spec.descr.startswith(">") and spec.dtype in FLOATS
+    if not data or not (spec.fortran or big):
+        return data
+    kind = spec.descr[:3] if big else f"V{len(data) // math.prod(spec.shape)}"
+    values = np.frombuffer(data, kind).reshape(spec.shape, order="F" if spec.fortran else "C")
+    return values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
 def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
     """The same as a tensor of its stored dtype; Unsupported unless it is one of FLOAT_NAMES."""
     import torch
@@ -192,3 +206,47 @@ class SameNpz:
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""
         self.file.abandon()
+
+
+class NpzWriter:
+    """A new .npz of tensors name -> dtype, shape, which lie in it in this order, unpacked.
+
+    A reader that takes the arrays by their places finds them there.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        self.heads = {name: _head(*what) for name, what in shapes.items()}
+        items = {name: _dtype(_descr(dtype), name)[1] for name, (dtype, _) in shapes.items()}
+        sizes = {
+            f"{name}.npy": len(self.heads[name]) + math.prod(shape) * items[name]
+            for name, (_, shape) in shapes.items()
+        }
+        self.file = ZipWriter(path, sizes)
+
+    def write(self, name: str, data: bytes | bytearray) -> None:
+        """All bytes of a tensor, once, as `read_bytes` gives them."""
+        self.file.write(f"{name}.npy", self.heads[name] + data)
+
+    def close(self) -> None:
+        """Everything is on disk."""
+        self.file.close()
+
+    def abandon(self) -> None:
+        """Remove the unfinished file; after `close` this does nothing."""
+        self.file.abandon()
+
+
+def _descr(dtype: str) -> str:
+    """numpy's name of a dtype that is given as in `NpyTensor`."""
+    return {name: f"<{descr}" for descr, name in FLOAT_NAMES.items()}.get(dtype, dtype)
+
+
+def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    from io import BytesIO
+
+    from numpy.lib.format import write_array_header_1_0
+
+    text = BytesIO()
+    header = {"descr": _descr(dtype), "fortran_order": False, "shape": shape}
+    write_array_header_1_0(text, header)
+    return text.getvalue()

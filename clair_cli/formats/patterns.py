@@ -52,9 +52,9 @@ def compile_patterns(entries: Mapping[str, V], where: str) -> tuple[Pattern[V], 
 
 
 def _compile(text: str, value: V, where: str) -> Pattern[V]:
-    literal = LITERAL.fullmatch(text) is not None
+    literal = LITERAL.fullmatch(text.removeprefix("^")) is not None
     plain = re.sub(r"\\.", "x", text, flags=re.DOTALL)
-    width = len(plain) if literal else None
+    width = len(plain.removeprefix("^")) if literal else None
     plain = CLASS.sub("x", plain).replace("(?:", "(")
     rest = re.sub(r"\.[*+]", "x", plain, count=1)
     backreference = re.search(r"\\\d", text)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from clair_cli.errors import ConfigInvalid, Unsupported
-from clair_cli.formats.patterns import Pattern, check_cost, compile_patterns, lookup
+from clair_cli.formats.patterns import Pattern, V, check_cost, compile_patterns, lookup
+from clair_cli.formats.peft_keys import names_of, owner
 from clair_cli.report import Reason
 
 REFUSED = {
-    "use_dora": "DoRA, whose update also depends on the base weights",
     "use_qalora": "QALoRA, which pools its inputs",
     "use_bdlora": "BD-LoRA, whose factors are block-diagonal",
     "arrow_config": "Arrow, a router over adapters",
     "kasa_config": "KaSA, which changes the base weights",
-    "target_parameters": "target_parameters, one update per expert in one tensor",
 }
 """Fields that make the plain product scale * B @ A the wrong update, and why."""
 
-HARMLESS_INIT = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
+DEFAULT_INIT = {"true", "false", "none"}
+HARMLESS_INIT = {*DEFAULT_INIT, "gaussian", "eva", "orthogonal", "mica"}
 BASE_CHANGING_INIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 KNOWN_LIBRARIES = {"transformers", "peft", "torch", "diffusers", "timm", "__main__"}
@@ -39,22 +39,41 @@ class LoraConfig:
     alphas: tuple[Pattern[float], ...] = ()
     base: str | None = None
     notes: tuple[Reason, ...] = ()
+    parameters: tuple[str, ...] = ()
+    dora: bool = False
+    tied: bool = False
+    init: str = "default"
 
     def rank_of(self, module: str) -> int | None:
         """The rank PEFT gives to `module`."""
-        return lookup(self.ranks, module, self.rank or 0) or None
+        return self._looked_up(self.ranks, module, self.rank or 0) or None
 
     def scale_of(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
-        alpha = lookup(self.alphas, module, self.alpha)
+        alpha = self._looked_up(self.alphas, module, self.alpha)
         scale = alpha / (math.sqrt(rank) if self.rslora else rank)
         if scale == 0:
             raise ConfigInvalid(f"{self.where}: the scale of {module!r} underflows to 0")
         return scale
 
+    def is_parameter(self, module: str) -> bool:
+        """Whether the tensors of `module` adapt parameters of it, as those of experts are."""
+        return names_of(module, self.parameters) != (owner(module),)
+
+    def _looked_up(self, patterns: tuple[Pattern[V], ...], module: str, default: V) -> V:
+        """By the first pattern that matches what PEFT calls `module`."""
+        names = names_of(module, self.parameters)
+        found = {name: lookup(patterns, name, default) for name in names}
+        if len(set(found.values())) > 1:
+            raise Unsupported(
+                f"{self.where}: patterns differ for {' and '.join(map(repr, names[:2]))}, and the file "
+                f"does not tell which of them {module!r} is; train them with one rank and alpha"
+            )
+        return found[names[0]]
+
     def check_modules(self, modules: Iterable[str]) -> tuple[Reason, ...]:
         """Notes on modules that two patterns match; ConfigInvalid where matching takes too long."""
-        names = list(modules)
+        names = list({n: 0 for m in modules for n in names_of(m, self.parameters)})
         patterns: tuple[Pattern[Any], ...] = (*self.ranks, *self.alphas)
         check_cost(patterns, names, self.where)
         both = [*self._overlaps(names, self.ranks), *self._overlaps(names, self.alphas)]
@@ -71,13 +90,15 @@ class LoraConfig:
         return []
 
 
-def parse_config(data: Mapping[str, Any], where: str, alpha: float | None) -> LoraConfig:
+def parse_config(
+    data: Mapping[str, Any], where: str, alpha: float | None, differences: bool = False
+) -> LoraConfig:
     """The scale rule in `data`, with `alpha` where it lacks lora_alpha.
 
     Raises ConfigInvalid on a field of the wrong type or a missing one, Unsupported on a kind of
-    adapter whose update is not scale * B @ A.
+    adapter whose update is not scale * B @ A, unless only `differences` between clients are asked for.
     """
-    _check_kind(data, where)
+    init = _check_kind(data, where, differences)
     stated = data.get("lora_alpha")
     stated = alpha if stated is None else _number(stated, "lora_alpha", where)
     if stated is None:
@@ -94,10 +115,15 @@ def parse_config(data: Mapping[str, Any], where: str, alpha: float | None) -> Lo
         alphas=_patterns(data, "alpha_pattern", where, _number),
         base=base or None,
         notes=_code_notes(data, where),
+        parameters=_texts(data, "target_parameters", where),
+        dora=_flag(data, "use_dora", where),
+        tied=_flag(data, "ensure_weight_tying", where),
+        init="default" if init in DEFAULT_INIT else init,
     )
 
 
-def _check_kind(data: Mapping[str, Any], where: str) -> None:
+def _check_kind(data: Mapping[str, Any], where: str, differences: bool) -> str:
+    """How the factors began, in lower case."""
     kind = data.get("peft_type")
     if not isinstance(kind, str):
         raise ConfigInvalid(f'{where}: peft_type is missing; expected "LORA" in a PEFT config')
@@ -108,13 +134,16 @@ def _check_kind(data: Mapping[str, Any], where: str) -> None:
         if data.get(field):
             raise Unsupported(f"{where}: {field}: {what}; {remedy}")
     init = str(data.get("init_lora_weights")).lower()
-    if init.startswith(BASE_CHANGING_INIT):
+    changing = init.startswith(BASE_CHANGING_INIT)
+    if changing and not differences:
         raise Unsupported(
             f"{where}: init_lora_weights {init[:40]!r} changes the base weights; save it again "
-            "with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+            "with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), or compare "
+            "clients by --differences"
         )
-    if init not in HARMLESS_INIT:
+    if init not in HARMLESS_INIT and not changing:
         raise Unsupported(f"{where}: init_lora_weights {init[:40]!r} is not known; {remedy}")
+    return init
 
 
 def _wrong(where: str, name: str, expected: str, found: object) -> ConfigInvalid:
@@ -139,6 +168,13 @@ def _flag(data: Mapping[str, Any], name: str, where: str) -> bool:
     if not isinstance(value, bool | None):
         raise _wrong(where, name, "true or false", value)
     return bool(value)
+
+
+def _texts(data: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    value = data.get(name)
+    if not isinstance(value, list | None) or not all(isinstance(v, str) for v in value or ()):
+        raise _wrong(where, name, "a list of names", value)
+    return tuple(value or ())
 
 
 def _patterns(data: Mapping[str, Any], name: str, where: str, parse: Any) -> tuple[Any, ...]:

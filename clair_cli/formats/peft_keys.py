@@ -6,8 +6,9 @@ embeddings alike, under names of their own. Every other tensor is passed through
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clair_cli.cohort import TensorSpec
 from clair_cli.errors import LimitExceeded, ShapeMismatch, Unsupported
@@ -16,19 +17,27 @@ from clair_cli.settings import Settings
 
 PREFIX = "base_model.model."
 WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(?:module\.)+"
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+    r"|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 """What torch.compile, FSDP and DDP put into names; `module` may be a name, but in front."""
 
 FACTOR = re.compile(
-    r"(.+)\.lora_(?:(A|B)(?:\.[^.]+)?\.weight|embedding_(A|B)(?:\.[^.]+)?)", re.DOTALL
+    r"(.+)\.lora_(?:(A|B)(?:\.[^.]+)?\.weight|embedding_(A|B)(?:\.[^.]+)?|(magnitude_vector))",
+    re.DOTALL,
 )
-INFIX = re.compile(r"(\.lora_[AB])\.[^.]+(\.(?:weight|bias))$|(\.lora_embedding_[AB])\.[^.]+$")
-BIAS = re.compile(r".+\.lora_B(?:\.[^.]+)?\.bias", re.DOTALL)
-EXPERTS = re.compile(r"(?:.*\.)?experts(?:\.base_layer)*", re.DOTALL)
+INFIX = re.compile(
+    r"(\.lora_[AB])\.[^.]+(\.(?:weight|bias))$|(\.lora_embedding_[AB])\.[^.]+$"
+    r"|(\.lora_magnitude_vector)(?:\.[^.]+){1,2}$"
+)
+BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias", re.DOTALL)
+UNUSED = re.compile(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?", re.DOTALL)
+"""Of VeLoRA and MonteCLoRA: they matter while training alone."""
+EXPERT = re.compile(r"\[\d+\]$")
+WRAPPED = re.compile(r"(?:\.base_layer)+(?:\.out_proj)?(?=\[\d+\]$|$)")
+"""Wrapped parameters of one module lie in each other, and an attention's out_proj in the attention."""
 
 REFUSED_KEYS = {
-    "lora_magnitude_vector": "DoRA",
     "lora_diag": "KaSA",
     "lora_E": "AdaLoRA",
     "lora_a": "an mlx-lm or torchtune adapter",
@@ -41,13 +50,28 @@ REFUSED_KEYS = {
 def canonical_key(key: str) -> str:
     """The name under which PEFT loads the tensor: no wrappers, no adapter name, its own prefix."""
     bare = WRAPPERS.sub("", key).removeprefix(PREFIX)
-    return PREFIX + INFIX.sub(r"\1\2\3", bare)
+    return PREFIX + INFIX.sub(r"\1\2\3\4", bare)
+
+
+def owner(module: str) -> str:
+    """The module of the base model that PEFT has wrapped, of an update or of a tensor's module."""
+    return EXPERT.sub("", WRAPPED.sub("", module))
+
+
+def names_of(module: str, parameters: Sequence[str]) -> tuple[str, ...]:
+    """What PEFT may call `module` where it looks up patterns; several where the file does not tell.
+
+    That is the wrapped module, or those of the config's target_parameters that may be in it.
+    """
+    whole = owner(module)
+    named = [(f"{whole}.{p.rpartition('.')[2]}", p) for p in parameters]
+    return tuple({n: 0 for n, p in named if f".{n}".endswith(f".{p}")}) or (whole,)
 
 
 def find_factors(
     tensors: Mapping[str, TensorSpec], where: str, settings: Settings
-) -> dict[str, tuple[str, str]]:
-    """Module name -> names of its up and down tensors, in file order.
+) -> dict[str, dict[str, str]]:
+    """Module name -> names of its tensors "B", "A", and of DoRA "m", in file order.
 
     Every name is accounted for: ShapeMismatch, Unsupported or LimitExceeded for one that is neither
     half of a pair of matrices nor a tensor that can be passed through untouched.
@@ -62,50 +86,43 @@ def find_factors(
     found: dict[str, dict[str, str]] = {}
     for name, key in keys.items():
         if match := FACTOR.fullmatch(name):
-            module = match[1].removeprefix(PREFIX)
-            _check_tensor(key, module, tensors[key], settings)
-            found.setdefault(module, {})[match[2] or match[3]] = key
+            module, side = match[1].removeprefix(PREFIX), match[2] or match[3] or "m"
+            _check_tensor(key, side, tensors[key], settings)
+            found.setdefault(module, {})[side] = key
         else:
             _check_passed(key, name, tensors[key])
     if not found:
         remedy = "save it as a PEFT LoRA adapter, or read it with --as update or --base"
         raise Unsupported(f"{where}: no lora_A and lora_B tensors; {remedy}")
-    return {module: _pair(module, sides, tensors) for module, sides in found.items()}
+    for sides in found.values():
+        _check_pair(sides, tensors)
+    return found
 
 
-def _pair(
-    module: str, sides: Mapping[str, str], tensors: Mapping[str, TensorSpec]
-) -> tuple[str, str]:
-    if len(sides) == 1:
-        (key,), other = sides.values(), "B" if "A" in sides else "A"
+def _check_pair(sides: Mapping[str, str], tensors: Mapping[str, TensorSpec]) -> None:
+    for other in {"A", "B"} - sides.keys():
+        key = next(iter(sides.values()))
         text = f"tensor {key!r} has no lora_{other} beside it"
         raise ShapeMismatch(f"{tensors[key].file}: {text}; save the adapter again, whole")
-    return sides["B"], sides["A"]
 
 
 def _check_passed(key: str, name: str, spec: TensorSpec) -> None:
     odd = [p for p in name.split(".") if p.startswith(("lora_", "hada_", "lokr_"))]
-    if odd and not BIAS.fullmatch(name):
+    if odd and not BIAS.fullmatch(name) and not UNUSED.fullmatch(name):
         kind = REFUSED_KEYS.get(odd[-1], "of a kind that is not plain LoRA")
         text = f"{spec.file}: tensor {key!r} belongs to {kind}"
         raise Unsupported(f"{text}; convert it with peft.convert_to_lora, or train plain LoRA")
 
 
-def _check_tensor(key: str, module: str, spec: TensorSpec, settings: Settings) -> None:
+def _check_tensor(key: str, side: str, spec: TensorSpec, settings: Settings) -> None:
     what = f"{spec.file}: tensor {key!r}"
-    if len(spec.shape) < 2 or 0 in spec.shape:
+    if len(spec.shape) < 1 + (side != "m") or 0 in spec.shape:
         text = (
             f"{what} has shape {list(spec.shape)}, expected a matrix: an un-gathered ZeRO-3 shard"
         )
         raise ShapeMismatch(f"{text}; gather the weights before saving")
-    if len(spec.shape) > 2:
-        text = f"{what} has {len(spec.shape)} dimensions: LoRA of a convolution"
-        raise Unsupported(f"{text}, which clair does not read; leave it out of target_modules")
-    if EXPERTS.fullmatch(module):
-        text = f"{what} holds one update per expert (target_parameters)"
-        raise Unsupported(f"{text}; train plain LoRA on the experts' own modules")
     if spec.dtype not in FLOATS:
         raise Unsupported(f"{what} is {spec.dtype}; re-save it as float32")
-    if max(spec.shape) > settings.max_dim:
+    if max(spec.shape[0], math.prod(spec.shape[1:])) > settings.max_dim:
         text = f"{what} has shape {list(spec.shape)}"
         raise LimitExceeded(f"{text}, the limit is {settings.max_dim} per dimension")

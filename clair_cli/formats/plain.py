@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from clair_cli.errors import (
     AdapterError,
     LimitExceeded,
     NonFinite,
+    OtherBase,
     ShapeMismatch,
     Unsupported,
     UsageError,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from clair_cli.stack import LowRankUpdate
 
+FACTOR = re.compile(r"\.lora_(?:[AB]|down|up|embedding_[AB])(?:\.|$)")
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Largest relative error of rounding to each stored dtype."""
 
@@ -71,6 +74,10 @@ def open_weights(layout: Layout, client: str, settings: Settings) -> Adapter:
     updates = _updates(file, tensors, settings)
     for spec in updates.values():
         _check_base(spec, base, file.name)
+    found = sum(spec.file_key in base.tensors for spec in updates.values())
+    if 2 * found < len(updates):
+        text = f"the base has {found} of its {len(updates)} matrices"
+        raise OtherBase(f"{file.name}: {text}; give the model it was trained from with --base")
     return _adapter("weights", layout, client, file, tensors, updates, base)
 
 
@@ -102,6 +109,9 @@ def _updates(
     if not found:
         text = f"none of its {len(tensors)} tensors is a matrix of floats, which updates are"
         raise Unsupported(f"{file.name}: {text}; save 2-D float tensors")
+    if factors := [key for key in found if FACTOR.search(key)]:
+        text = f"tensor {factors[0]!r} is a factor of an update, not the update"
+        raise Unsupported(f"{file.name}: {text}; LoRA adapters are read without --as")
     for key, t in found.items():
         if max(t.shape) > settings.max_dim:
             text = f"tensor {key!r} has shape {list(t.shape)}"

@@ -69,7 +69,7 @@ class PlainWriter:
         name = next(iter(adapter.files))
         suffix = Path(name).suffix
         self.out: SameTensors = WRITERS[suffix](
-            folder / _file_name(adapter, name, folder), adapter.tensors
+            folder / file_name(adapter, name, folder), adapter.tensors
         )
         updated = {adapter.updates[m].file_key for m in modules}
         for key in adapter.tensors.keys() - updated:
@@ -108,7 +108,7 @@ class PlainWriter:
         self.out.abandon()
 
 
-def _file_name(adapter: Adapter, name: str, folder: Path) -> str:
+def file_name(adapter: Adapter, name: str, folder: Path) -> str:
     """That of the client's file in its folder; a flat file's is the folder's name."""
     suffix = Path(name).suffix
     if adapter.path.name == name:

@@ -39,7 +39,10 @@ def with_replicates(adapter: Adapter, found: list[Adapter], notes: list[Reason])
         adapter = replace(found[0], notes=adapter.notes)
     fitting: list[Adapter] = []
     for other in found:
-        if _shapes(other) == _shapes(adapter):
+        if other.digest == adapter.digest and other.path != adapter.path:
+            text = f"{other.path.name}: a copy of the client's adapter; not used as a replicate"
+            notes.append(Reason("CLR205", text))
+        elif _shapes(other) == _shapes(adapter):
             fitting.append(other)
         else:
             text = f"{other.path.name}: adapts other modules or shapes; not used as a replicate"

@@ -60,7 +60,8 @@ def read_contents(
         raise LimitExceeded(f"{where}: {size} bytes, the limit is {settings.max_file_bytes}")
     length = _header_length(fd, size, where, settings)
     header = parse_object(pread(fd, 8, 8 + length), where, Malformed)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx writes null
     _check_metadata(metadata, where)
     if len(header) > settings.max_tensors:
         raise LimitExceeded(f"{where}: {len(header)} tensors, the limit is {settings.max_tensors}")
@@ -178,6 +179,11 @@ def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.floa
     else:
         values = np.frombuffer(data, f"<f{BITS[spec.dtype] // 8}")
     return values.reshape(spec.shape).astype(np.float64)
+
+
+def read_bytes(file: InputFile, name: str, spec: TensorSpec) -> bytearray:
+    """The bytes of the tensor `name`, as they are stored. Raises ChangedWhileRead."""
+    return read_range(file, spec.begin, spec.end)
 
 
 def to_bytes(tensor: Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""A zip file of members whose sizes are known, written in any order, one at a time, unpacked."""
+"""A zip file of members whose sizes are known, unpacked; each is written once, in any order."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ LARGE = FULL32
 
 
 class ZipWriter:
-    """`path`, a new file of members name -> size. Raises OutputError."""
+    """`path`, a new file of members name -> size, which lie in it in this order. Raises OutputError."""
 
     def __init__(self, path: Path, sizes: Mapping[str, int]) -> None:
-        self.sizes = {name: sizes[name] for name in sorted(sizes)}
+        self.sizes = dict(sizes)
         self.begins, at = {}, 0
         for name, size in self.sizes.items():
             self.begins[name] = at

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import StringIO
 from textwrap import wrap
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -130,12 +131,17 @@ def _refinement(report: Report) -> list[Text]:
     if not done:
         return []
     names = {c["id"] for c in done["clients"]}
-    strengths = sorted({c.get("strength", done["strength"]) for c in done["clients"]})
-    said = (
-        f"refined {_many(len(names), 'client')}: strength {', '.join(f'{s:.2g}' for s in strengths)}, "
-        f"subspace rank {_span(done['subspace_ranks'])}, {done['averaged_away']:.0%} of the benign "
-        "clients' deviations averaged away"
-    )
+    path = report.settings.get("path") or []
+    said = f"refined {_many(len(names), 'client')}: "
+    if path:
+        listed = ", ".join(safe_text(p) if isinstance(p, str) else f"{p:.6g}" for p in path)
+        said += f"a folder for each of the strengths {listed}; choose with clair select"
+    else:
+        said += (
+            f"strength {done['strength']:.2g}{_inside(done)}, subspace rank "
+            f"{_span(done['subspace_ranks'])}, {done['averaged_away']:.0%} of the benign clients' "
+            "deviations averaged away"
+        )
     if "knowledge" in done:
         said += f" (knowing {safe_text(str(done['knowledge']))})"
     lost = max((c["truncation_error"] for c in done["clients"]), default=0.0)
@@ -156,6 +162,16 @@ def _refinement(report: Report) -> list[Text]:
     if left:
         lines.append(f"not refined, because suspicious: {', '.join(left)}")
     return [*map(Text, lines), Text()]
+
+
+def _inside(done: Mapping[str, Any]) -> str:
+    """What a strength leaves to be said: how much of it reaches the kept directions, and the gain."""
+    parts = []
+    if done.get("inside"):
+        parts.append(f"{done['inside']:.2g} in the kept directions")
+    if done.get("gain"):
+        parts.append(f"mean times {1 + done['gain']:.2f}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _span(values: Iterable[int]) -> str:

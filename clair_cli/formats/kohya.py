@@ -1,0 +1,149 @@
+"""LoRA files of kohya's sd-scripts, LyCORIS and ComfyUI: everything stands in one .safetensors file.
+
+`<module>.lora_down.weight`, `.lora_up.weight` and, for LoCon with a Tucker core, `.lora_mid.weight`;
+under `diffusion_model.` also `.lora_A.weight` and `.lora_B.weight`; `.hada_*` of LoHa and `.lokr_*` of
+LoKr. The scale of a module is `.alpha` / r, and 1 where its alpha is absent or 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from clair_cli.cohort import TensorSpec, UpdateSpec
+from clair_cli.errors import Unsupported
+from clair_cli.formats.contents import Contents, Described
+from clair_cli.formats.lora_pairs import (
+    Modules,
+    alpha_scale,
+    check_matrix,
+    gather,
+    not_judged,
+    shaped,
+    with_alpha,
+)
+from clair_cli.formats.peft_config import LoraConfig
+from clair_cli.formats.peft_keys import PREFIX
+from clair_cli.formats.peft_tuners import TUNERS, check_whole, update_of
+from clair_cli.formats.tuner_shapes import Module
+from clair_cli.report import Reason
+from clair_cli.settings import Settings
+
+ROLES = {"lora_down": "A", "lora_A": "A", "lora_up": "B", "lora_B": "B", "lora_mid": "mid"}
+PART = re.compile(
+    r"(.+)\.(?:(lora_(?:down|up|mid|[AB]))\.weight|(alpha)|lora_(?:up|B)\.(bias)"
+    r"|((?:hada|lokr)_[wt][12](?:_[ab])?))",
+    re.DOTALL,
+)
+TUNED = {"hada": "LOHA", "lokr": "LOKR"}
+NATIVE = re.compile(
+    r"(?:lora_unet_|lora_te\d?_|lora_transformer_|lycoris_|diffusion_model\.).+"
+    r"|.+\.(?:lora_(?:down|up|mid)\.weight|dora_scale)",
+    re.DOTALL,
+)
+"""Names that nobody else uses."""
+
+TRAIN = "train LoRA or LoCon"
+FULL = "a file of nothing but differences is read with --as update"
+REFUSED = {
+    re.compile(rf".+\.(?:{pattern})", re.DOTALL): (what, remedy)
+    for pattern, what, remedy in (
+        (r"dora_scale|lora_magnitude_vector.*", "DoRA, which needs the base weights", TRAIN),
+        (r"diff|diff_b|set_weight|reshape_weight", "full weights' differences", FULL),
+        (r"oft_.*|rescale", "OFT, which multiplies the base weights", TRAIN),
+        (r"on_input", "IA3, which multiplies the base weights", TRAIN),
+        (r"(?:a1|a2|b1|b2|bm)\.weight", "GLoRA, which needs the base weights", TRAIN),
+        (r"(?:lora|hada|lokr)_.*", "an adapter of a kind that is not known", TRAIN),
+    )
+}
+"""The last part of a name -> what holds it, and what to do instead."""
+
+
+def recognises(contents: Contents) -> bool:
+    """By the names of the tensors; PEFT's have a prefix of their own."""
+    names = contents.tensors
+    return any(map(NATIVE.fullmatch, names)) and not any(n.startswith(PREFIX) for n in names)
+
+
+def describe(contents: Contents, settings: Settings) -> Described:
+    """The updates of a kohya, LyCORIS or ComfyUI file. Raises the kinds of AdapterError."""
+    modules = find_modules(contents.tensors, contents.where)
+    updates: dict[str, UpdateSpec] = {}
+    zeros: list[str] = []
+    for module, roles in modules.items():
+        spec, dim = _shaped(module, roles, contents)
+        if "alpha" in roles:
+            scale = alpha_scale(contents, roles["alpha"], dim or 1)
+            zeros += [] if scale else [roles["alpha"]]
+            spec = replace(spec, scale=scale if scale and dim else 1.0)
+        updates[module] = with_alpha(spec, roles, contents.tensors)
+    kinds = sorted({spec.rule.upper() for spec in updates.values()})
+    traits = {"peft_type": " and ".join(kinds), "scaling": "alpha / r"}
+    base = contents.metadata.get("ss_base_model_version") or None
+    notes = (*_notes(contents, modules, zeros, set(kinds)), *not_judged(contents.tensors, updates))
+    return Described(updates, {}, base, notes, traits)
+
+
+def _shaped(module: str, roles: Mapping[str, str], contents: Contents) -> tuple[UpdateSpec, int]:
+    """The update at scale 1, and what divides its alpha: 0 where LyCORIS ignores the alpha."""
+    tensors = contents.tensors
+    kinds = {role[:4] for role in roles if role not in ("alpha", "bias")} & TUNED.keys()
+    if not kinds:
+        spec = shaped(roles, tensors)
+        return spec, spec.rank
+    kind = TUNED[min(kinds)]
+    names = {role.removeprefix(TUNERS[kind].prefix): key for role, key in roles.items()}
+    names = {role: key for role, key in names.items() if role not in ("alpha", "bias")}
+    for key in names.values():
+        check_matrix(key, tensors[key])
+    check_whole(names, TUNERS[kind], tensors)
+    sizes = (
+        tensors[names[role]].shape[axis]
+        for role, axis in (("t1", 0), ("t2", 0), ("w1_a", 1), ("w2_a", 1))
+        if role in names
+    )
+    dim = next(sizes, 0)
+    found = Module(module, names, tensors, dim or 1)
+    return update_of(kind, found, LoraConfig(contents.where, None, dim or 1.0)), dim
+
+
+def find_modules(tensors: Mapping[str, TensorSpec], where: str) -> Modules:
+    """Module -> role -> tensor name. Raises Unsupported for a tensor of another kind of adapter."""
+    for key, spec in tensors.items():
+        if not PART.fullmatch(key):
+            for pattern, (what, remedy) in REFUSED.items():
+                if pattern.fullmatch(key):
+                    text = f"{spec.file}: tensor {key!r} belongs to {what}"
+                    raise Unsupported(f"{text}; {remedy}, or leave this client out")
+    found = gather(tensors, parsed)
+    if not found:
+        raise Unsupported(f"{where}: no lora_down and lora_up tensors; {TRAIN}")
+    return found
+
+
+def parsed(key: str) -> tuple[str, str] | None:
+    """The module and the role of a tensor; None of one that is passed through."""
+    match = PART.fullmatch(key)
+    if match is None:
+        return None
+    module, factor, *others = match.groups()
+    return module, ROLES[factor] if factor else next(filter(None, others))
+
+
+def _notes(
+    contents: Contents, modules: Modules, zeros: list[str], kinds: set[str]
+) -> tuple[Reason, ...]:
+    """What readers of such files do not agree on, or may have been lost."""
+    found = []
+    if zeros:
+        text = f"tensor {zeros[0]!r} is 0, {len(zeros)} in all: read at scale 1, as trainers do"
+        found.append(f"{text}; ComfyUI and diffusers take 0 for no update: store the rank")
+    if bare := [module for module, roles in modules.items() if "alpha" not in roles]:
+        text = f"{len(bare)} of {len(modules)} modules have no .alpha and are read at scale 1"
+        found.append(f"{text}, as every loader does; if they had one, it was lost in saving")
+    notes = [Reason("CLR105", f"{contents.where}: {text}") for text in found]
+    if others := " and ".join(sorted(kinds - {"LORA"})):
+        text = f"{contents.where}: {others}: refined modules are written as plain pairs"
+        notes.append(Reason("CLR115", text))
+    return tuple(notes)

@@ -1,0 +1,136 @@
+"""Updates of any form written as a plain PEFT LoRA folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clair_cli.cohort import Adapter, UpdateSpec
+from clair_cli.errors import OutputError
+from clair_cli.formats.factors import read_update
+from clair_cli.formats.factors_write import fitted
+from clair_cli.formats.files import read_range
+from clair_cli.formats.layout import CONFIG, WEIGHTS
+from clair_cli.formats.peft_keys import PREFIX, canonical_key
+from clair_cli.formats.peft_write import read_readme
+from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
+from clair_cli.publish import write_bytes
+
+if TYPE_CHECKING:
+    from clair_cli.stack import LowRankUpdate
+
+CARRIED = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "revision",
+    "task_type",
+    "trainable_token_indices",
+)
+"""Fields of a config that mean the same to every tuner."""
+
+
+class LoraWriter:
+    """`adapter` with other updates of `modules`, as plain LoRA, into the empty `folder`.
+
+    Every module has scale 1, and the rank in `ranks`, else that of its update; dtypes stay those of
+    its tensors, and tensors that no update is made of keep their bytes. Raises OutputError where an
+    update does not fit its module, or its numbers the stored dtype; ChangedWhileRead.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        folder: Path,
+        modules: Sequence[str],
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
+        for module in modules:
+            if module not in adapter.updates:
+                raise OutputError(f"{adapter.client}: no module {module!r} to write an update to")
+        self.adapter, self.folder, self.due = adapter, folder, set(modules)
+        self.ranks = {m: s.rank for m, s in adapter.updates.items()} | dict(ranks or {})
+        used = {name for s in adapter.updates.values() for name in s.tensors.values()}
+        passed = {n: t for n, t in adapter.tensors.items() if n not in used}
+        shapes = {canonical_key(name): (t.dtype, t.shape) for name, t in passed.items()}
+        for module, spec in adapter.updates.items():
+            for side, shape in lora_shapes(adapter, spec, self.ranks[module]).items():
+                shapes[_key(module, side)] = (spec.dtype, shape)
+        self.out = SafetensorsWriter(folder / WEIGHTS, shapes)
+        for name, t in passed.items():
+            self.out.write(canonical_key(name), read_range(adapter.files[t.file], t.begin, t.end))
+        for module in adapter.updates.keys() - self.due:
+            self._write(module, read_update(adapter, module, "float64"))
+
+    def put(self, module: str, update: LowRankUpdate) -> None:
+        """Write one module's update, once."""
+        self.due.remove(module)
+        self._write(module, update)
+
+    def keep(self, module: str) -> None:
+        """Write one module as it was, exactly but for rounding to the stored dtype."""
+        self.put(module, read_update(self.adapter, module, "float64"))
+
+    def _write(self, module: str, update: LowRankUpdate) -> None:
+        spec = self.adapter.updates[module]
+        up, down = fitted(update, spec, module, self.ranks[module])
+        for side, factor in (("B", up), ("A", down)):
+            key = _key(module, side)
+            self.out.write(key, stored(factor, spec.dtype, key))
+
+    def close(self) -> None:
+        """Everything on disk, with config and model card beside it."""
+        if self.due:
+            raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+        self.out.close()
+        config = json.dumps(lora_config(self.adapter.config, self.ranks), indent=2)
+        write_bytes(self.folder / CONFIG, config.encode() + b"\n")
+        if (readme := read_readme(self.adapter)) is not None:
+            write_bytes(self.folder / "README.md", readme)
+
+    def abandon(self) -> None:
+        """Remove the unfinished file; after `close` this does nothing."""
+        self.out.abandon()
+
+
+def _key(module: str, side: str) -> str:
+    return f"{PREFIX}{module}.lora_{side}.weight"
+
+
+def lora_shapes(adapter: Adapter, spec: UpdateSpec, rank: int) -> dict[str, tuple[int, ...]]:
+    """Of lora_B and lora_A; of a convolution with its kernel where the tensors tell it."""
+    shapes = {role: adapter.tensors[name].shape for role, name in spec.tensors.items()}
+    role = max(shapes, key=lambda role: len(shapes[role]))
+    kernel = shapes[role][2:]
+    if kernel[1:] == (1,) and kernel[0] > 1 and role.startswith("t"):
+        kernel = kernel[:1]  # PEFT stores the core of a one-dimensional convolution so
+    inputs = spec.d_in
+    for size in kernel:
+        inputs //= size
+    return {"B": (spec.d_out, rank, *(1 for _ in kernel)), "A": (rank, inputs, *kernel)}
+
+
+def lora_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """adapter_config.json of plain LoRA of these ranks, every scale 1, and of what `config` shares."""
+    r = max(ranks.values())
+    odd = [module for module, rank in ranks.items() if rank != r]
+    below = tuple(f".{module}" for module in odd)
+    # A pattern holds for all names that end in it, and the first that fits counts.
+    named = sorted((m for m in ranks if f".{m}".endswith(below)), key=len, reverse=True)
+    patterns = {re.escape(module): ranks[module] for module in named}
+    bias = config.get("bias")
+    only = isinstance(bias, str) and bias.endswith("_only")
+    return {name: config[name] for name in CARRIED if name in config} | {
+        "peft_type": "LORA",
+        "r": r,
+        "lora_alpha": r,
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        "target_modules": sorted(ranks),
+        "bias": "lora_only" if only else "all" if bias == "all" else "none",
+        "inference_mode": True,
+    }

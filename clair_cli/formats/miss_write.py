@@ -1,0 +1,42 @@
+"""A MiSS folder written back: its blocks hold the update of any client of their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clair_cli.cohort import Adapter
+from clair_cli.formats.peft_keys import PREFIX
+from clair_cli.formats.peft_tuners import TUNERS, place
+from clair_cli.formats.peft_write import PeftWriter
+from clair_cli.formats.rules import thin
+
+if TYPE_CHECKING:
+    from clair_cli.stack import LowRankUpdate
+
+
+class MissWriter(PeftWriter):
+    """The template's config and shapes: a block has no other rank, so `ranks` change nothing."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        folder: Path,
+        modules: Sequence[str],
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(adapter, folder, modules)
+
+    def key(self, name: str) -> str:
+        """Without wrappers and adapter name, too."""
+        found = place(name, TUNERS["MISS"])
+        return f"{PREFIX}{found[0]}.miss_{found[1]}" if found else super().key(name)
+
+    def put(self, module: str, update: LowRankUpdate) -> None:
+        """Write one module's update, once, of whatever rank."""
+        from clair_cli.stack import LowRankUpdate
+
+        if update.rank > self.adapter.updates[module].rank:
+            update = LowRankUpdate(*thin(update.dense()))
+        super().put(module, update)

@@ -1,0 +1,131 @@
+"""`python -m fuzz.run --seconds 60`: every target in turn, by atheris, or by plain mutation.
+
+A finding ends its target: the input is left in build/fuzz; `--target NAME --replay FILE` runs it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+PLACE = Path("build/fuzz")
+SLOW = 10
+"""Seconds that one input may take."""
+MEMORY_MB = 2048
+LONGEST = 65536
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seconds", type=int, default=60, help="for all targets together")
+    options.add_argument("--target", action="append", help="of fuzz/targets.py; default: all")
+    options.add_argument("--engine", choices=["auto", "plain"], default="auto")
+    options.add_argument("--replay", type=Path, help="one input that was found")
+    options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    asked = options.parse_args()
+    if asked.replay is not None:
+        _target(asked.target[0])(asked.replay.read_bytes())
+        return 0
+    if asked.inside:
+        return _fuzz(asked.target[0], asked.seconds, asked.engine)
+    names = asked.target or ["header", "npz", "config", "client", "report"]
+    share = max(asked.seconds // len(names), 1)
+    failed = [n for n in names if _apart(n, share, asked.engine)]
+    print(f"fuzz: {len(names)} targets, {share} s each, findings in: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def _target(name: str) -> Callable[[bytes], None]:
+    from fuzz.targets import TARGETS
+
+    return TARGETS[name]
+
+
+def _apart(name: str, seconds: int, engine: str) -> int:
+    """The target in a process of its own: atheris ends the one it runs in."""
+    command = [sys.executable, "-m", "fuzz.run", "--inside", "--target", name]
+    command += ["--seconds", str(seconds), "--engine", engine]
+    return subprocess.run(command, check=False).returncode
+
+
+def _fuzz(name: str, seconds: int, engine: str) -> int:
+    PLACE.mkdir(parents=True, exist_ok=True)
+    try:
+        import atheris
+    except ImportError:
+        atheris = None
+    if atheris is None or engine == "plain":
+        return _mutate(name, seconds)
+    corpus = PLACE / f"corpus-{name}"
+    corpus.mkdir(exist_ok=True)
+    import torch  # noqa: F401  (takes longer than an input may)
+
+    with atheris.instrument_imports(include=["clair_cli"]):
+        from fuzz.targets import TARGETS, seeds
+    for data in seeds(name):
+        (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-timeout={SLOW}"]
+    arguments += [f"-rss_limit_mb={MEMORY_MB}", f"-max_len={LONGEST}", "-verbosity=0"]
+    arguments += [f"-artifact_prefix={PLACE}/{name}-", "-print_final_stats=1", str(corpus)]
+    atheris.Setup(arguments, TARGETS[name])
+    atheris.Fuzz()
+    return 0
+
+
+def _mutate(name: str, seconds: int) -> int:
+    """Seeds with bytes changed, cut, doubled or joined, until the time is up or something breaks."""
+    import torch  # noqa: F401
+
+    from fuzz.targets import seeds
+
+    target, pool, draw = _target(name), seeds(name), random.Random(0)
+    signal.signal(signal.SIGALRM, _too_slow)
+    until, count = time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        data = mutated(draw.choice(pool), draw)
+        count += 1
+        try:
+            signal.alarm(SLOW)
+            target(data)
+        except BaseException:
+            found = PLACE / f"{name}-crash-{hashlib.sha256(data).hexdigest()[:16]}"
+            found.write_bytes(data)
+            print(f"fuzz: {name}: input {count} broke it, kept as {found}", file=sys.stderr)
+            raise
+        finally:
+            signal.alarm(0)
+    print(f"fuzz: {name}: {count} inputs, nothing found")
+    return 0
+
+
+def _too_slow(number: int, frame: FrameType | None) -> Any:
+    raise TimeoutError(f"one input took more than {SLOW} s")
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """A few random edits."""
+    found = bytearray(data)
+    for _ in range(draw.choice((1, 2, 4, 16))):
+        at, kind = draw.randrange(len(found) + 1), draw.randrange(4)
+        if kind == 0 and at < len(found):
+            found[at] = draw.randrange(256)
+        elif kind == 1:
+            found[at:at] = draw.randbytes(draw.choice((1, 2, 8, 64)))
+        elif kind == 2:
+            del found[at : at + draw.choice((1, 4, 32))]
+        else:
+            found[at:at] = found[at : at + draw.choice((4, 64))]
+    return bytes(found[:LONGEST])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
