@@ -149,7 +149,7 @@ def sequence() -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A base model, the LoRA on it, an input; `parameters` are the experts' by the module in the file."""
+    """A base, the LoRA on it, an input; `parameters` are the experts' by the module in the file."""
 
     config: Mapping[str, Any]
     base: Callable[[], Any] = tiny_llama
