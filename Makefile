@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := demo-out
+SECONDS ?= 300
 
-.PHONY: help demo test check lint type bench quality samples clean
+.PHONY: help demo test check lint type bench quality fuzz samples clean
 
 help:
 	@echo "make demo     install, then detect and refine on sample_adapters/"
@@ -14,6 +15,7 @@ help:
 	@echo "make type     mypy"
 	@echo "make bench    speed against the floor of reading and two Gram matrices"
 	@echo "make quality  verdicts on trained and planted contamination, quick mode, into build/detection"
+	@echo "make fuzz     hostile inputs for SECONDS=300 in all, what breaks is kept in build/fuzz"
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along
@@ -55,6 +57,11 @@ bench: $(VENV)/.installed
 quality: $(VENV)/.installed-dev
 	$(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/detection.py --quick --work build/detection --out build/detection
+
+# where atheris has no wheel, the same targets run on plain mutations
+fuzz: $(VENV)/.installed-dev
+	-$(PIP) -e '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.run --seconds $(SECONDS)
 
 samples: $(VENV)/.installed-dev
 	$(BIN)/python examples/text_copy/samples.py

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,8 @@ def align(
     clients = sorted(adapters, key=lambda a: natural_key(a.client))
     broken: list[Broken] = []
     findings: list[Reason] = []
-    others = (_other_base, _other_shape, _other_start, lambda c: _other_modules(c, min_shared, same))
-    for check in others:
+    alike = partial(_other_modules, min_shared=min_shared, same=same)
+    for check in (_other_base, _other_shape, _other_start, alike):
         bad, remarks = check(clients)
         broken += bad
         findings += remarks

@@ -318,7 +318,8 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
     """Read one module of every client and stack it; a client that fails counts as zero here."""
     import torch
 
-    from clair_cli.stack import LowRankUpdate, centred, stack_module
+    from clair_cli.frame import centred
+    from clair_cli.stack import LowRankUpdate, stack_module
 
     dtype = _dtype(cohort, settings)
     updates: list[LowRankUpdate] = []

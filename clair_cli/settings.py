@@ -47,7 +47,7 @@ class Settings:
     reference: Path | None = None
     """A PEFT adapter's folder that gives arrays without names (Flower) their names, config and scale."""
     differences: bool = False
-    """Read adapters whose init moved the base weights: only differences between clients mean something."""
+    """Read adapters whose init moved the base weights, too, by what clients differ in."""
     follow_symlinks: bool = False
     """Follow links that leave the folder; off, because the folder comes from strangers."""
     max_header_bytes: int = 8 * 2**20

@@ -25,7 +25,7 @@ LAYERS = [
         "noise",
         "renderers engines formats judge refinement",
         "publish evidence strength",
-        "decompose leftovers",
+        "decompose frame leftovers",
         "stack",
         "linalg agreement places manifest",
         "cohort",
@@ -37,7 +37,7 @@ LAYERS = [
 """A module, or a folder of them, imports only from the rows below, and inside its folder."""
 
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
-TORCH_LADEN = {"refinement", "decompose", "stack", "linalg"}
+TORCH_LADEN = {"refinement", "decompose", "frame", "stack", "linalg"}
 SPEAKERS = {"entry", "cli"}
 FORBIDDEN = {"pickle", "marshal", "shelve", "mmap", "joblib"}
 """They run code from a file, or die with it when it is truncated."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from clair_cli import Settings, detect, refine
 from clair_cli.errors import UsageError
-from clair_cli.stack import LIFT, LowRankUpdate, centred, stack_module
+from clair_cli.frame import LIFT, centred
+from clair_cli.stack import LowRankUpdate, stack_module
 from tests.adapters import CONFIG, MODULES, PREFIX, write_folder
 from tests.commands import CLIENTS, CONTAMINATED, SAMPLES, clair
 

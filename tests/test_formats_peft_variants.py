@@ -154,3 +154,22 @@ def test_extras_of_training_alone_stay_as_they_are_or_go_with_other_ranks(
         assert_computes(variant, folder, updates)
         kept = open_adapter(folder).tensors.keys() == adapter.tensors.keys()
         assert kept == (style == "keep")
+
+
+@pytest.mark.parametrize("style", ["keep", "uniform", "compact"])
+def test_what_an_activated_adapter_waits_for_is_kept(style: str, tmp_path: Path) -> None:
+    variant = Variant({"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"})
+    folder = variant.saved(tmp_path / "in", alora_invocation_tokens=[5, 6])
+    adapter = open_adapter(folder)
+    out = written(adapter, own(adapter), style, tmp_path / "out")
+
+    def logits(place: Path) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = variant.loaded(place)(input_ids=torch.arange(12)[None]).logits
+        return found
+
+    before, plain = logits(folder), variant.output(variant.base())
+    change = (before - plain).norm()
+    assert torch.allclose(before[:, :5], plain[:, :5], atol=1e-6)
+    assert change > 1e-3 * plain.norm()
+    assert (logits(out) - before).norm() < NEAR * change

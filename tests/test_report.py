@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from clair_cli.cli import run
 from clair_cli.errors import UsageError
 from clair_cli.renderers import RENDERERS, text
-from clair_cli.report import Report, failing, from_dict, gated, to_dict
+from clair_cli.report import Reason, Report, failing, from_dict, gated, to_dict
 from tests.commands import clair, verdicts
 from tests.conftest import Detected
-from tests.reports import CLIENTS, COMPLETE, HOSTILE, NO_VERDICT, hostile
+from tests.reports import CLIENTS, COMPLETE, HOSTILE, NO_VERDICT, client, hostile
 
 GOLDEN = Path(__file__).parent / "golden"
 REPORTS = {"complete": COMPLETE, "no_verdict": NO_VERDICT, "hostile": hostile()}
@@ -284,3 +284,14 @@ def test_a_saved_report_is_gated_anew(detected: Detected) -> None:
     assert (never.returncode, after["exit_code"], after["settings"]["fail_on"]) == (0, 0, "never")
     assert verdicts(after) == verdicts(before)
     assert clair("report", detected.json, "--fail-on", "broken").returncode == 0
+
+
+def test_one_note_on_many_benign_clients_is_one_line() -> None:
+    same = Reason("CLR115", "written as plain LoRA")
+    clients = [client(f"c-{n}", "benign", 0.1, same) for n in range(4)]
+    clients.append(client("c-9", "benign", 0.1, Reason("CLR114", "a checkpoint")))
+    said = text.render(replace(COMPLETE, clients=tuple(clients))).splitlines()
+    (line,) = (s for s in said if "written as plain LoRA" in s)
+    assert line.split()[:3] == ["4", "of", "them"]
+    (line,) = (s for s in said if "a checkpoint" in s)
+    assert line.split()[0] == "c-9"

@@ -52,7 +52,7 @@ ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_
 def recognises(contents: Contents) -> bool:
     """By the metadata or the names of the tensors; a PEFT config beside plain names is PEFT's."""
     names = contents.tensors
-    if any(name.startswith(PREFIX) for name in names):
+    if any(name.startswith(PREFIX) for name in names) or contents.where.endswith(".npz"):
         return False
     if METADATA in contents.metadata or any(map(OWN.fullmatch, names)):
         return True

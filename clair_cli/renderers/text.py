@@ -102,11 +102,15 @@ def _benign(clients: list[Verdict]) -> list[tuple[str, ...]]:
         return []
     scores = [c.score for c in clients if c.score is not None]
     span = f"{min(scores):.1f} - {max(scores):.1f}" if scores else "-"
-    notes = [(c, r) for c in clients for r in c.reasons]
-    return [
-        ("benign", _many(len(clients), "client"), span, "", ""),
-        *(("", safe_text(c.client), "", "", safe_text(r.message)) for c, r in notes),
+    notes: dict[str, list[str]] = {}
+    for client in clients:
+        for reason in client.reasons:
+            notes.setdefault(safe_text(reason.message), []).append(safe_text(client.client))
+    named = [
+        ("", who[0] if len(who) == 1 else f"{len(who)} of them", "", "", note)
+        for note, who in notes.items()
     ]
+    return [("benign", _many(len(clients), "client"), span, "", ""), *named]
 
 
 def _line(row: tuple[str, ...], widths: list[int], style: str | None) -> Text:
