@@ -80,7 +80,7 @@ def _stale(top: Path) -> bool:
         ):
             return False
         inside = [os.path.join(at, n) for at, ds, fs in os.walk(top) for n in (*ds, *fs)]
-        newest = max(os.lstat(path).st_mtime for path in (top, *inside))
+        newest = max(os.lstat(path).st_mtime for path in (str(top), *inside))
     except OSError:  # somebody is removing it just now
         return False
     return time.time() - newest > STALE

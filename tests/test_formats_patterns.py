@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clair_cli.errors import ConfigInvalid
-from clair_cli.formats.patterns import check_cost, compile_patterns, lookup
+from clair_cli.formats.patterns import check_cost, compile_patterns, exactly, lookup
 from clair_cli.formats.peft_config import parse_config
 
 NAMES = [
@@ -133,3 +135,15 @@ def test_patterns_of_every_module_of_a_large_model_are_within_the_budget() -> No
 def test_too_many_patterns_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="1001 patterns"):
         compile_patterns({str(i): 1 for i in range(1001)}, "rank_pattern")
+
+
+VALUES = {"proj": 2, "a.proj": 4, "b.a.proj": 3, "x.b.a.proj": 4, "a.other": 5, "other": 4}
+
+
+@given(st.dictionaries(st.from_regex(r"[ab](\.[ab]){0,3}", fullmatch=True), st.integers(1, 3)))
+def test_written_patterns_give_every_module_its_own(values: dict[str, int]) -> None:
+    for case in (values, VALUES):
+        patterns = compile_patterns(exactly(case, 3), "x")
+        assert {m: lookup(patterns, m, 3) for m in case} == case
+        if len(set(case.values()) | {3}) == 1:
+            assert patterns == ()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from clair_cli import formats
 from clair_cli.errors import AdapterError, ClairError
@@ -26,7 +27,7 @@ from clair_cli.renderers import RENDERERS
 from clair_cli.settings import Settings
 from fuzz import clients, run, targets
 from fuzz.clients import CONFIG, WEIGHTS, ByteDraw
-from tests.cohorts import save_cohort
+from tests.cohorts import save_cohort, save_dense
 
 CHOICES = st.binary(min_size=4, max_size=160)
 JSON = st.recursive(
@@ -220,6 +221,31 @@ def test_among_honest_clients_any_others_end_in_a_report_that_accounts_for_all(
         assert names >= {"client-2", "client-3", "drawn"}
         for render in RENDERERS.values():
             assert targets.clean(render(report))
+
+
+# --- what the fuzzer found
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "170bffff00000000000000ff00001600fff7ff",  # an .npz with a dtype that safetensors has not
+        "17fcfcfcfcfcfcfcfcfcfcfcfcfcfcfdfcfcfcfcfc0e5a27cf4f06cf",
+        "000800000012000000",  # AdaLoRA with an update of no rows
+    ],
+)
+def test_what_broke_a_reader_or_writer_once_does_not_again(found: str) -> None:
+    targets.client(bytes.fromhex(found))
+
+
+def test_norms_that_are_finite_one_by_one_are_shown_in_one_sum(tmp_path: Path) -> None:
+    scale = float(np.finfo("f8").max) ** 0.5
+    save_dense(tmp_path / "c", np.ones((2, 3, 3)))
+    tensors = {
+        k: v.astype("f8") * scale**0.5 for k, v in load_file(tmp_path / "c" / WEIGHTS).items()
+    }
+    save_file(tensors, tmp_path / "c" / WEIGHTS)
+    assert targets.look(tmp_path / "c") is not None
 
 
 # --- the draws themselves

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from clair_cli.cohort import Adapter
+from clair_cli.cohort import Adapter, UpdateSpec
 from clair_cli.errors import NonFinite
 from clair_cli.formats.containers import non_finite, read_tensor, read_values
-from clair_cli.formats.rules import RULES
+from clair_cli.formats.files import read_range
+from clair_cli.formats.rules import RULES, Array
 from clair_cli.settings import DtypeName
 
 if TYPE_CHECKING:
     from clair_cli.stack import LowRankUpdate
+
+SHARED = 2**29
+"""Bytes kept of tensors that hold several updates: every expert of a layer would read all of it."""
 
 
 def read_update(
@@ -30,20 +34,58 @@ def read_update(
 
     spec = adapter.updates[module]
     wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype
-    parts = {
-        role: read_tensor(adapter, name).to(device=device, dtype=getattr(torch, wanted))
-        for role, name in spec.tensors.items()
-    }
-    up, down = RULES[spec.rule].factors(parts, spec)
+    parts = _parts(adapter, spec, read_tensor)
+    if spec.parts == 1:  # of shared tensors, a part is a slice: cut out first
+        parts = {role: t.to(device, getattr(torch, wanted)) for role, t in parts.items()}
+    up, down = (t.to(device, getattr(torch, wanted)) for t in RULES[spec.rule].factors(parts, spec))
     return LowRankUpdate(up, down, spec.scale)
+
+
+class _Recent:
+    """The tensors read last that several updates lie in, up to SHARED bytes of them."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[Any, ...], Array] = {}
+
+    def read(self, adapter: Adapter, name: str, read: Callable[[Adapter, str], Array]) -> Array:
+        """What `read` gives, from memory if this very state of the file has been read before."""
+        file = adapter.files[adapter.tensors[name].file]
+        read_range(file, 0, 0)  # raises where it is another by now
+        key = (file.path, file.identity, name, read)
+        found = self.held.pop(key, None)
+        if found is None:
+            found = read(adapter, name)
+            room = SHARED - found.nbytes
+            while self.held and sum(t.nbytes for t in self.held.values()) > room:
+                del self.held[next(iter(self.held))]
+        self.held[key] = found
+        return found
+
+
+_recent = _Recent()
+
+
+def _parts(
+    adapter: Adapter, spec: UpdateSpec, read: Callable[[Adapter, str], Array]
+) -> dict[str, Array]:
+    """Role -> tensor, of one update."""
+    if spec.parts > 1:
+        return {role: _recent.read(adapter, name, read) for role, name in spec.tensors.items()}
+    return {role: read(adapter, name) for role, name in spec.tensors.items()}
 
 
 def check_finite(adapter: Adapter, module: str) -> None:
     """Raises NonFinite, naming the first place, where a stored factor of `module` is NaN or Inf."""
     import torch
 
-    for name in adapter.updates[module].tensors.values():
-        tensor = read_tensor(adapter, name)
+    spec = adapter.updates[module]
+    parts = _parts(adapter, spec, read_tensor)
+    if spec.parts > 1 and all(
+        bool(t.isfinite().all()) for t in RULES[spec.rule].factors(parts, spec)
+    ):
+        return
+    for role, name in spec.tensors.items():
+        tensor = parts[role]
         bad = ~torch.isfinite(tensor)
         if count := int(bad.sum()):
             nans, first = int(torch.isnan(tensor).sum()), torch.nonzero(bad)[0].tolist()
@@ -59,7 +101,7 @@ def norm(adapter: Adapter, module: str) -> float:
 
     spec = adapter.updates[module]
     with np.errstate(all="ignore"):
-        parts = {role: read_values(adapter, name) for role, name in spec.tensors.items()}
+        parts = _parts(adapter, spec, read_values)
         up, down = RULES[spec.rule].factors(parts, spec)
         found = spec.scale * math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
     if not math.isfinite(found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from clair_cli.formats.factors import read_update
 from clair_cli.formats.factors_write import fitted
 from clair_cli.formats.files import read_range
 from clair_cli.formats.layout import CONFIG, WEIGHTS
+from clair_cli.formats.patterns import exactly
 from clair_cli.formats.peft_keys import PREFIX, canonical_key
 from clair_cli.formats.peft_write import read_readme
 from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
@@ -117,11 +117,7 @@ def lora_shapes(adapter: Adapter, spec: UpdateSpec, rank: int) -> dict[str, tupl
 def lora_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
     """adapter_config.json of plain LoRA of these ranks, every scale 1, and of what `config` shares."""
     r = max(ranks.values())
-    odd = [module for module, rank in ranks.items() if rank != r]
-    below = tuple(f".{module}" for module in odd)
-    # A pattern holds for all names that end in it, and the first that fits counts.
-    named = sorted((m for m in ranks if f".{m}".endswith(below)), key=len, reverse=True)
-    patterns = {re.escape(module): ranks[module] for module in named}
+    patterns = exactly(ranks, r)
     bias = config.get("bias")
     only = isinstance(bias, str) and bias.endswith("_only")
     return {name: config[name] for name in CARRIED if name in config} | {

@@ -87,3 +87,10 @@ def check_cost(patterns: Iterable[Pattern[Any]], modules: Iterable[str], where: 
 def lookup(patterns: Iterable[Pattern[V]], module: str, default: V) -> V:
     """The value of the first entry, in the order of the file, that matches; else `default`."""
     return next((p.value for p in patterns if p.matches(module)), default)
+
+
+def exactly(values: Mapping[str, V], default: V) -> dict[str, V]:
+    """Patterns that give every module its own of `values`, though names may end in others."""
+    ends = tuple(f".{module}" for module, value in values.items() if value != default)
+    named = [module for module in values if f".{module}".endswith(ends)]
+    return {re.escape(m): values[m] for m in sorted(named, key=len, reverse=True)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from clair_cli.formats.containers import read_tensor
 from clair_cli.formats.factors_write import FactorsWriter
 from clair_cli.formats.files import opened, pread, read_range
 from clair_cli.formats.layout import CONFIG, WEIGHTS
+from clair_cli.formats.patterns import exactly
 from clair_cli.formats.peft_keys import (
     BIAS,
     FACTOR,
@@ -139,8 +139,8 @@ def _with_ranks(adapter: Adapter, ranks: Mapping[str, int]) -> bytes:
         "lora_alpha": r,
         "use_rslora": False,
         "init_lora_weights": True,
-        "rank_pattern": {re.escape(m): n for m, n in found.items() if n != r},
-        "alpha_pattern": {re.escape(m): a for m, a in alphas.items() if a != r},
+        "rank_pattern": exactly(found, r),
+        "alpha_pattern": exactly(alphas, r),
     }
     modules = {owner(_module(n)) for n in adapter.tensors if FACTOR.fullmatch(canonical_key(n))}
     return _dumped(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
-from clair_cli.errors import LimitExceeded, Malformed, PickleFound, Unsupported
+from clair_cli.errors import LimitExceeded, Malformed, OutputError, PickleFound, Unsupported
 from clair_cli.formats.files import pread, read_range
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.settings import Settings
@@ -201,8 +201,13 @@ def lay_out(
     """The head of a file of tensors of these dtypes and shapes, and where in the file each begins.
 
     Equal tensors and metadata give equal bytes: widest dtypes first, then by name. Written
-    here and not by the library, which cannot pass on the bytes of a dtype it does not load.
+    here and not by the library, which cannot pass on the bytes of a dtype it does not load. Raises
+    OutputError for a dtype that only an .npz can hold.
     """
+    for name, (dtype, _) in shapes.items():
+        if dtype not in BITS:
+            text = f"tensor {name!r} is {dtype}, which safetensors does not hold"
+            raise OutputError(f"{text}; leave it out of the input, or save it as float32")
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at, begins = 0, {}
     for name in sorted(shapes, key=lambda n: (-BITS[shapes[n][0]], shapes[n][0], n)):
