@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clair_cli.cohort import Adapter
+from clair_cli.errors import OutputError
 from clair_cli.formats import (
     diffusers,
     diffusers_write,
@@ -222,6 +223,9 @@ def open_writer(
     that rank, with the scale in the factors. Tensors that no update touches keep their bytes.
     Raises OutputError.
     """
+    for module in modules:
+        if module not in adapter.updates:
+            raise OutputError(f"{adapter.client}: no module {module!r} to write an update to")
     return FORMATS[adapter.format].writer(adapter, folder, modules, ranks)
 
 

@@ -40,9 +40,6 @@ class FactorsWriter:
         modules: Sequence[str],
         ranks: Mapping[str, int] | None = None,
     ) -> None:
-        for module in modules:
-            if module not in adapter.updates:
-                raise OutputError(f"{adapter.client}: no module {module!r} to write an update to")
         self.adapter, self.folder, self.due = adapter, folder, set(modules)
         self.groups = groups(adapter.updates)
         self.ranks = self.spread(ranks or {})

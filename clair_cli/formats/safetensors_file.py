@@ -206,8 +206,8 @@ def lay_out(
     """
     for name, (dtype, _) in shapes.items():
         if dtype not in BITS:
-            text = f"tensor {name!r} is {dtype}, which safetensors does not hold"
-            raise OutputError(f"{text}; leave it out of the input, or save it as float32")
+            what = f"tensor {name!r} is {dtype}, which safetensors does not hold"
+            raise OutputError(f"{what}; leave it out of the input, or save it as float32")
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at, begins = 0, {}
     for name in sorted(shapes, key=lambda n: (-BITS[shapes[n][0]], shapes[n][0], n)):
