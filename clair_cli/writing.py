@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from clair_cli.stack import LowRankUpdate
     from clair_cli.strength import Knowledge, Shrinkage
 
-RESERVED = {publish.GLOBAL, "report.json", publish.MANIFEST, "con", "prn", "aux", "nul"}
+DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+"""File names that Windows keeps for itself."""
+RESERVED = {publish.GLOBAL, "report.json", publish.MANIFEST} | DEVICES
 PROVENANCE = "clair.json"
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes for --max-lora-rank."""

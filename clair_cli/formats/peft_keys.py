@@ -22,15 +22,17 @@ WRAPPERS = re.compile(
 )
 """What torch.compile, FSDP and DDP put into names; `module` may be a name, but in front."""
 
+NAME = r"(?!lora_)[^.]+"
+"""Of an adapter, between the factor's name and its ending."""
 FACTOR = re.compile(
-    r"(.+)\.lora_(?:(A|B)(?:\.[^.]+)?\.weight|embedding_(A|B)(?:\.[^.]+)?|(magnitude_vector))",
+    rf"(.+)\.lora_(?:(A|B)(?:\.{NAME})?\.weight|embedding_(A|B)(?:\.{NAME})?|(magnitude_vector))",
     re.DOTALL,
 )
 INFIX = re.compile(
-    r"(\.lora_[AB])\.[^.]+(\.(?:weight|bias))$|(\.lora_embedding_[AB])\.[^.]+$"
+    rf"(\.lora_[AB])\.{NAME}(\.(?:weight|bias))$|(\.lora_embedding_[AB])\.{NAME}$"
     r"|(\.lora_magnitude_vector)(?:\.[^.]+){1,2}$"
 )
-BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias", re.DOTALL)
+BIAS = re.compile(rf"(.+)\.lora_B(?:\.{NAME})?\.bias", re.DOTALL)
 UNUSED = re.compile(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?", re.DOTALL)
 """Of VeLoRA and MonteCLoRA: they matter while training alone."""
 EXPERT = re.compile(r"\[\d+\]$")
@@ -109,7 +111,7 @@ def _check_pair(sides: Mapping[str, str], tensors: Mapping[str, TensorSpec]) -> 
 def _check_passed(key: str, name: str, spec: TensorSpec) -> None:
     odd = [p for p in name.split(".") if p.startswith(("lora_", "hada_", "lokr_"))]
     if odd and not BIAS.fullmatch(name) and not UNUSED.fullmatch(name):
-        kind = REFUSED_KEYS.get(odd[-1], "of a kind that is not plain LoRA")
+        kind = REFUSED_KEYS.get(odd[-1], "an adapter that is not plain LoRA")
         text = f"{spec.file}: tensor {key!r} belongs to {kind}"
         raise Unsupported(f"{text}; convert it with peft.convert_to_lora, or train plain LoRA")
 
