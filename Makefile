@@ -29,6 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	-$(PIP) -e '.[formats]' # not on every machine; tests of these formats are skipped without
 	@touch $@
 
 demo: $(VENV)/.installed
