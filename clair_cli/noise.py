@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clair_cli import formats
@@ -46,14 +47,25 @@ def errors(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list
     return [_scaled_difference(found, r, factor) for r in range(len(found))]
 
 
-def noise_share(
-    giving: Sequence[Adapter], inner: Array, modules: Sequence[str], dtype: DtypeName, device: str
-) -> tuple[float | None, dict[str, float]]:
-    """Share of the deviations that is estimation error; None without two replicated clients.
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What the replicates of at least two clients say; the median client speaks for all.
 
-    `inner` (modules, K, K) belongs to the clients `giving`. The median client speaks for all, so that
-    one that sends wild replicates decides nothing: the second result has what to scale the errors of
-    each replicated client by, so that none has more of them than the median.
+    `share` of the deviations is estimation error. `agreed` is what two replicates have in common over
+    the energy of the client's adapter, None where no client has two besides it. `scales` are what to
+    multiply a client's errors by, so that none has more of them than the median.
+    """
+
+    share: float
+    agreed: float | None
+    scales: Mapping[str, float]
+
+
+def noise_of(
+    giving: Sequence[Adapter], inner: Array, modules: Sequence[str], dtype: DtypeName, device: str
+) -> Noise | None:
+    """From the replicates of the clients `giving`, whose updates have the tables `inner`
+    (modules, K, K); None without two replicated clients.
     """
     import numpy as np
 
@@ -62,20 +74,37 @@ def noise_share(
 
     telling = [k for k, a in enumerate(giving) if replicated(a)]
     if len(telling) < 2:
-        return None, {}
+        return None
     units = np.median(np.einsum("mkk->mk", inner), axis=1)
     units = np.where(units > 0, units, np.inf)
-    noise = np.zeros(len(giving))
+    noise, common, whole = np.zeros((3, len(giving)))
     for module, unit in zip(modules, units, strict=True):
         for k in telling:
             found = errors(giving[k], module, dtype, device)
             noise[k] += sum(map(energy, found)) / unit
+            both, size = in_common(giving[k], module, dtype, device)
+            common[k] += both / unit
+            whole[k] += size / unit
     count = len(giving)
     off = deviations(levelled(inner).sum(axis=0), np.full(count, 1 / count))
     usual = float(np.median(noise[telling]))
     deviation = float(off[telling].mean()) * count / max(count - 1, 1)
     scales = {giving[k].client: min(1.0, (usual / max(noise[k], 1e-300)) ** 0.5) for k in telling}
-    return min(usual / max(deviation, 1e-300), 1.0), scales
+    pairs = [k for k in telling if len(giving[k].replicates) > 1 and whole[k] > 0]
+    agreed = float(np.median(common[pairs] / whole[pairs])) if pairs else None
+    return Noise(min(usual / max(deviation, 1e-300), 1.0), agreed, scales)
+
+
+def in_common(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> tuple[float, float]:
+    """Mean inner product of two replicates, and the energy of the adapter, else of a replicate."""
+    found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
+    count, energies = len(found), sum(map(energy, found))
+    if count < 2:
+        return 0.0, 0.0
+    pairs = (energy(_combined(found, [1.0] * count)) - energies) / (count * (count - 1))
+    if adapter.only_replicates:
+        return pairs, energies / count
+    return pairs, energy(formats.read_update(adapter, module, dtype, device))
 
 
 def energy(update: LowRankUpdate) -> float:

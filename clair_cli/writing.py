@@ -16,7 +16,7 @@ from clair_cli import __version__, formats, publish
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.engines import ENGINES
 from clair_cli.membership import membership, remarks
-from clair_cli.noise import errors, estimate, noise_share, replicated
+from clair_cli.noise import errors, estimate, noise_of, replicated
 from clair_cli.report import Report
 from clair_cli.scan import Scan, stored_dtypes
 from clair_cli.settings import Settings
@@ -122,8 +122,9 @@ def _planned(scan: Scan, report: Report, counts: Mapping[str, float]) -> tuple[_
     rows = np.stack([s.rows.numpy() for s in stacks])
     dtype = _writing_dtype(cohort, settings)
     theirs = inner[:, members][:, :, members]
-    noise, scales = noise_share(giving, theirs, modules, dtype, scan.device)
-    known = look(inner, rows if cohort.factored else None, members, noise)
+    noise = noise_of(giving, theirs, modules, dtype, scan.device)
+    told = (None, None) if noise is None else (noise.share, noise.agreed)
+    known = look(inner, rows if cohort.factored else None, members, *told)
     relative = any(giving[0].updates[m].relative for m in modules)
     if relative:  # what the clients have in common is not known apart from what the base lost
         known = replace(known, common_share=0.0)
@@ -133,19 +134,22 @@ def _planned(scan: Scan, report: Report, counts: Mapping[str, float]) -> tuple[_
         hows = tuple(replace(h, boost=0.0) for h in hows)
     here = np.array(who.giving)
     mixes = tuple(client_mix(h, known, here) if h.side == "client" else None for h in hows)
-    said = (*remarks(report, who, settings), *_unused_replicates(giving, noise, settings))
+    scales = {} if noise is None else {c: s * known.lack**0.5 for c, s in noise.scales.items()}
+    said = (*remarks(report, who, settings), *_replicates_say(giving, known, settings))
     if any(s.relative == "DoRA" for a in who.clients for s in a.updates.values()):
         said = (*said, "DoRA: B A is refined, and every client keeps its own magnitudes")
     plan = _Plan(who.clients, who.weights, hows, mixes, scales, settings, said, scan.device, dtype)
     return plan, known
 
 
-def _unused_replicates(
-    giving: Sequence[Adapter], noise: float | None, settings: Settings
-) -> list[str]:
-    """Why the replicates that there are, or were asked for, tell nothing."""
+def _replicates_say(giving: Sequence[Adapter], known: Knowledge, settings: Settings) -> list[str]:
+    """That the replicates say to keep all, or why those there are, or asked for, say nothing."""
     having = [a.client for a in giving if a.replicates]
-    if noise is not None or not (having or settings.replicates == "checkpoints"):
+    if known.lack < 1:
+        text = f"replicates have {known.agreed:.0%} of an adapter's energy in common"
+        share = "nothing" if known.lack == 0 else "less"
+        return [f"{text}: the clients have data enough, and {share} is averaged away for it"]
+    if known.noise is not None or not (having or settings.replicates == "checkpoints"):
         return []
     found = ", ".join(having) or "no client"
     return [f"replicates of {found} alone tell nothing: two adapters of two clients at least do"]
@@ -333,6 +337,7 @@ class _Refining:
         said = {
             **first.strength(),
             "knowledge": "adapters alone" if known.noise is None else "replicates",
+            "replicates_agree": known.agreed,
             "averaged_away": first.averaged_away(),
             "subspace_ranks": [round(m["subspace_rank"]) for m in self.found],
             "initialisation": known.initialisation,

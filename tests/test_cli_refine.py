@@ -421,10 +421,24 @@ def test_adapters_alone_are_said_to_tell_less(cohort: Path, tmp_path: Path) -> N
     assert "note: adapters alone cannot tell" in done.stdout
 
 
-def test_replicates_decide_and_none_ignores_them(repeated: Path, tmp_path: Path) -> None:
+def test_replicates_that_agree_keep_every_byte(repeated: Path, tmp_path: Path) -> None:
+    report, done = refine(repeated, tmp_path / "out")
+    said = report["refinement"]
+    assert (said["knowledge"], said["strength"], said["averaged_away"]) == ("replicates", 0, 0)
+    assert said["replicates_agree"] == pytest.approx(1.36 / 1.72, rel=0.15)
+    assert "the clients have data enough, and nothing is averaged away" in done.stdout
+    assert all(c["unchanged"] for c in said["clients"])
+
+
+def test_replicates_of_plain_matrices_decide_and_none_ignores_them(tmp_path: Path) -> None:
     """In truth the deviations are 0.36 of difference and 0.36 of error, HALVES of it seen."""
-    known, done = refine(repeated, tmp_path / "1")
-    alone, _ = refine(repeated, tmp_path / "2", "--replicates", "none")
+    for k, (client, truth) in enumerate(zip(BENIGN, truths(6), strict=True)):
+        folder = tmp_path / "in" / client
+        for i, place in enumerate((folder, folder / "rep-1", folder / "rep-2")):
+            noisy = truth + 0.6 * drawn(100 + 10 * k + i, 2, *SHAPE)
+            plain.save(place / WEIGHTS, {f"m{m}": u for m, u in enumerate(noisy)})
+    known, done = refine(tmp_path / "in", tmp_path / "1", "--as", "update")
+    alone, _ = refine(tmp_path / "in", tmp_path / "2", "--as", "update", "--replicates", "none")
     said = known["refinement"]
     assert (said["knowledge"], alone["refinement"]["knowledge"]) == ("replicates", "adapters alone")
     assert said["expected"]["noise"] == pytest.approx(0.85 * 0.5, rel=0.15)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clair_cli import Settings, detect, open_adapter, read_update, refine
+from clair_cli import Settings, detect, open_adapter, read_update, refine, strength
 from clair_cli.cohort import Adapter
 from clair_cli.formats import find_replicates, with_replicates
-from clair_cli.noise import energy, errors, estimate, noise_share, replicated
+from clair_cli.noise import Noise, energy, errors, estimate, noise_of, replicated
 from clair_cli.strength import HALVES
 from tests.cohorts import SHAPE, Array, drawn, module, save_dense, truths
 
@@ -49,11 +49,17 @@ def estimated(adapter: Adapter) -> Array:
 
 
 def share(giving: list[Adapter]) -> float | None:
-    """noise_share, with the table of what is judged."""
+    """Of `said`."""
+    found = said(giving)
+    return None if found is None else found.share
+
+
+def said(giving: list[Adapter]) -> Noise | None:
+    """noise_of, with the table of what is judged."""
     flat = (
         np.stack([estimated(a) for a in giving]).transpose(1, 0, 2, 3).reshape(2, len(giving), -1)
     )
-    return noise_share(giving, flat @ flat.transpose(0, 2, 1), MODULES, "float64", "cpu")[0]
+    return noise_of(giving, flat @ flat.transpose(0, 2, 1), MODULES, "float64", "cpu")
 
 
 OWN = 0.36
@@ -157,11 +163,53 @@ def test_what_is_averaged_is_what_was_judged(tmp_path: Path) -> None:
     assert found["client-3"] == "contaminated"
 
 
-def test_wild_replicates_of_one_client_do_not_average_the_others_away(tmp_path: Path) -> None:
+def test_wild_replicates_of_one_client_do_not_average_the_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strength, "AGREED", (2.0, 3.0))  # as if nobody had data enough
     plant(tmp_path / "in", 0.3, 2, main=0.3)
     before = refine(tmp_path / "in", tmp_path / "1", Settings(side="left")).refinement
     save_dense(tmp_path / "in" / "client-3" / "rep-2", 100 * drawn(2, 2, *SHAPE))
     after = refine(tmp_path / "in", tmp_path / "2", Settings(side="left")).refinement
     assert before is not None
     assert after is not None
+    assert before["averaged_away"] > 0.02
     assert after["averaged_away"] < before["averaged_away"] + 0.1
+
+
+# --- enough data
+
+
+@pytest.mark.parametrize("main", [None, 0.5])
+@pytest.mark.parametrize("count", [2, 4])
+def test_what_two_replicates_have_in_common_is_what_is_no_error(
+    main: float | None, count: int, tmp_path: Path
+) -> None:
+    giving = plant(tmp_path, 0.8, count, main)
+    pairs, whole = [], []
+    for adapter in giving:
+        flat = np.stack([dense(r).ravel() for r in adapter.replicates])
+        gram = flat @ flat.T
+        pairs.append((gram.sum() - np.trace(gram)) / (count * (count - 1)))
+        whole.append(np.trace(gram) / count if main is None else (dense(adapter) ** 2).sum())
+    found = said(giving)
+    assert found is not None
+    wanted = float(np.median(np.array(pairs) / np.array(whole)))
+    assert found.agreed == pytest.approx(wanted, rel=0.05)
+
+
+def test_one_replicate_shares_its_data_with_the_adapter_and_agrees_with_nobody_else(
+    tmp_path: Path,
+) -> None:
+    found = said(plant(tmp_path, 0.5, 1, main=0.5))
+    assert found is not None
+    assert found.agreed is None
+
+
+def test_where_replicates_agree_nothing_is_averaged_away(tmp_path: Path) -> None:
+    plant(tmp_path / "in", 0.3, 2, main=0.3)
+    done = refine(tmp_path / "in", tmp_path / "out").refinement
+    assert done is not None
+    assert done["averaged_away"] == 0
+    assert any("data enough" in w for w in done["warnings"])
+    assert all(c["unchanged"] for c in done["clients"])

@@ -132,6 +132,18 @@ def test_the_side_that_is_asked_for_is_taken(side: Any) -> None:
 # --- kept_share and expected
 
 
+@pytest.mark.parametrize(
+    ("agreed", "lack"), [(None, 1), (0.1, 1), (0.34, 1), (0.36, 0.5), (0.38, 0), (0.9, 0)]
+)
+def test_what_replicates_agree_on_is_taken_from_nobody(agreed: float | None, lack: float) -> None:
+    about = known(noise=0.9, agreed=agreed)
+    assert about.lack == pytest.approx(lack)
+    taken = (1 - kept_share(0.9)) * lack
+    assert choose(Settings(), about).outside == pytest.approx(taken)
+    linear = known(noise=0.9, agreed=agreed, initialisation="none")
+    assert choose(Settings(), linear).outside == pytest.approx(1 - kept_share(0.9))
+
+
 def test_kept_share_falls_from_one_to_zero_with_the_noise() -> None:
     kept = [kept_share(x) for x in SHARES]
     assert (kept[0], kept[-1]) == (1, 0)
