@@ -196,12 +196,14 @@ def refine(
         typer.Option(help="Whose directions those are: its own, shared ones, or client modes."),
     ] = "auto",
     strength: Annotated[
-        str, typer.Option(metavar="auto|0..1", help="0 keeps the local adapter, 1 refines fully.")
+        str,
+        typer.Option(metavar="auto|0..1", help="0 keeps the local adapter; 1: no weak direction."),
     ] = "auto",
     path: Annotated[
         str | None,
         typer.Option(
-            metavar="S,S,...", help="A folder per strength, for clair select: 0,0.5,auto."
+            metavar="S,S,...",
+            help="A folder per strength, of all directions, for select: 0,0.5,auto.",
         ),
     ] = None,
     rank: Annotated[

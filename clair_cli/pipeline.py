@@ -7,7 +7,8 @@ from pathlib import Path
 
 from clair_cli import __version__, publish
 from clair_cli.cohort import Cohort
-from clair_cli.errors import AdapterError, NoVerdict, UsageError
+from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
+from clair_cli.formats import check_writable
 from clair_cli.membership import read_counts
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report
@@ -60,6 +61,11 @@ def refine(
     counts = {} if settings.weights is None else read_counts(settings.weights)
     scan = Scan(path, settings, on_progress or silent, command)
     _check_dora(scan.cohort, settings)
+    for adapter in scan.cohort.clients:
+        try:
+            check_writable(adapter, (settings.rank, settings.write) != ("keep", "keep"))
+        except OutputError as error:
+            raise UsageError(f"{error}; nothing was written") from None
     report = scan.report()
     if report.status == "no_verdict":
         return report

@@ -107,7 +107,8 @@ class Scan:
             text = f"{count} usable {'client' if count == 1 else 'clients'}, at least 3 are needed"
             return Reason("CLR301", f"{text} to tell who is the odd one out")
         if not self.cohort.modules:
-            return Reason("CLR304", "no module is adapted by all clients; nothing is comparable")
+            text = "no module is adapted by all clients, or none is other than zero"
+            return Reason("CLR304", f"{text}; nothing is comparable")
         return None
 
     def _stack(self) -> None:
@@ -123,6 +124,20 @@ class Scan:
             self.on_progress("reading modules", done, total)
         if failed:
             self._drop(failed)
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        """Leave out modules that no client has changed: nothing in them can be compared."""
+        idle = [s.module for s in self.stacks if not bool((s.energies > 0).any())]
+        if idle:
+            text = f"{len(idle)} modules are zero in every client and are not compared: "
+            text += ", ".join(idle[:3]) + " ..." * (len(idle) > 3)
+            self.stacks = [s for s in self.stacks if s.module not in idle]
+            self.cohort = replace(
+                self.cohort,
+                modules=tuple(m for m in self.cohort.modules if m not in idle),
+                findings=(*self.cohort.findings, Reason("CLR304", text)),
+            )
 
     def _drop(self, failed: Mapping[int, Reason]) -> None:
         clients = self.cohort.clients

@@ -142,7 +142,8 @@ class Settings:
         if self.base is not None and self.read_as != "weights":
             raise UsageError(f"--base: is for --as weights, not for --as {self.read_as}")
         if self.base is not None and not self.base.is_file():
-            raise UsageError(f"--base: {str(self.base)!r} is not a file")
+            text = "is not a file; give the file of weights, such as model.safetensors"
+            raise UsageError(f"--base: {str(self.base)!r} {text}")
         if self.reference is not None and self.read_as != "lora":
             raise UsageError(f"--reference: names LoRA factors, not what --as {self.read_as} reads")
         if self.reference is not None and not self.reference.is_dir():

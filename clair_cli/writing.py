@@ -32,6 +32,8 @@ RESERVED = {publish.GLOBAL, "report.json", publish.MANIFEST} | DEVICES
 PROVENANCE = "clair.json"
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes for --max-lora-rank."""
+SERVED = {"peft", "loha", "lokr", "adalora", "delora", "vera"}
+"""Formats of which PEFT LoRA is written, which it serves."""
 TOTALS = ("squared", "moved", "lost", "deviation", "kept")
 PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 
@@ -352,14 +354,15 @@ class _Refining:
             "clients": [c for one in self.candidates for c in one.clients(self.stage)],
             "global": self._global(),
         }
-        told = [*self.plan.remarks, *warnings(said, self.plan.settings)]
+        relative = any(s.relative for s in self.plan.clients[0].updates.values())
+        told = [*self.plan.remarks, *warnings(said, self.plan.settings, relative)]
         return said | {"warnings": told}
 
     def _served(self, candidate: _Candidate) -> int | None:
-        """The least value a server takes that admits all adapters; None of plain matrices."""
+        """The least value a server takes that admits all; None where it serves no such files."""
         rank = max(c["rank"] for c in candidate.clients(self.stage))
-        factored = any(a.format not in ("update", "weights") for a in self.plan.clients)
-        return next((r for r in SERVED_RANKS if r >= rank), rank) if factored else None
+        served = all(a.format in SERVED for a in self.plan.clients)
+        return next((r for r in SERVED_RANKS if r >= rank), rank) if served else None
 
     def _global(self) -> dict[str, Any] | None:
         if self.common is None:
@@ -378,7 +381,7 @@ def strength_folder(strength: float | str) -> str:
     return f"strength-{strength}" if isinstance(strength, str) else f"strength-{strength:.6g}"
 
 
-def warnings(said: Mapping[str, Any], settings: Settings) -> list[str]:
+def warnings(said: Mapping[str, Any], settings: Settings, relative: bool = False) -> list[str]:
     """What a reader should know before the refined adapters are used."""
     found = []
     expected = said["expected"]
@@ -394,7 +397,11 @@ def warnings(said: Mapping[str, Any], settings: Settings) -> list[str]:
     if settings.replicates == "checkpoints" and said["knowledge"] == "replicates":
         found.append("checkpoints of one run share their data: the error is larger than they show")
     worst = max((c["truncation_error"] for c in said["clients"]), default=0.0)
-    if settings.rank != "exact" and worst > 0.5 * max(c["change"] for c in said["clients"]) > 0:
+    if (
+        settings.rank != "exact"
+        and not relative
+        and worst > 0.5 * max(c["change"] for c in said["clients"]) > 0
+    ):
         found.append(
             "the rank written cuts off much of the change; --rank exact, or a larger one, keeps it"
         )

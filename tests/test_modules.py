@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clair_cli import Report, Settings, UsageError, Verdict, detect
-from tests.commands import WEIGHTS, clair, samples
+from tests.commands import CONTAMINATED, WEIGHTS, clair, samples
 
 HONEST = tuple(f"client-{k:02d}" for k in (1, 2, 4, 5, 7, 8))
 ODD = "client-02"
@@ -131,3 +131,35 @@ def test_the_option_reaches_the_gate_and_the_report(tmp_path: Path) -> None:
 def test_no_other_policy_is_accepted() -> None:
     with pytest.raises(UsageError, match="modules"):
         Settings(modules="any")  # type: ignore[arg-type]
+
+
+def test_a_module_that_nobody_changed_is_named_left_out_and_written_as_it_was(
+    tmp_path: Path,
+) -> None:
+    folder = samples(tmp_path / "in")
+    frozen = "model.layers.0.self_attn.q_proj"
+    for client in folder.iterdir():
+        found = load_file(client / WEIGHTS)
+        name = next(n for n in found if frozen in n and "lora_B" in n)
+        found[name].zero_()
+        save_file(found, client / WEIGHTS, {"format": "pt"})
+    done = clair("refine", folder, "--out", tmp_path / "out", "-f", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (text,) = (f["message"] for f in report["population"]["findings"] if f["code"] == "CLR304")
+    assert frozen in text
+    assert frozen not in {m["name"] for m in report["population"]["modules"]}
+    assert {c["id"] for c in report["clients"] if c["verdict"] == "contaminated"} == CONTAMINATED
+    refined = load_file(tmp_path / "out" / "client-01" / WEIGHTS)
+    own = load_file(folder / "client-01" / WEIGHTS)
+    assert all((refined[n] == own[n]).all() for n in own if frozen in n)
+
+
+def test_adapters_that_change_nothing_have_no_verdict(tmp_path: Path) -> None:
+    folder = samples(tmp_path / "in")
+    for client in folder.iterdir():
+        found = {n: t * ("lora_A" in n) for n, t in load_file(client / WEIGHTS).items()}
+        save_file(found, client / WEIGHTS, {"format": "pt"})
+    done = clair("detect", folder)
+    assert done.returncode == 3
+    assert "zero in every client" in done.stdout

@@ -132,6 +132,15 @@ def test_the_side_that_is_asked_for_is_taken(side: Any) -> None:
 # --- kept_share and expected
 
 
+@pytest.mark.parametrize(("common", "share"), [(0.3, 1), (0.5, 1), (0.75, 0.5), (1.0, 0)])
+def test_who_differs_in_little_loses_little_and_is_enlarged_by_little(
+    common: float, share: float
+) -> None:
+    found = choose(Settings(), known(common_share=common))
+    assert found.boost == pytest.approx(BOOST * share)
+    assert found.gain(1.0) == pytest.approx(min(BOOST * share, 0.25))
+
+
 @pytest.mark.parametrize(
     ("agreed", "lack"), [(None, 1), (0.1, 1), (0.34, 1), (0.36, 0.5), (0.38, 0), (0.9, 0)]
 )

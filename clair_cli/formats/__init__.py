@@ -46,6 +46,7 @@ __all__ = [
     "AdapterFormat",
     "Source",
     "check_finite",
+    "check_writable",
     "converts",
     "discover",
     "find_replicates",
@@ -209,6 +210,12 @@ def norm(adapter: Adapter, module: str) -> float:
 def converts(adapter: Adapter) -> bool:
     """Written back it is plain LoRA: its own tensors hold no other update."""
     return getattr(FORMATS[adapter.format], "writer", None) is LoraWriter
+
+
+def check_writable(adapter: Adapter, ranks: bool) -> None:
+    """Raises OutputError where no loader could start from it, with other `ranks` or at all."""
+    if adapter.format == "peft":
+        peft_write.check_start(adapter, ranks)
 
 
 def open_writer(

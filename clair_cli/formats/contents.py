@@ -69,7 +69,8 @@ def read_contents(layout: Layout, settings: Settings) -> Contents:
 
 def _read_config(fd: int, size: int) -> dict[str, Any]:
     if size > MAX_CONFIG_BYTES:
-        raise ConfigInvalid(f"{CONFIG}: {size} bytes, the limit is {MAX_CONFIG_BYTES}")
+        text = f"{size} bytes, the limit is {MAX_CONFIG_BYTES}; upload the trainer's own config"
+        raise ConfigInvalid(f"{CONFIG}: {text}")
     return parse_object(pread(fd, 0, size), CONFIG, ConfigInvalid)
 
 

@@ -41,5 +41,5 @@ def check_type(config: Mapping[str, Any] | None, where: str) -> None:
     """Raises Unsupported where `config` names a tuner other than LoRA; those read came before."""
     kind = (config or {}).get("peft_type")
     if isinstance(kind, str) and kind != "LORA":
-        why, remedy = REFUSED_TYPES.get(kind, ("clair knows no closed form of it", CONVERT))
+        why, remedy = REFUSED_TYPES.get(kind, ("clair does not read it here", CONVERT))
         raise Unsupported(f"{where}: peft_type {kind[:40]!r} is not LORA: {why}; {remedy}")

@@ -48,7 +48,7 @@ class PeftWriter(FactorsWriter):
         modules: Sequence[str],
         ranks: Mapping[str, int] | None = None,
     ) -> None:
-        _check_start(adapter, bool(ranks))
+        check_start(adapter, bool(ranks))
         super().__init__(adapter, folder, modules, ranks)
         self.config = _with_ranks(adapter, self.ranks) if self.ranks else _kept(adapter)
 
@@ -91,7 +91,7 @@ class PeftWriter(FactorsWriter):
             write_bytes(self.folder / "README.md", readme)
 
 
-def _check_start(adapter: Adapter, ranks: bool) -> None:
+def check_start(adapter: Adapter, ranks: bool) -> None:
     """Raises OutputError where PEFT would not start from the same weights when it loads the adapter."""
     init = next(
         (s.relative for s in adapter.updates.values() if s.relative not in ("", "DoRA")), ""
