@@ -133,7 +133,12 @@ def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[P
         _sync_tree(staging)
         _publish(staging, out, overwrite)
     except OSError as cause:
-        raise OutputError(f"{str(out)!r}: cannot be written: {_reason(cause)}") from None
+        remedy = (
+            "; another run wrote it meanwhile: give a new name, or pass --overwrite"
+            if isinstance(cause, OSError) and cause.errno == errno.EEXIST
+            else ""
+        )
+        raise OutputError(f"{str(out)!r}: cannot be written: {_reason(cause)}{remedy}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if os.path.lexists(out):  # else what was moved aside is the only copy

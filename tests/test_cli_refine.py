@@ -133,8 +133,8 @@ def test_on_a_path_with_a_side_every_folder_is_what_the_strength_alone_gives(
 
 
 def test_on_a_path_without_a_side_every_direction_moves(cohort: Path, tmp_path: Path) -> None:
-    """A share s of all deviations is taken, and the mean gains s / 2, up to a quarter: less where clients
-    differ in less than half of their energy, as here.
+    """A share s of all deviations is taken, and the mean gains s / 2, up to a quarter: less where
+    clients differ in less than half of their energy, as here.
     """
     report, _ = refine(cohort, tmp_path / "out", "--path", "0.3,1", "--rank", "exact")
     differing = 1 - report["refinement"]["common_share"]
