@@ -240,19 +240,11 @@ class _Candidate:
     def sign(self) -> None:
         """Beside each adapter where it comes from and what was done; no loader looks at clair.json."""
         for said, adapter in zip(self.clients(self.folder), self.plan.clients, strict=True):
-            files = [
-                {"name": f.name, "size": f.size, "sha256": f.sha256} for f in adapter.files.values()
-            ]
-            made: dict[str, Any] = {
-                "tool": {"name": "clair", "version": __version__},
-                "client": adapter.client,
-                "base_model": adapter.base,
-                "format": adapter.format,
-                "files": files,
-            }
             facts = {k: v for k, v in said.items() if k not in ("id", "path")} | self.strength()
-            data = json.dumps(made | {"refinement": facts}, indent=1, allow_nan=False).encode()
-            publish.write_bytes(self.folder / said["path"] / PROVENANCE, data + b"\n")
+            place = self.folder / said["path"] / PROVENANCE
+            publish.write_bytes(
+                place, _provenance(adapter, client=adapter.client, refinement=facts)
+            )
 
     def clients(self, above: Path) -> list[dict[str, Any]]:
         """One entry per client; paths are relative to `above`."""
@@ -369,11 +361,28 @@ class _Refining:
             return None
         self.common.close()
         squared, lost = self.common_total
+        template = self._template()
+        who = zip(self.plan.clients, self.plan.weights, strict=True)
+        weights = {a.client: weight for a, weight in who if weight}
+        data = _provenance(template, template=template.client, mean_of=weights)
+        publish.write_bytes(self.stage / publish.GLOBAL / PROVENANCE, data)
         return {
             "path": publish.GLOBAL,
-            "template": self._template().client,
+            "template": template.client,
             "truncation_error": (lost / squared) ** 0.5 if squared > 0 else 0.0,
         }
+
+
+def _provenance(adapter: Adapter, **facts: Any) -> bytes:
+    """clair.json: the files an adapter was made from, and `facts` on what was done."""
+    files = [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in adapter.files.values()]
+    made = {
+        "tool": {"name": "clair", "version": __version__},
+        "base_model": adapter.base,
+        "format": adapter.format,
+        "files": files,
+    }
+    return json.dumps(made | facts, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def strength_folder(strength: float | str) -> str:

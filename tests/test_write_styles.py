@@ -159,6 +159,9 @@ def test_provenance_lies_beside_and_never_in_the_config(outs: dict[str, Path]) -
             "clair",
         )
         assert math.isclose(said["refinement"]["strength"], 0.5)
+        mean = json.loads((outs[style] / "global" / "clair.json").read_text())
+        assert mean["mean_of"] == pytest.approx(dict.fromkeys(files, 0.2))
+        assert mean["files"] == files[mean["template"]]
         known = config_of(outs["in"] / "client-0").keys()
         assert config_of(outs[style] / "client-0").keys() <= known
 
