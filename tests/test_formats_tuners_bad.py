@@ -237,3 +237,14 @@ def test_hostile_configs_raise_nothing_but_adapter_errors(kind: str, tmp_path: P
     assert "other" not in outcomes
     assert outcomes["read"] > 10
     assert outcomes["CLR105"] > 10
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_name_that_plain_lora_reads_otherwise_is_refused(kind: str, tmp_path: Path) -> None:
+    """Found by fuzzing: written as plain LoRA its rank would be looked up under another name."""
+    found = {
+        name.replace(MODULES[0], "model.layers.1.mlp.experts.base_layer"): t
+        for name, t in tuner_tensors(kind).items()
+    }
+    with pytest.raises(Unsupported, match="wrapped parameter; train plain LoRA"):
+        open_adapter(write_folder(tmp_path / "c", found, tuner_config(kind)))

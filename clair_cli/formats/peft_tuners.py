@@ -18,7 +18,7 @@ from clair_cli.formats.contents import Contents, Described
 from clair_cli.formats.factors import stored_dtype
 from clair_cli.formats.layout import CONFIG
 from clair_cli.formats.peft_config import LoraConfig, parse_config
-from clair_cli.formats.peft_keys import PREFIX, WRAPPERS
+from clair_cli.formats.peft_keys import PREFIX, WRAPPERS, owner
 from clair_cli.formats.safetensors_file import FLOATS
 from clair_cli.formats.tuner_shapes import Module
 from clair_cli.report import Reason
@@ -103,6 +103,9 @@ def describe(contents: Contents, settings: Settings) -> Described:
     kind = data["peft_type"]
     config = _config(kind, data, settings)
     modules = _modules(kind, contents)
+    if wrapped := [name for name in modules if owner(name) != name]:
+        text = f"{contents.where}: {wrapped[0]!r} is what plain LoRA, in which it would be written,"
+        raise Unsupported(f"{text} calls a wrapped parameter; train plain LoRA")
     ranks = _pruned(data, modules) if kind == "ADALORA" else {}
     updates = {}
     for name, names in modules.items():
