@@ -248,3 +248,14 @@ def test_a_name_that_plain_lora_reads_otherwise_is_refused(kind: str, tmp_path: 
     }
     with pytest.raises(Unsupported, match="wrapped parameter; train plain LoRA"):
         open_adapter(write_folder(tmp_path / "c", found, tuner_config(kind)))
+
+
+def test_a_dtype_that_only_numpy_stores_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    """Else the client would end the refinement of all when its copy is written."""
+    import numpy as np
+
+    found = {name: t.numpy() for name, t in tuner_tensors("LOHA").items()}
+    folder = write_folder(tmp_path / "c", {}, tuner_config("LOHA"), name="none.txt")
+    np.savez(folder / "adapter.npz", **found, flags=np.zeros(3, bool))
+    with pytest.raises(Unsupported, match=r"'flags' is \|b1, which safetensors does not store"):
+        open_adapter(folder)

@@ -28,7 +28,7 @@ from clair_cli.formats import (
     plain,
     plain_write,
 )
-from clair_cli.formats.bounds import check_updates
+from clair_cli.formats.bounds import check_dtypes, check_updates
 from clair_cli.formats.contents import Contents, Describe, as_adapter, read_contents
 from clair_cli.formats.discovery import Source, check_client_name, client_name, discover
 from clair_cli.formats.layout import Layout, locate
@@ -183,6 +183,8 @@ def open_adapter(
     form = next(f for f in FACTORS if f.recognises(contents))
     found = form.describe(contents, settings)
     check_updates(found.updates, contents.where, settings)
+    if form.name != "flower":  # all others are written as safetensors
+        check_dtypes(contents.tensors)
     return as_adapter(contents, client, form.name, found)
 
 

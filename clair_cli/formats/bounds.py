@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from clair_cli.cohort import UpdateSpec
-from clair_cli.errors import ConfigInvalid, LimitExceeded, ShapeMismatch
+from clair_cli.cohort import TensorSpec, UpdateSpec
+from clair_cli.errors import ConfigInvalid, LimitExceeded, ShapeMismatch, Unsupported
+from clair_cli.formats.safetensors_file import BITS
 from clair_cli.settings import Settings
 
 
@@ -29,3 +30,11 @@ def check_updates(updates: Mapping[str, UpdateSpec], where: str, settings: Setti
         if (count := (spec.d_out + spec.d_in) * spec.rank) > settings.max_elements:
             text = f"has {count} numbers in its factors, the limit is {settings.max_elements}"
             raise LimitExceeded(f"{what} {text}; train a smaller rank")
+
+
+def check_dtypes(tensors: Mapping[str, TensorSpec]) -> None:
+    """Raises Unsupported where a tensor has a dtype of numpy's that safetensors does not store."""
+    for name, spec in tensors.items():
+        if spec.dtype not in BITS:
+            text = f"{spec.file}: tensor {name!r} is {spec.dtype}"
+            raise Unsupported(f"{text}, which safetensors does not store; save it as float32")
