@@ -295,3 +295,16 @@ def test_one_note_on_many_benign_clients_is_one_line() -> None:
     assert line.split()[:3] == ["4", "of", "them"]
     (line,) = (s for s in said if "a checkpoint" in s)
     assert line.split()[0] == "c-9"
+
+
+def test_many_broken_clients_of_one_reason_take_one_line_and_with_v_each_its_own() -> None:
+    why, other = Reason("CLR108", "IA3: refused"), Reason("CLR101", "missing")
+    clients = [client(f"c-{n}", "broken", None, why) for n in range(5)]
+    clients += [client("d", "broken", None, other), client("e", "benign", 0.1)]
+    report = replace(COMPLETE, clients=tuple(clients))
+    said = [s.split() for s in text.render(report).splitlines() if "refused" in s]
+    assert [s[1:5] for s in said] == [["c-0", "and", "4", "more"]]
+    every = [s for s in text.render(report, verbose=True).splitlines() if "refused" in s]
+    assert len(every) == 5
+    few = replace(COMPLETE, clients=tuple(clients[:3]))
+    assert len([s for s in text.render(few).splitlines() if "refused" in s]) == 3

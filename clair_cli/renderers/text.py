@@ -21,6 +21,8 @@ STYLES = {
     "no verdict": "bold yellow",
 }
 ORDER = ("contaminated", "broken", "suspicious", "benign")
+FEW = 3
+"""Broken clients of one reason that are listed by name."""
 NARROWEST = 24
 """Columns below which folding would help nobody."""
 COLUMNS = ("verdict", "client", "score", "limit", "why")
@@ -73,6 +75,7 @@ def _table(report: Report, verbose: bool, width: int | None) -> list[Text]:
     shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
     rows = [_row(client) for client in shown]
     if not verbose:
+        rows = _alike(rows)
         rows += _benign([c for c in report.clients if c.verdict == "benign"])
     widths = [max(len(r[i]) for r in [COLUMNS, *rows]) for i in range(4)]
     room = width - sum(widths) - 2 - 4 * 3 if width else None
@@ -95,6 +98,19 @@ def _row(client: Verdict) -> tuple[str, ...]:
         names = ", ".join(map(safe_text, client.depends_on))
         why += f"; would not hold without any one of {names}"
     return (client.verdict or "no verdict", safe_text(client.client), score, limit, why)
+
+
+def _alike(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Many broken clients with the same reason take one row; -v gives each its own."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for verdict, client, *rest in rows:
+        key = (verdict, *rest) if verdict == "broken" else (verdict, *rest, client)
+        groups.setdefault(key, []).append(client)
+    found: list[tuple[str, ...]] = []
+    for (verdict, score, limit, why, *_), who in groups.items():
+        few = who if len(who) <= FEW else [f"{who[0]} and {len(who) - 1} more"]
+        found += [(verdict, client, score, limit, why) for client in few]
+    return found
 
 
 def _benign(clients: list[Verdict]) -> list[tuple[str, ...]]:
