@@ -230,3 +230,18 @@ def test_the_example_tells_the_contaminated_and_betters_the_benign(
     assert {"local", "plain average of all", "refined"} < rows.keys()
     assert rows["refined"] < min(rows["local"], rows["plain average of all"])
     assert (tmp_path / "work" / "refined" / "manifest.json").exists()
+
+
+def test_whole_weights_read_as_updates_are_remarked_upon(tmp_path: Path) -> None:
+    """Forgotten --base: the matrices agree because they are the model, and nobody stands out."""
+    draw = np.random.default_rng(0)
+    base = {k: draw.standard_normal(s) for k, s in SHAPES.items()}
+    for client in CLIENTS:
+        state = {k: w + 0.05 * draw.standard_normal(w.shape) for k, w in base.items()}
+        save(tmp_path / "round" / f"{client}.npz", state)
+    done = clair("detect", tmp_path / "round", "--as", "update")
+    assert "CLR306" in done.stdout
+    assert "give the base model with --base" in done.stdout
+    cohort(tmp_path / "honest", "update")
+    done = clair("detect", tmp_path / "honest" / "round", "--as", "update")
+    assert "CLR306" not in done.stdout

@@ -18,6 +18,7 @@ from clair_cli.errors import (
     AdapterError,
     ClairError,
     LimitExceeded,
+    OtherBase,
     PickleFound,
     ShapeMismatch,
     Unreadable,
@@ -304,3 +305,29 @@ def test_reading_headers_and_norms_needs_no_torch(tmp_path: Path) -> None:
         env=dict(os.environ),
     )
     assert float(done.stdout) == pytest.approx(float(np.linalg.norm(tensors()["in.weight"])))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_base_that_has_less_than_half_of_the_matrices_is_another_base(
+    suffix: str, tmp_path: Path
+) -> None:
+    state = {f"m{k}": np.full((3, 2), k + 1.0) for k in range(4)}
+    client = save(tmp_path / f"client{suffix}", state)
+    for known, fine in ((2, True), (1, False), (0, False)):
+        base = {f"m{k}": np.ones((3, 2)) for k in range(known)} | {"other": np.ones((3, 2))}
+        settings = Settings(
+            read_as="weights", base=save(tmp_path / f"{known}" / f"base{suffix}", base)
+        )
+        if fine:
+            assert len(open_adapter(client, settings).updates) == 4
+            continue
+        with pytest.raises(OtherBase, match=f"the base has {known} of its 4 matrices; give"):
+            open_adapter(client, settings)
+    assert OtherBase.code == "CLR106"
+
+
+@pytest.mark.parametrize("key", ["m.lora_A.weight", "m.lora_B", "m.lora_down.weight"])
+def test_a_factor_is_no_update(key: str, tmp_path: Path) -> None:
+    client = save(tmp_path / "client.safetensors", {key: np.ones((3, 2)), "w": np.ones((3, 2))})
+    with pytest.raises(Unsupported, match="is a factor of an update.+without --as"):
+        open_adapter(client, Settings(read_as="update"))
