@@ -329,5 +329,5 @@ def test_a_base_that_has_less_than_half_of_the_matrices_is_another_base(
 @pytest.mark.parametrize("key", ["m.lora_A.weight", "m.lora_B", "m.lora_down.weight"])
 def test_a_factor_is_no_update(key: str, tmp_path: Path) -> None:
     client = save(tmp_path / "client.safetensors", {key: np.ones((3, 2)), "w": np.ones((3, 2))})
-    with pytest.raises(Unsupported, match="is a factor of an update.+without --as"):
+    with pytest.raises(Unsupported, match=r"is a factor of an update.+without --as"):
         open_adapter(client, Settings(read_as="update"))
