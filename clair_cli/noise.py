@@ -33,16 +33,24 @@ def errors(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list
     R replicates D_r have the variance s^2 = sum ||D_r - mean||^2 / (R - 1); their mean has s^2 / R. An
     adapter trained on all data beside replicates on parts of it has less than s^2 and more than that.
     """
+    return _errors(adapter, _compared(adapter, module, dtype, device))
+
+
+def _compared(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
+    """The client's replicates; a single one beside an adapter, and that adapter."""
+    both = len(adapter.replicates) == 1 and not adapter.only_replicates
+    whose = (*adapter.replicates, adapter) if both else adapter.replicates
+    return [formats.read_update(a, module, dtype, device) for a in whose]
+
+
+def _errors(adapter: Adapter, found: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+    """As `errors`, of what `_compared` gave."""
     from clair_cli.strength import HALVES
 
-    found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
     if adapter.only_replicates:
         share = 1 / len(found)
-    elif len(found) == 1:
-        found.append(formats.read_update(adapter, module, dtype, device))
-        share = 1.0
     else:
-        share = HALVES
+        share = 1.0 if len(adapter.replicates) == 1 else HALVES
     factor = (share / (len(found) - 1)) ** 0.5
     return [_scaled_difference(found, r, factor) for r in range(len(found))]
 
@@ -80,31 +88,29 @@ def noise_of(
     noise, common, whole = np.zeros((3, len(giving)))
     for module, unit in zip(modules, units, strict=True):
         for k in telling:
-            found = errors(giving[k], module, dtype, device)
-            noise[k] += sum(map(energy, found)) / unit
-            both, size = in_common(giving[k], module, dtype, device)
-            common[k] += both / unit
-            whole[k] += size / unit
+            found = _compared(giving[k], module, dtype, device)
+            noise[k] += sum(map(energy, _errors(giving[k], found))) / unit
+            if len(giving[k].replicates) > 1:
+                both, size = _in_common(found)
+                if not giving[k].only_replicates:
+                    size = energy(formats.read_update(giving[k], module, dtype, device))
+                common[k] += both / unit
+                whole[k] += size / unit
     count = len(giving)
     off = deviations(levelled(inner).sum(axis=0), np.full(count, 1 / count))
     usual = float(np.median(noise[telling]))
     deviation = float(off[telling].mean()) * count / max(count - 1, 1)
     scales = {giving[k].client: min(1.0, (usual / max(noise[k], 1e-300)) ** 0.5) for k in telling}
-    pairs = [k for k in telling if len(giving[k].replicates) > 1 and whole[k] > 0]
+    pairs = [k for k in telling if whole[k] > 0]
     agreed = float(np.median(common[pairs] / whole[pairs])) if pairs else None
     return Noise(min(usual / max(deviation, 1e-300), 1.0), agreed, scales)
 
 
-def in_common(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> tuple[float, float]:
-    """Mean inner product of two replicates, and the energy of the adapter, else of a replicate."""
-    found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
-    count, energies = len(found), sum(map(energy, found))
-    if count < 2:
-        return 0.0, 0.0
-    pairs = (energy(_combined(found, [1.0] * count)) - energies) / (count * (count - 1))
-    if adapter.only_replicates:
-        return pairs, energies / count
-    return pairs, energy(formats.read_update(adapter, module, dtype, device))
+def _in_common(replicates: Sequence[LowRankUpdate]) -> tuple[float, float]:
+    """Mean inner product of two of at least two replicates, and their mean energy."""
+    count, energies = len(replicates), sum(map(energy, replicates))
+    pairs = energy(_combined(replicates, [1.0] * count)) - energies
+    return pairs / (count * (count - 1)), energies / count
 
 
 def energy(update: LowRankUpdate) -> float:

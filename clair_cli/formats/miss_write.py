@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clair_cli.cohort import Adapter
 from clair_cli.formats.peft_keys import PREFIX
 from clair_cli.formats.peft_tuners import TUNERS, place
 from clair_cli.formats.peft_write import PeftWriter
@@ -19,14 +17,9 @@ if TYPE_CHECKING:
 class MissWriter(PeftWriter):
     """The template's config and shapes: a block has no other rank, so `ranks` change nothing."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        folder: Path,
-        modules: Sequence[str],
-        ranks: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__(adapter, folder, modules)
+    def spread(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        """None."""
+        return {}
 
     def key(self, name: str) -> str:
         """Without wrappers and adapter name, too."""
