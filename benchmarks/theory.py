@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from theory_truth import KINDS, VARIATION, Kind, Mask, Plan, Planted, plant
 
 from clair_cli import __version__
-from clair_cli.decompose import Decomposition, decompose, refit, tables
-from clair_cli.evidence import Tables
-from clair_cli.judge import Judgement, judge
-from clair_cli.refinement import refine_module
+from clair_cli.detection.distances import Tables
+from clair_cli.detection.solver import Decomposition, decompose, refit, tables
+from clair_cli.detection.stacks import ModuleStack, stack_module
+from clair_cli.detection.verdicts import Judgement, judge
+from clair_cli.refinement.module import refine_module
 from clair_cli.settings import Settings
-from clair_cli.stack import LowRankUpdate, ModuleStack, stack_module
+from clair_cli.update import LowRankUpdate
 
 Array = NDArray[np.float64]
 EXACT = 1e-8

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clair_cli.stack import LowRankUpdate
+from clair_cli.update import LowRankUpdate
 
 Mask = NDArray[np.bool_]
 Kind = Literal["random", "colluding", "shift"]

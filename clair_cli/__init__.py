@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clair_cli.pipeline import detect, refine
     from clair_cli.report import Reason, Report, Verdict, from_dict, to_dict
     from clair_cli.settings import Settings
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 _HOMES = {
     "cohort": ("Adapter", "UpdateSpec"),
@@ -27,7 +27,7 @@ _HOMES = {
     "pipeline": ("detect", "refine"),
     "report": ("Reason", "Report", "Verdict", "from_dict", "to_dict"),
     "settings": ("Settings",),
-    "stack": ("LowRankUpdate",),
+    "update": ("LowRankUpdate",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

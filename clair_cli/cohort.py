@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,25 @@ class InputFile:
     identity: tuple[int, ...]
 
 
+class Start(Enum):
+    """What an update was before training, which decides what it means by itself."""
+
+    ZERO = "zero"
+    """LoRA: Delta W is what training added."""
+    MOVED_BASE = "moved base"
+    """PiSSA, OLoRA and others took a part of the base into the factors: known up to what all share."""
+    MAGNITUDE = "magnitude"
+    """DoRA's lengths of the rows of W + Delta W: near those of W, which all share."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateSpec:
     """One matrix-valued update Delta W (d_out x d_in) = scale * up @ down, of rank at most `rank`.
 
     `rule` says how the tensors make up and down, and `tensors` which they are: role -> name in the
     adapter's files. Several updates may lie in the same tensors, as those of a layer's experts do;
-    this one is the `part`-th of `parts`. Where `relative` names a reason, it is known only up to a
-    part that all clients share, and differences between clients alone mean something.
+    this one is the `part`-th of `parts`. Unless it is `absolute`, it is known only up to a part that
+    all clients share, and differences between clients alone mean something.
     """
 
     d_out: int
@@ -58,7 +70,12 @@ class UpdateSpec:
     rule: str = "lora"
     part: int = 0
     parts: int = 1
-    relative: str = ""
+    start: Start = Start.ZERO
+
+    @property
+    def absolute(self) -> bool:
+        """It means something by itself, not only beside those of other clients."""
+        return self.start is Start.ZERO
 
     @property
     def file_key(self) -> str:
@@ -222,7 +239,7 @@ def _other_start(clients: list[Adapter]) -> Checked:
     starts: dict[str, dict[str, tuple[str, int, float]]] = {}
     for adapter in clients:
         for module, s in adapter.updates.items():
-            starts.setdefault(module, {})[adapter.client] = s.relative, s.rank, s.scale
+            starts.setdefault(module, {})[adapter.client] = _init(adapter, s), s.rank, s.scale
     usual = {m: Counter(found.values()).most_common(1)[0][0] for m, found in starts.items()}
     broken = []
     for adapter in clients:
@@ -237,6 +254,13 @@ def _other_start(clients: list[Adapter]) -> Checked:
                 broken.append(_set_aside(adapter, "CLR104", text))
                 break
     return broken, []
+
+
+def _init(adapter: Adapter, spec: UpdateSpec) -> str:
+    """What the update started from, by name; empty where that is nothing."""
+    if spec.start is Start.MAGNITUDE:
+        return "DoRA"
+    return "" if spec.absolute else adapter.traits["init"]
 
 
 def _start(found: tuple[str, int, float]) -> str:

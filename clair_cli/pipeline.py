@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from clair_cli import __version__, publish
-from clair_cli.cohort import Cohort
+from clair_cli import __version__
+from clair_cli.cohort import Cohort, Start
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.formats import check_writable
-from clair_cli.membership import read_counts
+from clair_cli.output import publish
+from clair_cli.refinement.members import read_counts
+from clair_cli.refinement.write import write_refined
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report
 from clair_cli.scan import Progress, Scan, silent
 from clair_cli.settings import Settings
-from clair_cli.writing import write_refined
 
 
 def detect(
@@ -34,7 +35,7 @@ def detect(
 
 def _check_dora(cohort: Cohort, settings: Settings) -> None:
     for adapter in [] if settings.allow_dora else cohort.clients:
-        if any(spec.relative == "DoRA" for spec in adapter.updates.values()):
+        if any(spec.start is Start.MAGNITUDE for spec in adapter.updates.values()):
             raise UsageError(
                 f"{adapter.client} is DoRA, which also scales the rows of W + B A by magnitudes: "
                 "--allow-dora refines B A alone and leaves every client its magnitudes"

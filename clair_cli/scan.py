@@ -20,17 +20,18 @@ from clair_cli import __version__, formats
 from clair_cli.cohort import Adapter, Broken, Cohort, InputFile, align, natural_key
 from clair_cli.engines import ENGINES
 from clair_cli.errors import AdapterError, NonFinite, UsageError
-from clair_cli.noise import estimate
+from clair_cli.refinement.replicates import estimate
 from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
 from clair_cli.settings import MIN_CLIENTS, Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from clair_cli.agreement import Array
-    from clair_cli.decompose import Decomposition
-    from clair_cli.judge import Judgement
-    from clair_cli.stack import LowRankUpdate, ModuleStack
+    from clair_cli.detection.agreement import Array
+    from clair_cli.detection.solver import Decomposition
+    from clair_cli.detection.stacks import ModuleStack
+    from clair_cli.detection.verdicts import Judgement
+    from clair_cli.update import LowRankUpdate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -97,7 +98,7 @@ class Scan:
     def absolute(self) -> list[ModuleStack]:
         """The modules whose updates mean something by themselves, if there are any; else all."""
         first = self.cohort.clients[0].updates
-        return [s for s in self.stacks if not first[s.module].relative] or self.stacks
+        return [s for s in self.stacks if first[s.module].absolute] or self.stacks
 
     # --- steps
 
@@ -150,9 +151,9 @@ class Scan:
         self.stacks = [s.select(kept) for s in self.stacks]
 
     def _judge(self) -> None:
-        from clair_cli.decompose import decompose, refit, tables
-        from clair_cli.evidence import Tables
-        from clair_cli.judge import judge
+        from clair_cli.detection.distances import Tables
+        from clair_cli.detection.solver import decompose, refit, tables
+        from clair_cli.detection.verdicts import judge
 
         steps = 0
 
@@ -235,7 +236,7 @@ class Scan:
         """What the verdicts were measured against."""
         import numpy as np
 
-        from clair_cli.agreement import common_share, initialisation
+        from clair_cli.detection.agreement import common_share, initialisation
 
         judged, found = self.judgement, self.decomposition
         if judged is None or found is None:
@@ -333,8 +334,9 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
     """Read one module of every client and stack it; a client that fails counts as zero here."""
     import torch
 
-    from clair_cli.frame import centred
-    from clair_cli.stack import LowRankUpdate, stack_module
+    from clair_cli.detection.differences import centred
+    from clair_cli.detection.stacks import stack_module
+    from clair_cli.update import LowRankUpdate
 
     dtype = _dtype(cohort, settings)
     updates: list[LowRankUpdate] = []
@@ -351,7 +353,7 @@ def _stack_job(cohort: Cohort, settings: Settings, device: str, module: str) -> 
                     torch.zeros(1, spec.d_in, dtype=kind, device=device),
                 )
             )
-    relative = any(a.updates[module].relative for a in cohort.clients)
+    relative = not all(a.updates[module].absolute for a in cohort.clients)
     if relative:
         updates = centred(updates, settings.seed)
     stack = stack_module(module, updates, settings.max_columns, settings.seed)

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from clair_cli import __version__, publish
+from clair_cli import __version__
 from clair_cli.cohort import natural_key
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.formats.strict_json import parse_object
+from clair_cli.output import publish
 from clair_cli.report import from_dict
 
 SHELL = re.compile(r"[|&;<>]+|\d?>+[^ ]*|[A-Za-z_][A-Za-z_0-9]*=[^{}]*")

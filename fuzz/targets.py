@@ -181,7 +181,7 @@ def _changed(draw: ByteDraw) -> bytes:
 
 
 def _honest_report() -> dict[str, Any]:
-    from tests.reports import COMPLETE
+    from tests.helpers.reports import COMPLETE
 
     found: dict[str, Any] = to_dict(COMPLETE)
     return found

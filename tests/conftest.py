@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.commands import clair, fingerprint, samples
+from tests import ROOT
+from tests.helpers.commands import clair, fingerprint, samples
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def detected(adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Detect
 @pytest.fixture(scope="session")
 def text_copy() -> SimpleNamespace:
     """The text-copying example: its scripts import each other by plain names."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "text_copy"))
+    sys.path.insert(0, str(ROOT / "examples" / "text_copy"))
     import evaluate
     import task
     import train

@@ -92,7 +92,7 @@ def test_torch_is_loaded_only_where_numbers_begin() -> None:
         f"for name in {names!r}:\n"
         "    importlib.import_module(name)\n"
         "    if 'torch' in sys.modules: sys.exit(name + ' loads torch')\n"
-        "import clair_cli.stack\n"
+        "import clair_cli.detection.stacks\n"
         "assert 'torch' in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True)

@@ -11,7 +11,7 @@ import torch
 from clair_cli.errors import NonFinite
 from clair_cli.inspection import inspect
 from clair_cli.settings import Settings
-from tests.adapters import CONFIG, MODULES, factors, write_folder
+from tests.helpers.adapters import CONFIG, MODULES, factors, write_folder
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

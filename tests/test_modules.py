@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clair_cli import Report, Settings, UsageError, Verdict, detect
-from tests.commands import CONTAMINATED, WEIGHTS, clair, samples
+from tests.helpers.commands import CONTAMINATED, WEIGHTS, clair, samples
 
 HONEST = tuple(f"client-{k:02d}" for k in (1, 2, 4, 5, 7, 8))
 ODD = "client-02"

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from clair_cli import Report, Settings, detect, open_adapter, read_update, refine, to_dict
 from clair_cli.errors import UsageError
-from clair_cli.publish import verify
-from tests.adapters import write_folder
-from tests.builders import planted
-from tests.commands import fingerprint
+from clair_cli.output.publish import verify
+from tests import ROOT
+from tests.helpers.adapters import write_folder
+from tests.helpers.builders import planted
+from tests.helpers.commands import fingerprint
 
-ROOT = Path(__file__).parents[1]
 SAMPLES, BASE = ROOT / "sample_adapters", ROOT / "examples" / "text_copy" / "base"
 BENIGN = [f"client-{k:02d}" for k in (1, 2, 4, 5, 7, 8)]
 

@@ -18,9 +18,9 @@ from clair_cli.cli import run
 from clair_cli.errors import UsageError
 from clair_cli.renderers import RENDERERS, text
 from clair_cli.report import Reason, Report, failing, from_dict, gated, to_dict
-from tests.commands import clair, verdicts
 from tests.conftest import Detected
-from tests.reports import CLIENTS, COMPLETE, HOSTILE, NO_VERDICT, client, hostile
+from tests.helpers.commands import clair, verdicts
+from tests.helpers.reports import CLIENTS, COMPLETE, HOSTILE, NO_VERDICT, client, hostile
 
 GOLDEN = Path(__file__).parent / "golden"
 REPORTS = {"complete": COMPLETE, "no_verdict": NO_VERDICT, "hostile": hostile()}

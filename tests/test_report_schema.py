@@ -15,8 +15,8 @@ from clair_cli import Settings
 from clair_cli.pipeline import detect, refine
 from clair_cli.renderers.text import render
 from clair_cli.report import Report, from_dict, to_dict
-from tests.commands import CLIENTS, WEIGHTS, samples
-from tests.reports import COMPLETE, NO_VERDICT, hostile
+from tests.helpers.commands import CLIENTS, WEIGHTS, samples
+from tests.helpers.reports import COMPLETE, NO_VERDICT, hostile
 from tests.test_report import places, spoiled
 
 SCHEMA = json.loads((Path(clair_cli.__file__).parent / "report.schema.json").read_text())

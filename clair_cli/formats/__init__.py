@@ -39,7 +39,7 @@ from clair_cli.formats.replicates import find_replicates, with_replicates
 from clair_cli.settings import DtypeName, ReadAs, Settings
 
 if TYPE_CHECKING:
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 __all__ = [
     "FORMATS",

@@ -12,7 +12,7 @@ from clair_cli.cohort import natural_key
 from clair_cli.errors import NoVerdict, UnsafePath, UsageError
 from clair_cli.formats.files import shown
 from clair_cli.formats.layout import CONFIG, OTHER_WEIGHTS, PICKLES, SHARD, WEIGHTS, is_candidate
-from clair_cli.publish import GLOBAL, read_manifest
+from clair_cli.output.publish import GLOBAL, read_manifest
 
 
 @dataclass(frozen=True, slots=True)

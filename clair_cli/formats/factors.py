@@ -14,7 +14,7 @@ from clair_cli.formats.rules import RULES, Array
 from clair_cli.settings import DtypeName
 
 if TYPE_CHECKING:
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 SHARED = 2**29
 """Bytes kept of tensors that hold several updates: every expert of a layer would read all of it."""
@@ -30,7 +30,7 @@ def read_update(
     """
     import torch
 
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
     spec = adapter.updates[module]
     wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype

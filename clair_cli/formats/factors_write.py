@@ -15,7 +15,7 @@ from clair_cli.formats.rules import RULES, Factors
 from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
 
 if TYPE_CHECKING:
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> dtype in safetensors terms, shape."""

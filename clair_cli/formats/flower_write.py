@@ -7,7 +7,7 @@ from clair_cli.formats.layout import CONFIG
 from clair_cli.formats.npz import NpzWriter
 from clair_cli.formats.peft_write import PeftWriter
 from clair_cli.formats.plain_write import file_name
-from clair_cli.publish import write_bytes
+from clair_cli.output.publish import write_bytes
 
 
 class FlowerWriter(PeftWriter):

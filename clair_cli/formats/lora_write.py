@@ -17,10 +17,10 @@ from clair_cli.formats.patterns import exactly
 from clair_cli.formats.peft_keys import PREFIX, canonical_key
 from clair_cli.formats.peft_write import read_readme
 from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
-from clair_cli.publish import write_bytes
+from clair_cli.output.publish import write_bytes
 
 if TYPE_CHECKING:
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 CARRIED = (
     "auto_mapping",

@@ -11,7 +11,7 @@ from clair_cli.formats.peft_write import PeftWriter
 from clair_cli.formats.rules import thin
 
 if TYPE_CHECKING:
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 
 class MissWriter(PeftWriter):
@@ -28,7 +28,7 @@ class MissWriter(PeftWriter):
 
     def put(self, module: str, update: LowRankUpdate) -> None:
         """Write one module's update, once, of whatever rank."""
-        from clair_cli.stack import LowRankUpdate
+        from clair_cli.update import LowRankUpdate
 
         if update.rank > self.adapter.updates[module].rank:
             update = LowRankUpdate(*thin(update.dense()))

@@ -11,7 +11,7 @@ from clair_cli.formats.factors_write import FactorsWriter
 from clair_cli.formats.files import read_range
 from clair_cli.formats.layout import CONFIG
 from clair_cli.formats.peft_write import read_readme
-from clair_cli.publish import write_bytes
+from clair_cli.output.publish import write_bytes
 
 
 class MlxWriter(FactorsWriter):

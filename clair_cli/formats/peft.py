@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from clair_cli.cohort import TensorSpec, UpdateSpec
+from clair_cli.cohort import Start, TensorSpec, UpdateSpec
 from clair_cli.errors import ConfigInvalid, LimitExceeded, ShapeMismatch, Unsupported
 from clair_cli.formats.containers import container
 from clair_cli.formats.contents import Contents, Described
@@ -74,7 +74,7 @@ def _updates(
         raise ShapeMismatch(f"{text}; their ranks must agree: save the adapter again")
     parts = _experts(module, a.shape[0], config, what)
     rank = a.shape[0] // parts
-    relative = config.init if config.init.startswith(BASE_CHANGING_INIT) else ""
+    start = Start.MOVED_BASE if config.init.startswith(BASE_CHANGING_INIT) else Start.ZERO
     spec = UpdateSpec(
         d_out=b.shape[0],
         d_in=math.prod(a.shape[1:]),
@@ -82,7 +82,7 @@ def _updates(
         scale=config.scale_of(module, rank),
         dtype=stored_dtype((b.dtype, a.dtype)),
         tensors={"B": names["B"], "A": names["A"]},
-        relative=relative,
+        start=start,
     )
     if parts == 1:
         return {module: spec}
@@ -127,7 +127,7 @@ def _magnitude(
             dtype=spec.dtype,
             tensors={"m": names["m"]},
             rule="column",
-            relative="DoRA",
+            start=Start.MAGNITUDE,
         )
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clair_cli.cohort import Adapter
+from clair_cli.cohort import Adapter, Start
 from clair_cli.errors import ConfigInvalid, OutputError, Unreadable, UnsafePath
 from clair_cli.formats.containers import read_tensor
 from clair_cli.formats.factors_write import FactorsWriter
@@ -25,7 +25,7 @@ from clair_cli.formats.peft_keys import (
 )
 from clair_cli.formats.safetensors_write import stored
 from clair_cli.formats.strict_json import parse_object
-from clair_cli.publish import write_bytes
+from clair_cli.output.publish import write_bytes
 
 MAX_README_BYTES = 2**20
 REPEATED_INIT = ("pissa", "olora")
@@ -93,10 +93,9 @@ class PeftWriter(FactorsWriter):
 
 def check_start(adapter: Adapter, ranks: bool) -> None:
     """Raises OutputError where PEFT would not start from the same weights when it loads the adapter."""
-    init = next(
-        (s.relative for s in adapter.updates.values() if s.relative not in ("", "DoRA")), ""
-    )
-    if init and (ranks or init not in REPEATED_INIT):
+    moved = any(s.start is Start.MOVED_BASE for s in adapter.updates.values())
+    init = adapter.traits["init"] if moved else ""
+    if moved and (ranks or init not in REPEATED_INIT):
         why = (
             "is made anew for every rank: keep ranks"
             if init in REPEATED_INIT

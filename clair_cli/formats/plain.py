@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 FACTOR = re.compile(r"\.lora_(?:[AB]|down|up|embedding_[AB])(?:\.|$)")
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -238,7 +238,7 @@ def read_update(
     import torch
 
     from clair_cli.linalg import thin_factors
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
     spec = adapter.updates[module]
     delta = torch.from_numpy(read_delta(adapter, module)).to(device)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from clair_cli.stack import LowRankUpdate
+    from clair_cli.update import LowRankUpdate
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 

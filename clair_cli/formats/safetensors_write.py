@@ -10,7 +10,7 @@ from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import OutputError
 from clair_cli.formats.files import read_range
 from clair_cli.formats.safetensors_file import FLOATS, PLAIN, lay_out, to_bytes
-from clair_cli.publish import NewFile
+from clair_cli.output.publish import NewFile
 
 if TYPE_CHECKING:
     import numpy as np

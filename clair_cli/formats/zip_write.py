@@ -18,7 +18,7 @@ from clair_cli.formats.zip_file import (
     STORED,
     UTF8,
 )
-from clair_cli.publish import NewFile
+from clair_cli.output.publish import NewFile
 
 DAY = 33
 """1980-01-01, the first date of the format: equal members give equal bytes."""

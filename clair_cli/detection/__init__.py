@@ -1,0 +1,1 @@
+"""From updates to verdicts: who agrees with whom, who stands out, and why."""

@@ -1,0 +1,397 @@
+"""How far every client is from the others, in several ways, each as a score.
+
+A distance is |x - median| / max(robust scale, floor) over the members of a group, the client itself
+left out of its own reference. The scale makes a score statistically far, the floor materially far:
+the floors are the widest honest spread that was measured, over the limit (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clair_cli.detection import agreement
+from clair_cli.detection.agreement import Array
+from clair_cli.detection.module_names import places
+from clair_cli.settings import MIN_CLIENTS, Settings
+
+Mask = NDArray[np.bool_]
+MOST = 100.0
+"""Scores are capped here: a report holds finite numbers, and beyond this more says nothing."""
+COPY = 0.05
+"""Distance, relative to the norm, below which two clients are copies whatever is usual: a majority of
+jittered copies decides what is usual. Honest clients trained alike for long stay beyond 0.15."""
+CLEAR = 3.0
+"""Standard deviations of chance that cosines must reach to be evidence."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """What is known of K clients in M modules, natural order of both.
+
+    `inner`, `overlap` (M, K, K) as in `agreement`, `d_out`, `d_in` (M,), `members` (K,) the
+    clients the decomposition left without S, `digests` K content hashes.
+    """
+
+    clients: tuple[str, ...]
+    modules: tuple[str, ...]
+    inner: Array
+    overlap: Array
+    d_out: Array
+    d_in: Array
+    members: Mask
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """One distance of every client: its value, its score, its code and the words for it.
+
+    Evidence that is not `decisive` makes a client suspicious at most. `parts` are what joint
+    evidence is made of; it carries the code of the part that says most.
+    """
+
+    code: str
+    values: Array
+    scores: Array
+    limit: tuple[float, float]
+    words: Callable[[int], str]
+    decisive: bool = True
+    parts: tuple[Evidence, ...] = ()
+
+    def code_of(self, k: int) -> str:
+        """The code under which this speaks of client k."""
+        return max(self.parts, key=lambda p: p.scores[k]).code if self.parts else self.code
+
+
+class Distances:
+    """The tables of one cohort and every distance taken from them."""
+
+    def __init__(self, tables: Tables, settings: Settings) -> None:
+        self.tables, self.settings = tables, settings
+        self.agree = agreement.agreement(tables.inner, tables.overlap, tables.d_out)
+        self.cosine = agreement.cosines(tables.inner)
+        self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
+        self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
+        unit = self._units()
+        self.whole = np.asarray((tables.inner / unit**2).sum(axis=0))
+        """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
+        self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
+        self.chance = agreement.chance_cosines(
+            tables.overlap / unit**4, self.norms / unit[:, 0], tables.d_in
+        )
+        self.zero = ~(self.norms > 0).any(axis=0)
+        self.kernel = self.agree.mean(axis=0)
+        self.twins = self._twins()
+        self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
+        self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
+        self.likeness = self._likeness()
+
+    def _units(self) -> Array:
+        """The usual norm of each module, (M, 1, 1); that of the largest where most clients have none."""
+        usual, largest = np.median(self.norms, axis=1), self.norms.max(axis=1)
+        return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))[:, None, None]
+
+    def _likeness(self) -> Array:
+        """Agreement and, where cosines are more than chance, direction: (K, K), each in its own unit."""
+        chance = np.maximum(agreement.pairs(self.chance, self.distinct), np.finfo(float).tiny)
+        beyond = (agreement.pairs(self.direction, self.distinct) / chance) ** 2
+        alike = self._usual(self.kernel)
+        told = beyond.size and beyond.mean() > CLEAR**2
+        return alike + self._usual(self.direction) if told else alike
+
+    def _usual(self, kernel: Array) -> Array:
+        """A kernel (K, K) in units of its mean over pairs of distinct clients."""
+        own = agreement.pairs(kernel, self.distinct).clip(min=0)
+        unit = float(own.mean()) if own.size else 0.0
+        return kernel / unit if unit > 0 else kernel
+
+    # --- copies
+
+    def _twins(self) -> list[list[int]]:
+        """For each client the others it is a copy of, byte by byte or in what it does."""
+        c = self.tables.inner.sum(axis=0)
+        size = np.sqrt(np.maximum(c.diagonal(), np.finfo(float).tiny))
+        sine = np.sqrt((1 - (c / size[:, None] / size).clip(-1, 1) ** 2).clip(min=0))
+        sine[np.ix_(self.zero, self.zero)] = 1
+        np.fill_diagonal(sine, np.inf)
+        usual = float(np.median(sine.min(axis=1)))
+        digest = np.array(self.tables.digests)
+        least = max(self.settings.duplicate * usual, COPY)
+        near = (sine < least) & (c > 0)
+        same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
+        return [list(np.flatnonzero(row)) for row in near | same]
+
+    # --- distances
+
+    def evidence(self, group: Mask) -> list[Evidence]:
+        """Every distance of every client against `group`, each client left out of its own reference."""
+        remarks = [self._of_originals(self._too_near(group)), self._of_originals(self._rank(group))]
+        return [*self.decisive(group), *(e for e in remarks if e is not None)]
+
+    def decisive(self, group: Mask, settled: bool = True) -> list[Evidence]:
+        """The distances that can contaminate; whom they make suspects is of use once `group` settled."""
+        direction = self._of_originals(self._direction(group))
+        near = [self._of_originals(self._agreement(group)), direction, self._norm(group)]
+        parts = [e for e in near if e is not None]
+        local = [self._local(self.agree, group)]
+        if direction is not None:
+            local.append(self._local(self.cosine, group))
+        found = [
+            *parts,
+            self._together(parts, group, settled),
+            *(self._of_originals(e) for e in local),
+        ]
+        return [e for e in found if e is not None]
+
+    def _of_originals(self, evidence: Evidence | None) -> Evidence | None:
+        """Copies are judged as what they copy, but for their size: each would vouch for the other."""
+        if evidence is None:
+            return None
+        first = self.originals
+        return replace(
+            evidence,
+            values=evidence.values[first],
+            scores=evidence.scores[first],
+            words=lambda k: evidence.words(int(first[k])),
+        )
+
+    def _together(self, parts: Sequence[Evidence], group: Mask, settled: bool) -> Evidence:
+        """What several distances say jointly: their scores add up as independent ones (Stouffer).
+
+        Suspects whose deviations point the same way deviate for one reason, which honest noise does
+        not; that adds to what is said of them.
+        """
+        total = np.sum([p.scores for p in parts], axis=0)
+        scores = total / math.sqrt(len(parts))
+        suspects = (scores >= self.settings.suspicious) & self.distinct & settled
+        accord = self._accord(suspects, group)[self.originals]
+        scores = np.maximum(scores, (total + accord) / math.sqrt(len(parts) + 1)).clip(0, MOST)
+
+        def words(k: int) -> str:
+            loud = [p for p in parts if p.scores[k] >= 0.5]
+            said = [p.words(k) for p in sorted(loud, key=lambda p: -p.scores[k])]
+            return "; ".join(
+                [*said, *(["deviates as other suspects do"] if accord[k] >= 1 else [])]
+            )
+
+        limit = (-math.inf, self.settings.limit)
+        return Evidence("CLR201", scores, scores, limit, words, parts=tuple(parts))
+
+    def _accord(self, suspects: Mask, group: Mask) -> Array:
+        """Score (K,) of the mean cosine of each suspect's deviation with the other suspects'.
+
+        Deviations are what is left of an update without its part along the members' mean. Two honest
+        ones may well agree, so a mean over few pairs has to lie further from the members' pairs.
+        """
+        found = np.zeros(len(suspects))
+        honest = group & ~suspects
+        cosine = self._deviations(honest)
+        if suspects.sum() < 2 or cosine is None:
+            return found
+        pairs = agreement.pairs(cosine, honest)
+        spread = robust_scale(pairs) / math.sqrt(suspects.sum() - 1)
+        mean = agreement.support(cosine, suspects)
+        score = (mean - np.median(pairs)) / max(spread, self.settings.accord_floor)
+        return np.where(suspects, score.clip(0, self.settings.suspicious), 0.0)
+
+    def _deviations(self, members: Mask) -> Array | None:
+        """Cosines (K, K) of the updates without their part along the mean of `members`, 3 at least."""
+        if members.sum() < MIN_CLIENTS:
+            return None
+        towards = self.whole[:, members].mean(axis=1)
+        energy = float(towards[members].mean())
+        if energy <= 0:
+            return None
+        left = self.whole - np.outer(towards, towards) / energy
+        return np.asarray(agreement.cosines(left[None])[0])
+
+    def kinds(self, group: Mask) -> float:
+        """Spread of the cosines of the members' deviations: large where honest clients come in kinds."""
+        cosine = self._deviations(group)
+        return 0.0 if cosine is None else robust_scale(agreement.pairs(cosine, group))
+
+    def _agreement(self, group: Mask) -> Evidence | None:
+        return self._relative(
+            "CLR201",
+            agreement.support(self.kernel, group),
+            group,
+            self.settings.agreement_floor,
+            lambda k, x: f"off the shared subspace: {max(x, 0):.0%} of the usual agreement",
+        )
+
+    def _direction(self, group: Mask) -> Evidence | None:
+        """None where the members' cosines are no more than chance: other row spaces of A."""
+        floor = self.settings.direction_floor
+        values = agreement.support(self.direction, group)
+        if np.median(values[group]) < CLEAR * np.median(self.chance[np.ix_(group, group)]):
+            return None
+
+        def words(k: int, x: float) -> str:
+            if x >= -floor:
+                return f"direction: {max(x, 0):.0%} of the usual cosine"
+            signs, usual = self._per_module(self.cosine, group)
+            against = [m for m in np.argsort(signs[:, k]) if signs[m, k] < 0 and usual[m] > 0]
+            names = [self.tables.modules[m] for m in against]
+            return f"direction opposite to the consensus in {places(names, self.tables.modules)}"
+
+        return self._relative("CLR203", values, group, floor, words)
+
+    def _relative(
+        self,
+        code: str,
+        values: Array,
+        group: Mask,
+        floor: float,
+        words: Callable[[int, float], str],
+    ) -> Evidence | None:
+        """One-sided: how far below the usual support a client falls, relative to the usual."""
+        usual = float(np.median(values[group]))
+        if usual <= 0:
+            return None
+        relative = values / usual
+        spread = _spread(relative[group], floor)
+        return Evidence(
+            code,
+            relative,
+            ((1 - relative) / spread).clip(0, MOST),
+            (1 - self.settings.limit * spread, math.inf),
+            lambda k: words(k, float(relative[k])),
+        )
+
+    def _norm(self, group: Mask) -> Evidence:
+        """Two-sided, against the members or against everybody, whichever is nearer.
+
+        The consensus, chosen blind to size, may be of one size; a large minority moves the median.
+        """
+        s = self.settings
+        unit = np.median(self.norms[:, self.distinct], axis=1)
+        live = unit > 0
+        total = np.sqrt(((self.norms[live] / unit[live, None]) ** 2).mean(axis=0))
+        size = np.log(np.maximum(total, np.finfo(float).tiny))
+        inside, among_all = (size - np.median(size[who]) for who in (group, self.distinct))
+        log = np.where(np.abs(inside) < np.abs(among_all), inside, among_all)
+        spread = robust_scale(size[self.distinct])
+        above = max(_spread(size[group], s.norm_floor), spread)
+        below = max(_spread(size[group], s.small_norm_floor), spread)
+        scores = np.where(log > 0, log / above, -log / below).clip(0, MOST)
+        ratio = np.exp(log)
+
+        def words(k: int) -> str:
+            hint = "check alpha and scaling" if ratio[k] > 1 else "hardly trained?"
+            size = f"{ratio[k]:.0f}" if ratio[k] >= 100 else f"{ratio[k]:.2g}"
+            return f"update is {size}x the usual norm; {hint}"
+
+        return Evidence(
+            "CLR202",
+            ratio,
+            scores,
+            (math.exp(-s.limit * below), math.exp(s.limit * above)),
+            words,
+        )
+
+    def _local(self, kernels: Array, group: Mask) -> Evidence | None:
+        """One-sided: the mean over the worst quarter of a client's modules, against the others'."""
+        relative, usual_support = self._per_module(kernels, group)
+        live = self._live(usual_support)
+        count = int(live.sum())
+        if count < 4:
+            return None
+        worst = np.sort(relative[live], axis=0)[: -(-count // 4)].mean(axis=0)
+        usual = float(np.median(worst[group]))
+        spread = _spread(worst[group], self.settings.local_floor)
+
+        return Evidence(
+            "CLR204",
+            worst,
+            ((usual - worst) / spread).clip(0, MOST),
+            (usual - self.settings.limit * spread, math.inf),
+            lambda k: self._where(relative[:, k], live),
+        )
+
+    def _per_module(self, kernels: Array, group: Mask) -> tuple[Array, Array]:
+        """Support relative to the usual in each module, (M, K), and that usual, (M,).
+
+        Where the usual is not positive the support itself stands.
+        """
+        values = agreement.rows_support(kernels, group)
+        usual = np.median(values[:, group], axis=1)
+        return values / np.where(usual > 0, usual, 1.0)[:, None], usual
+
+    def _live(self, usual: Array) -> Mask:
+        """Modules in which the members agree at least half as much as they typically do."""
+        live: Mask = usual > max(0.5 * float(np.median(usual)), 0.0)
+        return live
+
+    def _too_near(self, group: Mask) -> Evidence | None:
+        values = agreement.support(self.kernel, group)
+        usual = float(np.median(values[group]))
+        if usual <= 0:
+            return None
+        relative = values / usual
+        spread = _spread(relative[group], self.settings.agreement_floor)
+        return Evidence(
+            "CLR205",
+            relative,
+            ((relative - 1) / spread).clip(0, MOST),
+            (-math.inf, 1 + self.settings.limit * spread),
+            lambda k: (
+                f"nearer to the others' mean than anyone: agreement {relative[k]:.2f}x the usual"
+            ),
+            decisive=False,
+        )
+
+    def _rank(self, group: Mask) -> Evidence:
+        log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
+        log = log - np.median(log[group])
+        spread = _spread(log[group], self.settings.rank_floor)
+        ratio = np.exp(log)
+        return Evidence(
+            "CLR207",
+            ratio,
+            (np.abs(log) / spread).clip(0, MOST),
+            (math.exp(-self.settings.limit * spread), math.exp(self.settings.limit * spread)),
+            lambda k: f"effective rank is {ratio[k]:.2g}x the usual",
+            decisive=False,
+        )
+
+    def _where(self, relative: Array, live: Mask) -> str:
+        """Which of the live modules speak against a client of this relative support (M,)."""
+        order = [m for m in np.argsort(relative) if live[m]]
+        bad = [self.tables.modules[m] for m in order if relative[m] < 0.5]
+        told = [self.tables.modules[m] for m in np.flatnonzero(live)]
+        noun = "modules" if live.all() else "comparable modules"
+        return f"deviates in {places(bad or [self.tables.modules[order[0]]], told, noun)}"
+
+    def module_scores(self, group: Mask) -> Array:
+        """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
+        found = np.zeros(self.norms.shape)
+        for kernels in (self.agree, self.cosine):
+            relative, usual = self._per_module(kernels, group)
+            spread = [_spread(row[group], self.settings.local_floor) for row in relative]
+            scores = ((1 - relative) / np.array(spread)[:, None]).clip(0, MOST)
+            found = np.maximum(found, np.where((usual > 0)[:, None], scores, 0.0))
+        return found
+
+
+SMALL_SAMPLE = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
+"""Factors that make the MAD unbiased for few values (Croux & Rousseeuw 1992)."""
+
+
+def robust_scale(values: Array) -> float:
+    """Robust standard deviation: 1.4826 times the median absolute deviation, unbiased for few."""
+    count = len(values)
+    factor = SMALL_SAMPLE.get(count, count / (count - 0.8))
+    return 1.4826 * factor * float(np.median(np.abs(values - np.median(values))))
+
+
+def _spread(values: Array, floor: float) -> float:
+    """What counts as one unit of distance among the members: their robust scale, but no less than floor.
+
+    Few members say little about the honest spread, so they widen the floor: by a quarter for 4.
+    """
+    return max(robust_scale(values), floor * (1 + (2 / max(len(values), 1)) ** 2))

@@ -1,0 +1,1 @@
+"""From verdicts to better adapters: what each client keeps, and what the others give it."""

@@ -1,0 +1,278 @@
+"""Refined updates: the tensor work of  Delta~_k = (1 + g) M + F (Delta_k - M)  for one module.
+
+Everything happens in orthonormal coordinates of the stacked factors. Averages are of products, never of
+factors. What F keeps is chosen in `strength`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clair_cli.linalg import standing_out
+from clair_cli.refinement.strength import Shrinkage, kept_share
+from clair_cli.update import LowRankUpdate
+
+MAX_KEPT = 3
+"""Directions per module that "auto" keeps at most on a shared side (docs/method.md)."""
+SPECTRUM = 8
+OVERSAMPLING = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefinedModule:
+    """One module of the clients after refinement.
+
+    `updates` are the refined updates at the ranks asked for, None where the client's own is kept as it
+    is; `common` is the mean. `subspace_rank` is the number of directions inside (their mean over the
+    clients where each has its own), `spectrum` the leading shares (<= SPECTRUM) of the deviation energy
+    per output direction. Per client: `squared` ||Delta_k||^2, `moved` ||Delta~_k - Delta_k||^2 before
+    truncation, `lost` ||truncated - Delta~_k||^2, `deviation` ||Delta_k - M||^2 and `kept`, what F
+    leaves of it. `amplitude` is the share of the members' deviations that F keeps, `common_squared` and
+    `common_lost` belong to the mean.
+    """
+
+    updates: tuple[LowRankUpdate | None, ...]
+    common: LowRankUpdate
+    subspace_rank: float
+    spectrum: NDArray[np.float64]
+    squared: NDArray[np.float64]
+    moved: NDArray[np.float64]
+    lost: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    kept: NDArray[np.float64]
+    amplitude: float
+    common_squared: float
+    common_lost: float
+
+
+class ModuleRefiner:
+    """One module of all clients that get something: coordinates and the mean once, then any shrinkage.
+
+    `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
+    `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
+    """
+
+    def __init__(
+        self,
+        updates: Sequence[LowRankUpdate],
+        weights: Sequence[float],
+        noise: Sequence[LowRankUpdate] = (),
+    ) -> None:
+        self.stack = _Coordinates(updates)
+        self.weights, self.noise = weights, noise
+        self.cores = self.stack.cores()
+        mean = sum(w * c for w, c in zip(weights, self.cores, strict=True) if w)
+        assert isinstance(mean, Tensor)
+        self.mean = mean  # (p, q)
+        self.offs = [core - mean for core in self.cores]
+
+    def refined(
+        self,
+        how: Shrinkage,
+        ranks: Sequence[int],
+        common_rank: int | None = None,
+        mix: Tensor | None = None,
+    ) -> RefinedModule:
+        """All clients under `how`, written at `ranks`; the mean at `common_rank` (default: largest).
+
+        `mix` (K, K) is F for the side "client".
+        """
+        shares, directions = self._directions("right" if how.side == "right" else "left")
+        kept, inside = self._kept(how, shares, directions) if mix is None else self._mixed(mix)
+        energies = [float(off.square().sum()) for off in self.offs]
+        amplitude = self._amplitude(kept, energies)
+        gain = how.gain(1 - amplitude)
+        updates: list[LowRankUpdate | None] = []
+        moved, lost = [], []
+        own_ranks = [b.shape[1] for b in self.stack.lefts]
+        for core, off, rest, rank, own in zip(
+            self.cores, self.offs, kept, ranks, own_ranks, strict=True
+        ):
+            target = self.mean * (1 + gain) + rest
+            still = how.inside == how.outside == 0.0 or not float(off.square().sum())
+            if still and rank >= own:
+                updates.append(None)
+                moved.append(0.0)
+                lost.append(0.0)
+                continue
+            update, error = self.stack.truncate(target, rank, guide=core)
+            updates.append(update)
+            moved.append(float((target - core).square().sum()))
+            lost.append(error)
+        common, common_lost = self.stack.truncate(self.mean, common_rank or max(ranks), self.mean)
+        return RefinedModule(
+            updates=tuple(updates),
+            common=common,
+            subspace_rank=inside,
+            spectrum=shares[:SPECTRUM],
+            squared=np.array([float(c.square().sum()) for c in self.cores]),
+            moved=np.array(moved),
+            lost=np.array(lost),
+            deviation=np.array(energies),
+            kept=np.array([float(k.square().sum()) for k in kept]),
+            amplitude=amplitude,
+            common_squared=float(self.mean.square().sum()),
+            common_lost=common_lost,
+        )
+
+    # --- F
+
+    def _kept(
+        self, how: Shrinkage, shares: NDArray[np.float64], directions: Tensor
+    ) -> tuple[list[Tensor], float]:
+        """F (Delta_k - M) of every client, and how many directions were inside."""
+        if how.inside == how.outside and not how.by_direction:
+            return [(1 - how.outside) * off for off in self.offs], 0.0
+        if how.side == "own":
+            return self._own(how)
+        turned = [off.T for off in self.offs] if how.side == "right" else self.offs
+        if how.by_direction:
+            factors = self._by_noise(how.side, shares, directions)
+            kept = [(directions * factors) @ (directions.T @ off) for off in turned]
+            inside = int((factors > 0.5).sum())
+        else:
+            found = _standing_out(shares, self.stack)
+            inside = min(found, MAX_KEPT) if how.rank == "auto" else min(how.rank, len(shares))
+            few = found <= MAX_KEPT < len(shares)  # and some are left to be noise
+            outside = how.outside if how.noise_like is None or not few else how.noise_like
+            basis = directions[:, :inside]
+            own = [basis @ (basis.T @ off) for off in turned]
+            kept = [
+                (1 - outside) * off + (outside - how.inside) * part
+                for off, part in zip(turned, own, strict=True)
+            ]
+        return ([k.T for k in kept] if how.side == "right" else kept), inside
+
+    def _own(self, how: Shrinkage) -> tuple[list[Tensor], float]:
+        """Each client's strongest directions of deviation are its own."""
+        kept, counts = [], []
+        for off in self.offs:
+            count = _participation(off) if how.rank == "auto" else how.rank
+            u, s, v = _top_singular(off, count, off)
+            kept.append((1 - how.outside) * off + (how.outside - how.inside) * (u * s) @ v.T)
+            counts.append(count)
+        return kept, float(np.mean(counts))
+
+    def _mixed(self, mix: Tensor) -> tuple[list[Tensor], float]:
+        """What several clients combine in: F mixes clients, all modules alike."""
+        mix = mix.to(self.mean)
+        kept = []
+        for row in mix:
+            kept.append(sum((m * o for m, o in zip(row, self.offs, strict=True)), 0 * self.mean))
+        return kept, float((torch.linalg.eigvalsh((mix + mix.T) / 2) > 0.5).sum())
+
+    def _by_noise(self, side: str, shares: NDArray[np.float64], directions: Tensor) -> Tensor:
+        """The share to keep of every direction (p,), from the replicates' energy in it."""
+        base = self.stack.right if side == "right" else self.stack.left
+        noise = torch.zeros(directions.shape[1], dtype=directions.dtype, device=directions.device)
+        for update in self.noise:
+            up, down = update.up, update.down * update.scale
+            if side == "right":
+                up, down = down.T, up.T
+            noise += ((directions.T @ (base.T @ up)) @ down).square().sum(dim=1)
+        count = sum(w > 0 for w in self.weights)
+        pairs = zip(self.weights, self.offs, strict=True)
+        total = sum(w * float(off.square().sum()) for w, off in pairs) * count / (1 - 1 / count)
+        shared = zip(noise.cpu().tolist(), shares.tolist(), strict=True)
+        kept = [kept_share(n / (s * total)) if s * total > 0 else 0.0 for n, s in shared]
+        return directions.new_tensor(kept)
+
+    def _amplitude(self, kept: Sequence[Tensor], energies: Sequence[float]) -> float:
+        """<F off, off> over ||off||^2, over the clients that define the mean."""
+        both = sum(
+            w * float((k * o).sum()) for w, k, o in zip(self.weights, kept, self.offs, strict=True)
+        )
+        total = sum(w * e for w, e in zip(self.weights, energies, strict=True))
+        return min(max(both / total, 0.0), 1.0) if total > 0 else 1.0
+
+    def _directions(self, side: str) -> tuple[NDArray[np.float64], Tensor]:
+        """Directions of the members' deviations: shares of energy, descending, and the basis."""
+        size = self.mean.shape[1 if side == "right" else 0]
+        cov = self.mean.new_zeros((size, size))
+        for off, weight in zip(self.offs, self.weights, strict=True):
+            if weight:
+                cov += weight * (off.T @ off if side == "right" else off @ off.T)
+        values, vectors = torch.linalg.eigh(cov)
+        energy = values.flip(0).clamp_min(0).cpu().double().numpy()
+        total = float(energy.sum())
+        return energy / total if total > 0 else energy, vectors.flip(1)
+
+
+def refine_module(
+    updates: Sequence[LowRankUpdate],
+    weights: Sequence[float],
+    ranks: Sequence[int],
+    subspace_rank: int | Literal["auto"] = "auto",
+    strength: float = 1.0,
+    common_rank: int | None = None,
+) -> RefinedModule:
+    """Delta_k - t (I - U U')(Delta_k - M) for one module, U the leading output directions.
+
+    `weights` sum to one and define the mean; `ranks` are the ranks to write, per client;
+    `common_rank` is that of the mean (default: the largest of `ranks`).
+    """
+    how = Shrinkage("left", subspace_rank, 0.0, strength)
+    return ModuleRefiner(updates, weights).refined(how, ranks, common_rank)
+
+
+class _Coordinates:
+    """Orthonormal bases of all columns and all rows, and every client's core (p, q) in them."""
+
+    def __init__(self, updates: Sequence[LowRankUpdate]) -> None:
+        up = torch.cat([u.up for u in updates], dim=1)  # (d_out, n)
+        down = torch.cat([u.down * u.scale for u in updates], dim=0)  # (n, d_in)
+        self.left, left = torch.linalg.qr(up)  # (d_out, p), (p, n)
+        self.right, right = torch.linalg.qr(down.T)  # (d_in, q), (q, n)
+        sizes = [u.rank for u in updates]
+        self.lefts, self.rights = left.split(sizes, dim=1), right.split(sizes, dim=1)
+
+    def cores(self) -> list[Tensor]:
+        """Delta_k in the common coordinates, (p, q) each."""
+        return [b @ a.T for b, a in zip(self.lefts, self.rights, strict=True)]
+
+    def truncate(self, core: Tensor, rank: int, guide: Tensor) -> tuple[LowRankUpdate, float]:
+        """Best approximation of `core` (p, q) by `rank`, as factors, and the squared error.
+
+        Small cores are decomposed exactly; large ones by subspace iteration, whose error is as
+        reported, not as hoped for.
+        """
+        u, s, v = _top_singular(core, rank, guide)
+        error = max(float(core.square().sum()) - float(s.square().sum()), 0.0)
+        root = s.sqrt()
+        return LowRankUpdate((self.left @ u) * root, root[:, None] * (self.right @ v).T), error
+
+
+def _top_singular(core: Tensor, rank: int, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular triplets u (p, k), s (k,), v (q, k), k = min(rank, p, q)."""
+    rank = min(rank, *core.shape)
+    width = rank + OVERSAMPLING
+    if min(core.shape) <= 4 * width:
+        u, s, vt = torch.linalg.svd(core, full_matrices=False)
+        return u[:, :rank], s[:rank], vt[:rank].T
+    rows = torch.linspace(0, guide.shape[0] - 1, width, dtype=torch.long, device=core.device)
+    basis = torch.linalg.qr((guide[rows] @ core.T).T)[0]  # (p, width)
+    for _ in range(4):
+        basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis)[0])[0]
+    u, s, vt = torch.linalg.svd(basis.T @ core, full_matrices=False)
+    return basis @ u[:, :rank], s[:rank], vt[:rank].T
+
+
+def _participation(off: Tensor) -> int:
+    """How many directions carry a deviation: (sum s^2)^2 / sum s^4, rounded; 0 for zero."""
+    energy = float(off.square().sum())
+    small = off if off.shape[0] <= off.shape[1] else off.T
+    fourth = float((small @ small.T).square().sum())
+    return round(energy**2 / fourth) if fourth > 0 else 0
+
+
+def _standing_out(shares: NDArray[np.float64], stack: _Coordinates) -> int:
+    """How many of the MAX_KEPT + 1 leading directions stand out of the bulk."""
+    rows, columns = stack.left.shape[0], sum(b.shape[1] for b in stack.lefts)
+    return standing_out(shares[: MAX_KEPT + 1].tolist(), float(shares.sum()), rows, columns)

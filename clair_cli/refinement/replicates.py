@@ -1,0 +1,141 @@
+"""Estimation error from replicates: what several adapters of one client do not agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clair_cli import formats
+from clair_cli.cohort import Adapter
+from clair_cli.settings import DtypeName
+
+if TYPE_CHECKING:
+    from clair_cli.detection.agreement import Array
+    from clair_cli.update import LowRankUpdate
+
+
+def replicated(adapter: Adapter) -> bool:
+    """Whether the client has two adapters to compare."""
+    return len(adapter.replicates) + (not adapter.only_replicates) >= 2 and bool(adapter.replicates)
+
+
+def estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
+    """The client's update: its adapter, or the mean of its replicates where it has nothing else."""
+    if not adapter.only_replicates:
+        return formats.read_update(adapter, module, dtype, device)
+    return _mean([formats.read_update(r, module, dtype, device) for r in adapter.replicates])
+
+
+def errors(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
+    """Updates whose energies sum to the expected error of `estimate`, from the replicates' spread.
+
+    R replicates D_r have the variance s^2 = sum ||D_r - mean||^2 / (R - 1); their mean has s^2 / R. An
+    adapter trained on all data beside replicates on parts of it has less than s^2 and more than that.
+    """
+    return _errors(adapter, _compared(adapter, module, dtype, device))
+
+
+def _compared(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
+    """The client's replicates; a single one beside an adapter, and that adapter."""
+    both = len(adapter.replicates) == 1 and not adapter.only_replicates
+    whose = (*adapter.replicates, adapter) if both else adapter.replicates
+    return [formats.read_update(a, module, dtype, device) for a in whose]
+
+
+def _errors(adapter: Adapter, found: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+    """As `errors`, of what `_compared` gave."""
+    from clair_cli.refinement.strength import HALVES
+
+    if adapter.only_replicates:
+        share = 1 / len(found)
+    else:
+        share = 1.0 if len(adapter.replicates) == 1 else HALVES
+    factor = (share / (len(found) - 1)) ** 0.5
+    return [_scaled_difference(found, r, factor) for r in range(len(found))]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What the replicates of at least two clients say; the median client speaks for all.
+
+    `share` of the deviations is estimation error. `agreed` is what two replicates have in common over
+    the energy of the client's adapter, None where no client has two besides it. `scales` are what to
+    multiply a client's errors by, so that none has more of them than the median.
+    """
+
+    share: float
+    agreed: float | None
+    scales: Mapping[str, float]
+
+
+def noise_of(
+    giving: Sequence[Adapter], inner: Array, modules: Sequence[str], dtype: DtypeName, device: str
+) -> Noise | None:
+    """From the replicates of the clients `giving`, whose updates have the tables `inner`
+    (modules, K, K); None without two replicated clients.
+    """
+    import numpy as np
+
+    from clair_cli.detection.agreement import levelled
+    from clair_cli.detection.solver import deviations
+
+    telling = [k for k, a in enumerate(giving) if replicated(a)]
+    if len(telling) < 2:
+        return None
+    units = np.median(np.einsum("mkk->mk", inner), axis=1)
+    units = np.where(units > 0, units, np.inf)
+    noise, common, whole = np.zeros((3, len(giving)))
+    for module, unit in zip(modules, units, strict=True):
+        for k in telling:
+            found = _compared(giving[k], module, dtype, device)
+            noise[k] += sum(map(energy, _errors(giving[k], found))) / unit
+            if len(giving[k].replicates) > 1:
+                both, size = _in_common(found)
+                if not giving[k].only_replicates:
+                    size = energy(formats.read_update(giving[k], module, dtype, device))
+                common[k] += both / unit
+                whole[k] += size / unit
+    count = len(giving)
+    off = deviations(levelled(inner).sum(axis=0), np.full(count, 1 / count))
+    usual = float(np.median(noise[telling]))
+    deviation = float(off[telling].mean()) * count / max(count - 1, 1)
+    scales = {giving[k].client: min(1.0, (usual / max(noise[k], 1e-300)) ** 0.5) for k in telling}
+    pairs = [k for k in telling if whole[k] > 0]
+    agreed = float(np.median(common[pairs] / whole[pairs])) if pairs else None
+    return Noise(min(usual / max(deviation, 1e-300), 1.0), agreed, scales)
+
+
+def _in_common(replicates: Sequence[LowRankUpdate]) -> tuple[float, float]:
+    """Mean inner product of two of at least two replicates, and their mean energy."""
+    count, energies = len(replicates), sum(map(energy, replicates))
+    pairs = energy(_combined(replicates, [1.0] * count)) - energies
+    return pairs / (count * (count - 1)), energies / count
+
+
+def energy(update: LowRankUpdate) -> float:
+    """||Delta||_F^2 from the factors, without the product."""
+    down = update.down * update.scale
+    return float(((update.up.T @ update.up) * (down @ down.T)).sum().clamp_min(0))
+
+
+def _mean(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
+    return _combined(updates, [1 / len(updates)] * len(updates))
+
+
+def _scaled_difference(
+    updates: Sequence[LowRankUpdate], which: int, factor: float
+) -> LowRankUpdate:
+    share = [factor * ((r == which) - 1 / len(updates)) for r in range(len(updates))]
+    return _combined(updates, share)
+
+
+def _combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowRankUpdate:
+    """sum_r f_r Delta_r, in stacked factors."""
+    import torch
+
+    from clair_cli.update import LowRankUpdate
+
+    up = torch.cat([u.up for u in updates], dim=1)
+    down = torch.cat([u.down * (u.scale * f) for u, f in zip(updates, factors, strict=True)], dim=0)
+    return LowRankUpdate(up, down)

@@ -1,0 +1,27 @@
+"""One matrix-valued update in factors. It holds tensors and needs no torch to be imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRankUpdate:
+    """Delta W (d_out, d_in) = scale * up @ down, with up (d_out, r) and down (r, d_in)."""
+
+    up: Tensor
+    down: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of `up`; the rank of the product is at most this."""
+        return self.up.shape[1]
+
+    def dense(self) -> Tensor:
+        """The product as a (d_out, d_in) tensor: for tests and small matrices."""
+        return self.scale * (self.up @ self.down)

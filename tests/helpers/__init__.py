@@ -1,0 +1,1 @@
+"""What several tests need: adapters, cohorts, commands, and the truth to compare with."""
