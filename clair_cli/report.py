@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from clair_cli.errors import UsageError
+from clair_cli.records import decode, encode, key
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 VerdictName = Literal["benign", "suspicious", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 LADDER = (*VERDICTS, "never")
@@ -42,19 +43,19 @@ class ModuleFinding:
 class Verdict:
     """What is said of one client; contaminated when score >= limit.
 
-    `verdict` is None only in a report whose status is "no_verdict".
+    `verdict` is None only in a report whose status is "no_verdict". `stability` is the share of the
+    other clients without whom, one at a time, the verdict is the same; `depends_on` are clients without
+    whom it would be another one, five at most.
     """
 
-    client: str
+    client: str = field(metadata=key("id"))
     verdict: VerdictName | None
     score: float | None = None
     limit: float | None = None
+    stability: float | None = None
+    depends_on: tuple[str, ...] = ()
     reasons: tuple[Reason, ...] = ()
     modules: tuple[ModuleFinding, ...] = ()
-    stability: float | None = None
-    """Share of the other clients without whom, one at a time, the verdict is the same."""
-    depends_on: tuple[str, ...] = ()
-    """Clients without whom it would be another one, five at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +69,155 @@ class ModuleSummary:
     left_out: float
 
 
+InitialisationName = Literal["shared", "independent", "mixed", "none"]
+"""How the clients' first A relate; none: plain matrices, which have no A."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """What the verdicts were measured against.
+
+    `clients` count in it. `row_overlap` is the median mean squared cosine of two members' row spaces;
+    `agreement` and `spread` are the members' usual agreement and its robust deviation relative to
+    that; `common` is the share of their energy that their mean carries, `explained` what the shared
+    part explains; `margin` is the gap between the least score that convicts and the largest that does
+    not, None where nobody is convicted.
+    """
+
+    clients: int
+    initialisation: InitialisationName
+    row_overlap: float
+    agreement: float
+    spread: float
+    common: float
+    explained: float
+    margin: float | None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SolverRun:
+    """How the decomposition ended.
+
+    `gap` is the last relative change of the objective and `start` the group it grew from. `refitted`:
+    the verdicts' own members differ from the solver's, and M and U were fitted to them directly.
+    """
+
+    status: Literal["converged", "iteration limit"]
+    iterations: int
+    gap: float | None
+    start: str
+    refitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """What holds of the clients together; `consensus` and `solver` are None without a verdict."""
+
+    findings: tuple[Reason, ...] = ()
+    modules: tuple[ModuleSummary, ...] = ()
+    consensus: Consensus | None = None
+    solver: SolverRun | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefinedClient:
+    """One adapter written: `path` below OUT, and per adapter norm what changed and what was cut off.
+
+    `deviation` is its distance to the mean over its norm, `averaged_away` the share of that energy
+    which was taken, `unchanged` that its bytes were kept.
+    """
+
+    client: str = field(metadata=key("id"))
+    path: str
+    rank: int
+    truncation_error: float
+    change: float
+    strength: float | None = None
+    weight: float | None = None
+    deviation: float | None = None
+    averaged_away: float | None = None
+    unchanged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RefinedModule:
+    """One module: directions in which clients keep their own, and leading shares of their deviations."""
+
+    name: str
+    subspace_rank: float
+    spectrum: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAdapter:
+    """The mean of the benign clients, written with the config of the client `template`."""
+
+    path: str
+    template: str
+    truncation_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What averaging does to the error, in units of the clients' deviations.
+
+    `break_even` is the share of estimation error above which it gains; `noise` and `gain` need
+    replicates.
+    """
+
+    gain_if_noise: float
+    loss_if_difference: float
+    break_even: float
+    noise: float | None = None
+    gain: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """What was done to whom: the strength applied, what it rests on, and every adapter written.
+
+    `strength` is the share taken of a client's weak directions, `inside` of those it keeps, `gain` by
+    how much the mean is enlarged. `knowledge` says what these rest on. `spectrum` are the shares of
+    the clients' variation, with its largest `gap` after `gap_after` of them.
+    """
+
+    strength: float
+    inside: float | None = None
+    side: str | None = None
+    gain: float | None = None
+    knowledge: str | None = None
+    replicates_agree: float | None = None
+    averaged_away: float = 0.0
+    subspace_ranks: tuple[int, ...] = ()
+    initialisation: str | None = None
+    common_share: float | None = None
+    spread: float | None = None
+    spectrum: tuple[float, ...] = ()
+    gap: float | None = None
+    gap_after: int | None = None
+    expected: Expected | None = None
+    max_lora_rank: int | None = None
+    modules: tuple[RefinedModule, ...] = ()
+    clients: tuple[RefinedClient, ...] = ()
+    mean: GlobalAdapter | None = field(default=None, metadata=key("global"))
+    warnings: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything a reader may see; equal inputs and settings give equal reports outside `run`."""
 
-    tool: Mapping[str, str]
+    tool: Mapping[str, Any]
     run: Mapping[str, Any]
     inputs: Mapping[str, Any]
     settings: Mapping[str, Any]
     status: Literal["complete", "no_verdict"]
     exit_code: int
-    findings: tuple[Reason, ...] = ()
-    modules: tuple[ModuleSummary, ...] = ()
-    consensus: Mapping[str, Any] | None = None
-    """What the verdicts were measured against; None without a verdict."""
+    population: Population = Population()
     clients: tuple[Verdict, ...] = ()
-    refinement: Mapping[str, Any] | None = None
+    refinement: Refinement | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer 1.x report: kept, so that nothing is lost on the way through."""
 
@@ -108,69 +242,12 @@ def gated(report: Report, fail_on: str) -> Report:
 
 def to_dict(report: Report) -> dict[str, Any]:
     """The report as JSON-ready values, in the order of the contract, floats to 9 digits."""
-    known = {
-        "schema_version": SCHEMA_VERSION,
-        "tool": report.tool,
-        "run": report.run,
-        "inputs": report.inputs,
-        "settings": report.settings,
-        "status": report.status,
-        "exit_code": report.exit_code,
-        "counts": report.counts,
-        "population": {
-            "findings": [_reason(r) for r in report.findings],
-            "modules": [
-                {
-                    "name": m.name,
-                    "shape": list(m.shape),
-                    "shared_rank": m.shared_rank,
-                    "explained": m.explained,
-                    "left_out": m.left_out,
-                }
-                for m in report.modules
-            ],
-            "consensus": report.consensus,
-        },
-        "clients": [_client(c) for c in report.clients],
-        "refinement": report.refinement,
-    }
-    rounded: dict[str, Any] = _round(known | dict(report.extra))
-    return rounded
-
-
-def _reason(reason: Reason) -> dict[str, Any]:
-    return {
-        "code": reason.code,
-        "message": reason.message,
-        "value": reason.value,
-        "limit": reason.limit,
-    }
-
-
-def _client(c: Verdict) -> dict[str, Any]:
-    return {
-        "id": c.client,
-        "verdict": c.verdict,
-        "score": c.score,
-        "limit": c.limit,
-        "stability": c.stability,
-        "depends_on": list(c.depends_on),
-        "reasons": [_reason(r) for r in c.reasons],
-        "modules": [
-            {"name": m.name, "residual": m.residual, "norm": m.norm, "score": m.score}
-            for m in c.modules
-        ],
-    }
-
-
-def _round(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.9g}")
-    if isinstance(value, Mapping):
-        return {k: _round(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_round(v) for v in value]
-    return value
+    found: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    for name, value in encode(report).items():
+        found[name] = value
+        if name == "exit_code":
+            found["counts"] = report.counts
+    return found
 
 
 def from_dict(data: Any) -> Report:
@@ -185,10 +262,11 @@ def from_dict(data: Any) -> Report:
             raise UsageError(
                 f"report: schema_version {data['schema_version']!r} is not 1.x; use a newer clair"
             )
-        report = _parse(data)
+        known = {k: v for k, v in data.items() if k not in ("schema_version", "counts")}
+        report = decode(Report, known)
         _check(report)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UsageError(f"report: not a clair report ({type(error).__name__}: {error})") from error
+        raise UsageError(f"report: not a clair report ({error})") from error
     return report
 
 
@@ -202,7 +280,6 @@ def _check_depth(value: Any, left: int) -> None:
 
 def _check(report: Report) -> None:
     """What the renderers and the gate rely on, beyond the types. Raises ValueError."""
-    _one_of("status", report.status, ("complete", "no_verdict"))
     _one_of("fail_on", report.settings["fail_on"], LADDER)
     for strength in report.settings.get("path") or ():
         if strength != "auto":
@@ -220,85 +297,6 @@ def _one_of(what: str, value: Any, known: tuple[Any, ...]) -> None:
         raise ValueError(f"unknown {what} {str(value)[:40]!r}")
 
 
-def _parse(data: Mapping[str, Any]) -> Report:
-    known = {f.name for f in fields(Report)} | {"schema_version", "counts", "population"}
-    return Report(
-        tool=dict(data["tool"]),
-        run=dict(data["run"]),
-        inputs=dict(data["inputs"]),
-        settings=dict(data["settings"]),
-        status=data["status"],
-        exit_code=int(data["exit_code"]),
-        findings=tuple(map(_parse_reason, data["population"]["findings"])),
-        modules=tuple(
-            ModuleSummary(
-                str(m["name"]),
-                (int(m["shape"][0]), int(m["shape"][1])),
-                int(m["shared_rank"]),
-                _finite(m["explained"]),
-                _finite(m["left_out"]),
-            )
-            for m in data["population"]["modules"]
-        ),
-        consensus=_parse_consensus(data["population"].get("consensus")),
-        clients=tuple(map(_parse_client, data["clients"])),
-        refinement=_parse_refinement(data["refinement"]),
-        extra={k: v for k, v in data.items() if k not in known},
-    )
-
-
-def _parse_reason(data: Mapping[str, Any]) -> Reason:
-    value, limit = _number(data["value"]), _number(data["limit"])
-    return Reason(str(data["code"]), str(data["message"]), value, limit)
-
-
-def _parse_client(data: Mapping[str, Any]) -> Verdict:
-    return Verdict(
-        client=str(data["id"]),
-        verdict=data["verdict"],
-        score=_number(data["score"]),
-        limit=_number(data["limit"]),
-        reasons=tuple(map(_parse_reason, data["reasons"])),
-        modules=tuple(
-            ModuleFinding(str(m["name"]), *(_finite(m[k]) for k in ("residual", "norm", "score")))
-            for m in data["modules"]
-        ),
-        stability=_number(data.get("stability")),
-        depends_on=tuple(map(str, data.get("depends_on", ()))),
-    )
-
-
-def _parse_consensus(data: Any) -> Mapping[str, Any] | None:
-    """Passed on as it is, once what a renderer shows is known to be there."""
-    if data is None:
-        return None
-    _one_of("initialisation", data["initialisation"], ("shared", "independent", "mixed", "none"))
-    _number(data["margin"])
-    _finite(data["explained"])
-    return dict(data)
-
-
-def _parse_refinement(data: Any) -> Mapping[str, Any] | None:
-    """Passed on as it is, once what a renderer shows is known to be there."""
-    if data is None:
-        return None
-    if not all(isinstance(c[name], str) for c in data["clients"] for name in ("id", "path")):
-        raise ValueError("expected a name and a folder for every refined client")
-    shown = [data["strength"], data["averaged_away"], *data["subspace_ranks"]]
-    shown += [data[name] for name in ("inside", "gain") if data.get(name) is not None]
-    shown += [c["strength"] for c in data["clients"] if "strength" in c]
-    for number in [*shown, *(c["truncation_error"] for c in data["clients"])]:
-        _finite(number)
-    if not all(isinstance(text, str) for text in data.get("warnings", [])):
-        raise ValueError("expected sentences as warnings")
-    return dict(data)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else _finite(value)
-
-
-def _finite(value: Any) -> float:
+def _finite(value: Any) -> None:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"expected a finite number, found {str(value)[:40]!r}")
-    return float(value)

@@ -69,8 +69,8 @@ def test_same_makes_a_client_of_other_modules_broken_and_names_one(
     assert all(f"{name!r}" in reason.message for name in named)
     assert f"{2 if change is other else 1} in all" in reason.message
     assert {c.verdict for c in report.clients if c.client != ODD} == {"benign"}
-    assert len(report.modules) == 14  # the others are compared on all that they share
-    assert "CLR304" not in {f.code for f in report.findings}
+    assert len(report.population.modules) == 14  # the others are compared on all that they share
+    assert "CLR304" not in {f.code for f in report.population.findings}
     assert report.exit_code == 1
 
 
@@ -81,9 +81,9 @@ def test_by_default_the_shared_modules_are_compared_and_the_rest_is_said_not_to_
     report = detect(cohort(tmp_path / "round", change), SHARED)
     assert SHARED.modules == Settings().modules == "shared"
     assert {c.verdict for c in report.clients} == {"benign"}
-    assert len(report.modules) == shared
-    assert not {MISSING, EXTRA}.issubset({m.name for m in report.modules})
-    (finding,) = [f for f in report.findings if f.code == "CLR304"]
+    assert len(report.population.modules) == shared
+    assert not {MISSING, EXTRA}.issubset({m.name for m in report.population.modules})
+    (finding,) = [f for f in report.population.findings if f.code == "CLR304"]
     assert f"compared on the {shared} of {union} that all share" in finding.message
     assert "the others are not judged" in finding.message
     assert report.exit_code == 0
@@ -96,7 +96,7 @@ def test_a_client_that_shares_less_than_half_is_broken_in_both(
     report = detect(cohort(tmp_path / "round", few), settings)
     assert set(broken(report)) == {ODD}
     assert [r.code for r in broken(report)[ODD].reasons] == ["CLR107"]
-    assert len(report.modules) == 14
+    assert len(report.population.modules) == 14
 
 
 @pytest.mark.parametrize("settings", [SHARED, SAME], ids=["shared", "same"])
@@ -105,7 +105,7 @@ def test_clients_of_equal_modules_are_judged_the_same_in_both(
 ) -> None:
     report = detect(cohort(tmp_path / "round"), settings)
     assert {c.verdict for c in report.clients} == {"benign"}
-    assert report.findings == ()
+    assert report.population.findings == ()
 
 
 def test_same_goes_by_most_clients(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_same_goes_by_most_clients(tmp_path: Path) -> None:
     report = detect(cohort(tmp_path / "round", *[less] * 5), SAME)
     assert set(broken(report)) == {"client-01"}
     assert f"{MISSING!r} is extra" in broken(report)["client-01"].reasons[0].message
-    assert len(report.modules) == 13
+    assert len(report.population.modules) == 13
 
 
 def test_the_option_reaches_the_gate_and_the_report(tmp_path: Path) -> None:

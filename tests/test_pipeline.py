@@ -112,7 +112,7 @@ def test_peft_computes_base_plus_the_intended_update(rank: int | None, tmp_path:
     ids = torch.randint(0, 24, (4, 20), generator=torch.Generator().manual_seed(0))
     wanted = intended(0.5, 2, BENIGN)
     base = logits_of_base_plus({}, ids)
-    done = {c["id"]: c for c in report.refinement["clients"]} if report.refinement else {}
+    done = {c.client: c for c in report.refinement.clients} if report.refinement else {}
     assert set(done) == set(BENIGN)
     for client in BENIGN[:3]:
         found = logits_by_peft(tmp_path / "out" / client, ids)
@@ -192,7 +192,7 @@ def test_every_dtype_is_written_as_it_was_read_and_extras_are_untouched(
 def test_strength_zero_writes_what_was_read_byte_for_byte(tmp_path: Path) -> None:
     report = refine(SAMPLES, tmp_path / "out", Settings(strength=0.0))
     assert report.refinement is not None
-    assert [c["unchanged"] for c in report.refinement["clients"]] == [True] * 6
+    assert [c.unchanged for c in report.refinement.clients] == [True] * 6
     for client in BENIGN:
         for file in ("adapter_model.safetensors", "adapter_config.json"):
             own = (SAMPLES / client / file).read_bytes()
@@ -221,8 +221,8 @@ def test_clients_of_different_modules_are_compared_on_what_they_share(tmp_path: 
     tensors = {k: t for k, t in load_file(file).items() if "layers.1.mlp.up_proj" not in k}
     save_file(tensors, file, {"format": "pt"})
     report = refine(source, tmp_path / "out")
-    assert "CLR304" in {f.code for f in report.findings}
-    assert len(report.modules) == 13
+    assert "CLR304" in {f.code for f in report.population.findings}
+    assert len(report.population.modules) == 13
     own = load_file(source / "client-01" / "adapter_model.safetensors")
     after = load_file(tmp_path / "out" / "client-01" / "adapter_model.safetensors")
     for key in own:

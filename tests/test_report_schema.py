@@ -179,7 +179,7 @@ def test_a_report_of_schema_1_0_is_accepted_and_read() -> None:
             del client[field]
     assert valid(data)
     report = from_dict(data)
-    assert report.consensus is None
+    assert report.population.consensus is None
     assert {c.stability for c in report.clients} == {None}
     assert "refined 3 clients" in render(report)
 

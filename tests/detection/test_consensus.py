@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from clair_cli import Report, Settings, detect, from_dict, to_dict
 from clair_cli.renderers import RENDERERS, text
+from clair_cli.report import Consensus
 from tests.helpers.builders import orthonormal
 from tests.helpers.commands import CLIENTS, CONTAMINATED, SAMPLES, WEIGHTS, samples
 from tests.test_report_schema import VALIDATOR
@@ -43,38 +44,38 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def test_the_consensus_of_the_samples(shared: Report) -> None:
-    found = shared.consensus
+    found = shared.population.consensus
     assert found is not None
-    assert found["clients"] == len(CLIENTS) - len(CONTAMINATED) == 6
-    assert found["initialisation"] == "shared"
-    assert found["row_overlap"] > 0.5
-    assert 0 < found["common"] < found["explained"] < 1
-    assert found["agreement"] > 0
-    assert found["margin"] > 0
+    assert found.clients == len(CLIENTS) - len(CONTAMINATED) == 6
+    assert found.initialisation == "shared"
+    assert found.row_overlap > 0.5
+    assert 0 < found.common < found.explained < 1
+    assert found.agreement > 0
+    assert found.margin > 0
     assert "6 clients" not in text.render(shared).splitlines()[0]
     assert "shared initialisation" in text.render(shared).splitlines()[0]
 
 
 def test_the_margin_is_that_of_the_verdicts(shared: Report) -> None:
-    assert shared.consensus is not None
+    assert shared.population.consensus is not None
     bad = [c.score or 0 for c in shared.clients if c.verdict == "contaminated"]
     good = [c.score or 0 for c in shared.clients if c.verdict != "contaminated"]
     assert (len(bad), len(good)) == (2, 6)
-    assert shared.consensus["margin"] == pytest.approx(min(bad) - max(good))
+    assert shared.population.consensus.margin == pytest.approx(min(bad) - max(good))
 
 
 def test_row_spaces_of_their_own_are_independent_initialisations(
     shared: Report, turned: Report
 ) -> None:
     """A rotation of the input leaves the outputs' agreement and takes the common part away."""
-    before, after = shared.consensus, turned.consensus
+    before, after = shared.population.consensus, turned.population.consensus
     assert before is not None
     assert after is not None
-    assert after["initialisation"] == "independent"
-    assert after["row_overlap"] == pytest.approx(8 / 64, abs=0.03)  # r / d_in
-    assert after["agreement"] == pytest.approx(before["agreement"], abs=1e-4)
-    assert after["spread"] == pytest.approx(before["spread"], abs=1e-4)
-    assert after["common"] < 0.05 < before["common"]
+    assert after.initialisation == "independent"
+    assert after.row_overlap == pytest.approx(8 / 64, abs=0.03)  # r / d_in
+    assert after.agreement == pytest.approx(before.agreement, abs=1e-4)
+    assert after.spread == pytest.approx(before.spread, abs=1e-4)
+    assert after.common < 0.05 < before.common
     assert "independent initialisation" in text.render(turned).splitlines()[0]
 
 
@@ -90,16 +91,16 @@ def test_verdicts_do_not_need_one_initialisation(shared: Report, seed: int, tmp_
 def test_a_cohort_of_honest_clients_has_a_consensus_and_no_margin(tmp_path: Path) -> None:
     honest = tuple(c for c in CLIENTS if c not in CONTAMINATED)
     report = detect(samples(tmp_path / "round", honest), SETTINGS)
-    assert report.consensus is not None
-    assert report.consensus["clients"] == 6
-    assert report.consensus["margin"] is None
+    assert report.population.consensus is not None
+    assert report.population.consensus.clients == 6
+    assert report.population.consensus.margin is None
     VALIDATOR.validate(to_dict(report))
 
 
 def test_without_a_verdict_there_is_no_consensus(tmp_path: Path) -> None:
     report = detect(samples(tmp_path / "round", CLIENTS[:2]), SETTINGS)
     assert report.status == "no_verdict"
-    assert report.consensus is None
+    assert report.population.consensus is None
     assert "initialisation" not in text.render(report)
 
 
@@ -112,12 +113,11 @@ def test_the_block_is_in_the_schema_and_comes_back(
     VALIDATOR.validate(data)
     assert data["population"]["consensus"]["clients"] == 6
     back = from_dict(data)
-    assert back.consensus is not None
-    assert report.consensus is not None
-    assert back.consensus.keys() == report.consensus.keys()
-    for key, value in report.consensus.items():
-        wanted = pytest.approx(value, rel=1e-8) if isinstance(value, float) else value
-        assert back.consensus[key] == wanted
+    assert back.population.consensus is not None
+    assert report.population.consensus is not None
+    for field in fields(Consensus):
+        there, value = (getattr(r.population.consensus, field.name) for r in (back, report))
+        assert there == (pytest.approx(value, rel=1e-8) if isinstance(value, float) else value)
     assert to_dict(back) == data
 
 

@@ -218,7 +218,7 @@ def test_magnitudes_are_judged_beside_the_factors(tmp_path: Path) -> None:
             tensors[key] = tensors[key] + 0.5 * random(WIDTH, seed=99).float()
     file.write_bytes(save(tensors, {"format": "pt"}))
     report = detect(folder)
-    judged = {m.name for m in report.modules}
+    judged = {m.name for m in report.population.modules}
     assert judged == {*MODULES, *(f"{m}.lora_magnitude_vector" for m in MODULES)}
     worst = max(report.clients, key=lambda c: c.score or 0)
     assert worst.client == "client-2"

@@ -187,7 +187,9 @@ def test_a_rank_padded_with_zeros_changes_nothing(
         change_config(folder / client, r=12, lora_alpha=24)
         assert {u.rank for u in open_adapter(folder / client).updates.values()} == {12}
     report = detect(folder, CPU)
-    assert ("CLR304" in {f.code for f in report.findings}) == (every == 2)  # ranks differ
+    assert ("CLR304" in {f.code for f in report.population.findings}) == (
+        every == 2
+    )  # ranks differ
     assert_equal(said(report), shipped, ROUNDING)
 
 

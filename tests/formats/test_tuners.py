@@ -304,10 +304,10 @@ def test_an_adapter_that_nothing_was_taken_from_is_not_called_unchanged(tmp_path
     folder = cohort(tmp_path / "round")
     report = refine(folder, tmp_path / "out", Settings(strength=0.0))
     assert report.refinement is not None
-    assert [c["unchanged"] for c in report.refinement["clients"]] == [False] * 6
-    for client in report.refinement["clients"]:
-        one = open_adapter(folder / client["id"])
-        other = open_adapter(tmp_path / "out" / client["path"])
+    assert [c.unchanged for c in report.refinement.clients] == [False] * 6
+    for client in report.refinement.clients:
+        one = open_adapter(folder / client.client)
+        other = open_adapter(tmp_path / "out" / client.path)
         assert (one.format, other.format) == ("loha", "peft")
         wanted = read_update(one, "0").dense()
         torch.testing.assert_close(read_update(other, "0").dense(), wanted, rtol=1e-5, atol=1e-6)

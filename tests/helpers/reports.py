@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from clair_cli.report import ModuleFinding, ModuleSummary, Reason, Report, Verdict, gated
+from clair_cli.records import decode
+from clair_cli.report import (
+    Consensus,
+    ModuleFinding,
+    ModuleSummary,
+    Population,
+    Reason,
+    Refinement,
+    Report,
+    SolverRun,
+    Verdict,
+    gated,
+)
 
 MODULES = ("layers.0.q_proj", "layers.1.q_proj")
 SHA = "0123456789abcdef" * 4
@@ -21,8 +33,8 @@ def client(name: str, verdict: Any, score: float | None, *reasons: Reason) -> Ve
         verdict,
         score,
         score and 3.0,
-        reasons,
-        tuple(modules if score else ()),
+        reasons=reasons,
+        modules=tuple(modules if score else ()),
         stability=score and 0.25,
         depends_on=("client-2", "client-10") if verdict == "contaminated" else (),
     )
@@ -78,16 +90,16 @@ REFINEMENT = {
     "global": {"path": "global", "template": "client-1", "truncation_error": 0.1},
     "warnings": ["the rank written cuts off much of the change"],
 }
-CONSENSUS = {
-    "clients": 4,
-    "initialisation": "independent",
-    "row_overlap": 1 / 6,
-    "agreement": 0.31,
-    "spread": 0.2,
-    "common": 0.4,
-    "explained": 2 / 3,
-    "margin": 7.8,
-}
+CONSENSUS = Consensus(
+    clients=4,
+    initialisation="independent",
+    row_overlap=1 / 6,
+    agreement=0.31,
+    spread=0.2,
+    common=0.4,
+    explained=2 / 3,
+    margin=7.8,
+)
 ENVIRONMENT = {
     "python": "3.12.1",
     "system": "Linux x86_64",
@@ -114,11 +126,14 @@ COMPLETE = gated(
         settings={"fail_on": "contaminated", "limit": 3.0, "suspicious": 2.0, "seed": 0},
         status="complete",
         exit_code=0,
-        findings=(Reason("CLR305", "benign clients differ widely from each other", 0.2, 0.12),),
-        modules=tuple(ModuleSummary(m, (64, 48), 3 - i, 2 / 3, 0.0) for i, m in enumerate(MODULES)),
-        consensus=CONSENSUS,
+        population=Population(
+            (Reason("CLR305", "benign clients differ widely from each other", 0.2, 0.12),),
+            tuple(ModuleSummary(m, (64, 48), 3 - i, 2 / 3, 0.0) for i, m in enumerate(MODULES)),
+            CONSENSUS,
+            SolverRun("converged", 12, 1e-7 / 3, "agreement", False),
+        ),
         clients=CLIENTS,
-        refinement=REFINEMENT,
+        refinement=decode(Refinement, REFINEMENT),
     ),
     "contaminated",
 )
@@ -127,9 +142,7 @@ NO_VERDICT = gated(
         COMPLETE,
         status="no_verdict",
         refinement=None,
-        modules=(),
-        consensus=None,
-        findings=(Reason("CLR301", "2 usable clients, at least 3 are needed"),),
+        population=Population((Reason("CLR301", "2 usable clients, at least 3 are needed"),)),
         clients=(client("client-1", None, None), client("client-2", None, None), CLIENTS[-1]),
     ),
     "contaminated",
@@ -151,8 +164,10 @@ def hostile() -> Report:
     return replace(
         COMPLETE,
         clients=tuple(clients),
-        refinement={**REFINEMENT, "warnings": [HOSTILE]},
+        refinement=replace(COMPLETE.refinement, warnings=(HOSTILE,))
+        if COMPLETE.refinement
+        else None,
         run={**COMPLETE.run, "command": HOSTILE, "environment": ENVIRONMENT | {"device": HOSTILE}},
         inputs={"root": HOSTILE, "clients": []},
-        findings=(Reason("CLR305", HOSTILE),),
+        population=replace(COMPLETE.population, findings=(Reason("CLR305", HOSTILE),)),
     )
