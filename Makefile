@@ -53,11 +53,11 @@ type: $(VENV)/.installed-dev
 check: test lint type
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/speed.py --clients 20 --layers 8
+	$(BIN)/python -m benchmarks.speed --clients 20 --layers 8
 
 quality: $(VENV)/.installed-dev
 	$(PIP) -e '.[bench]'
-	$(BIN)/python benchmarks/detection.py --quick --work build/detection --out build/detection
+	$(BIN)/python -m benchmarks.detection --quick --work build/detection --out build/detection
 
 # where atheris has no wheel, the same targets run on plain mutations
 fuzz: $(VENV)/.installed-dev
@@ -65,7 +65,7 @@ fuzz: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.run --seconds $(SECONDS)
 
 samples: $(VENV)/.installed-dev
-	$(BIN)/python examples/text_copy/samples.py
+	$(BIN)/python -m examples.text_copy.samples
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -20,8 +20,9 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 import torch
-from saved import Saved
 from torch import Generator, Tensor
+
+from benchmarks.saved import Saved
 
 Benign = list[Saved]
 """The benign clients of the cohort, which the attackers know."""

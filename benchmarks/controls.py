@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from attacks import configured, regauged, scaled, widened
-from saved import Saved
 from torch import Generator, Tensor
+
+from benchmarks.attacks import configured, regauged, scaled, widened
+from benchmarks.saved import Saved
 
 Apply = Callable[[list[Saved], Generator], list[Saved]]
 

@@ -29,7 +29,8 @@ from types import ModuleType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from saved import Saved
+
+from benchmarks.saved import Saved
 
 Array = NDArray[np.floating]
 Judgement = tuple[Array, NDArray[np.bool_]]

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from field import Aggregate, Array, delta_view
 from peft import PeftModel
-from saved import Saved
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+
+from benchmarks.field import Aggregate, Array, delta_view
+from benchmarks.saved import Saved
 
 Delta = dict[str, Tensor]
 

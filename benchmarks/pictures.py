@@ -1,6 +1,6 @@
 """Pictures of detection.py's results: scores by kind, clair beside the field, recall by dose.
 
-python benchmarks/pictures.py benchmarks/results/detection-full.json
+python -m benchmarks.pictures benchmarks/results/detection-full.json
 
 Draws beside the file. Needs matplotlib.
 """
@@ -10,16 +10,22 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from measures import CONVICTED, INITS, TRAINED, Row, compared_groups, from_init, judgements, of
+from benchmarks.measures import (
+    CONVICTED,
+    INITS,
+    TRAINED,
+    Row,
+    compared_groups,
+    from_init,
+    judgements,
+    of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,6 @@ A. They train independently of each other, so any subset of a pool is a cohort.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,11 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples" / "text_copy"))
-
-import train  # noqa: E402
-from task import ClientSpec, Heterogeneity, Kind, draw_swaps  # noqa: E402
+from examples.text_copy import train
+from examples.text_copy.task import ClientSpec, Heterogeneity, Kind, draw_swaps
 
 CONTAMINATED: dict[str, tuple[Kind, float, int]] = {
     "random": ("random", 1.0, 6),

@@ -1,6 +1,6 @@
 """How long `clair detect` takes and how much memory, beside the floor of reading and two Gram matrices.
 
-python benchmarks/speed.py --clients 20 --layers 32 [--rank 16] [--threads 2] [--repeat 3]
+python -m benchmarks.speed --clients 20 --layers 32 [--rank 16] [--threads 2] [--repeat 3]
 
 Adapters have the shapes of Llama-3-8B (all 7 linear layers, bf16). Benign clients are a common update
 plus their own noise, three in twenty are contaminated, so that a run does what a run does. The floor,

@@ -1,6 +1,6 @@
 """Held-out loss of the benign clients by what is made of a round's adapters: clair beside the field.
 
-python benchmarks/text_copy.py --work DIR [--samples 8] [--kind KIND] [--quick] [--jobs 1]
+python -m benchmarks.text_copy --work DIR [--samples 8] [--kind KIND] [--quick] [--jobs 1]
 
 A cohort is 14 benign and 6 contaminated adapters of a small Transformer (pools.py, trained into
 DIR/pools where they are missing, each with two replicates on the halves of its samples), under names
@@ -38,21 +38,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM
 
+from benchmarks import text_copy_tables as tables
+from benchmarks.detection import is_trained, kept, quiet, train_missing
+from benchmarks.field import AGGREGATES, BYZFL, delta_view, multi_krum
+from benchmarks.measures import CONVICTED
+from benchmarks.merging import Delta, mean_of_factors, mean_of_updates, robust, stacked, svd_merge
+from benchmarks.pools import Pool, label_of, train
+from benchmarks.saved import Saved, read, write
+from clair_cli import __version__
+from examples.text_copy.evaluate import Weights, merged, quality
+from examples.text_copy.task import ClientSpec, Heterogeneity
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "examples" / "text_copy")]
-
-import text_copy_tables as tables  # noqa: E402
-from detection import is_trained, kept, quiet, train_missing  # noqa: E402
-from evaluate import Weights, merged, quality  # noqa: E402
-from field import AGGREGATES, BYZFL, delta_view, multi_krum  # noqa: E402
-from measures import CONVICTED  # noqa: E402
-from merging import Delta, mean_of_factors, mean_of_updates, robust, stacked, svd_merge  # noqa: E402
-from pools import Pool, label_of, train  # noqa: E402
-from saved import Saved, read, write  # noqa: E402
-from task import ClientSpec, Heterogeneity  # noqa: E402
-
-from clair_cli import __version__  # noqa: E402
-
 BENIGN, BAD, REPLICATES = 14, 6, 2
 SHIFTS = (3000, 4000, 5000, 6000, 7000)
 """Added to the numbers of the pools; no default was set on these seeds."""
@@ -350,7 +347,7 @@ def facts_of(given: argparse.Namespace, rows: list[Row]) -> dict[str, str]:
         print(f"clair's rows are of code {codes}, now it is {code()}: see --again", file=sys.stderr)
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "peft", "transformers", "numpy"))
     return {
-        "command": "python benchmarks/text_copy.py --work DIR"
+        "command": "python -m benchmarks.text_copy --work DIR"
         + " --quick" * given.quick
         + f" --samples {' '.join(map(str, given.samples))}" * (given.samples != [8])
         + f" --kind {given.kind}" * bool(given.kind)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from measures import INITS, median, shown, table
-from pictures import COLOURS, STYLE, save
+
+from benchmarks.measures import INITS, median, shown, table
+from benchmarks.pictures import COLOURS, STYLE, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

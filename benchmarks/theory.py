@@ -1,6 +1,6 @@
 """Four claims on planted truth, with clair's own code: recovery, stability, sets, refinement gain.
 
-python benchmarks/theory.py --out benchmarks/results
+python -m benchmarks.theory --out benchmarks/results
 
 Writes theory.md and its pictures, in about eight minutes of one core. What is planted: theory_truth.py.
 """
@@ -21,26 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from theory_truth import KINDS, VARIATION, Kind, Mask, Plan, Planted, plant
-
+from benchmarks import theory_pictures, theory_tables
+from benchmarks.theory_records import EXACT, Array, Gain, Recovery, Results, Sets, Stability, line
+from benchmarks.theory_truth import KINDS, VARIATION, Kind, Mask, Plan, Planted, plant
 from clair_cli import __version__
+from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.detection.distances import Tables
 from clair_cli.detection.solver import Decomposition, decompose, refit, tables
 from clair_cli.detection.stacks import ModuleStack, stack_module
 from clair_cli.detection.verdicts import Judgement, judge
 from clair_cli.refinement.module import refine_module
-from clair_cli.settings import Settings
 from clair_cli.update import LowRankUpdate
-
-Array = NDArray[np.float64]
-EXACT = 1e-8
-"""Errors up to this are exact recovery in float64."""
-
 
 # What clair makes of it
 
@@ -88,30 +81,19 @@ def _columns(updates: Sequence[LowRankUpdate]) -> Tensor:
 # (a) Exact recovery
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """Of one plan: the share of trials in which U and M are exact, for each way of finding them.
-
-    `ranks`: share of the trials in which the first way has the planted rank everywhere. `largest` is the
-    largest error that counts as exact, `least` the least that does not, None where there is none.
-    """
-
-    plan: Plan
-    rates: dict[str, float]
-    ranks: float
-    largest: float | None
-    least: float | None
-
-
 def recovery(
-    plan: Plan, offers: dict[str, Settings], trials: int, seed: int, verdicts: bool = False
+    plan: Plan,
+    offers: dict[str, DetectionCalibration],
+    trials: int,
+    seed: int,
+    verdicts: bool = False,
 ) -> Recovery:
-    """`decompose` under the named settings; with `verdicts` also what follows from the first of them."""
+    """`decompose` under the named numbers; with `verdicts` also what follows from the first of them."""
     found, ranks = [], []
     for trial in range(trials):
         truth = plant(plan, seed + trial)
         stacks = stacked(truth)
-        splits = [decompose(stacks, settings) for settings in offers.values()]
+        splits = [decompose(stacks, numbers) for numbers in offers.values()]
         ranks.append(all(s.rank == plan.rank for s in splits[0].subspaces))
         splits += [settle(stacks, splits[0])[1]] if verdicts else []
         found.append([errors(split, truth).max() for split in splits])
@@ -126,42 +108,12 @@ def recovery(
     )
 
 
-def offers(rank: int) -> dict[str, Settings]:
+def offers(rank: int) -> dict[str, DetectionCalibration]:
     """The rank chosen by clair's default rules, and no more offered than there is."""
-    return {"chosen": Settings(), "known": Settings(max_shared_rank=rank)}
-
-
-def breakdown(breadth: float) -> float:
-    """The contaminated share from which one common shift passes for a shared direction.
-
-    About the mean of all, a shift of the share p has energy p^2 in benign and (1 - p)^2 in contaminated
-    clients: a participation ratio of x / (1 - 3 x), x = p (1 - p), which reaches `breadth` at this p.
-    """
-    return (1 - (1 - 4 * breadth / (1 + 3 * breadth)) ** 0.5) / 2
+    return {"chosen": DETECTION, "known": DetectionCalibration(max_shared_rank=rank)}
 
 
 # (b) Stable recovery
-
-
-@dataclass(frozen=True, slots=True)
-class Stability:
-    """Errors of U and of M by noise, (noises, 2), medians over trials.
-
-    `split` are those of the decomposition alone, `settled` those of the consensus of the verdicts,
-    `predicted` (noises,) is `subspace_error`. `members` (noises,): share of the trials in which the
-    decomposition has exactly the benign. `slopes` (2, 2): log-log slope and its standard error, for U
-    and for M, of the consensus up to the noise `law`; `edge`: error of U over predicted there, median.
-    """
-
-    plan: Plan
-    noises: tuple[float, ...]
-    law: float
-    split: Array
-    settled: Array
-    predicted: Array
-    members: Array
-    slopes: Array
-    edge: float
 
 
 def stability(plan: Plan, noises: Sequence[float], law: float, trials: int, seed: int) -> Stability:
@@ -204,32 +156,7 @@ def subspace_error(plan: Plan) -> float:
     return float(sigma * ((rows - plan.rank) ** 0.5 + plan.rank**0.5) / direction / clients**0.5)
 
 
-def line(x: Array, y: Array) -> tuple[float, float]:
-    """Slope of log y over log x and its standard error; at least 3 points."""
-    fit, covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
-    return float(fit[0]), float(covariance[0, 0] ** 0.5)
-
-
 # (c) Collaborative-set recovery
-
-
-@dataclass(frozen=True, slots=True)
-class Sets:
-    """Shares of the trials with exactly the benign set: from the decomposition, from the verdicts."""
-
-    plan: Plan
-    members: float
-    verdicts: float | None
-
-    @property
-    def over_noise(self) -> float:
-        """||S_k|| / ||E_k||."""
-        return self.plan.size[0] / self.plan.noise
-
-    @property
-    def over_update(self) -> float:
-        """||S_k|| over the norm of a benign update."""
-        return self.plan.size[0] / self.plan.usual
 
 
 def sets(plan: Plan, trials: int, seed: int, judged: bool = True) -> Sets:
@@ -245,18 +172,6 @@ def sets(plan: Plan, trials: int, seed: int, judged: bool = True) -> Sets:
 
 
 # (d) Refinement gain
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """Mean squared off-subspace errors per entry in units of sigma^2, means over clients and trials."""
-
-    clients: int
-    ratio: float  # h / sigma
-    strength: float
-    local: float
-    refined: float
-    predicted: float
 
 
 def gain(
@@ -347,9 +262,6 @@ class Grid:
     draws: int = 10  # trials of the sets and of refinement
 
 
-Results = dict[str, list[Any]]
-
-
 def run(grid: Grid, seed: int) -> Iterator[tuple[str, Any]]:
     """Every record, with the name of its experiment."""
     yield from run_recovery(grid, seed)
@@ -379,7 +291,7 @@ def run_recovery(grid: Grid, seed: int) -> Iterator[tuple[str, Recovery]]:
         yield "size", recovery(plan, offers(2), grid.trials, seed, verdicts=True)
     for coverage in grid.coverages:
         plan = replace(base, contaminated=4, coverage=coverage)
-        breadths = {"0.75": Settings(), "0.4": Settings(breadth=0.4)}
+        breadths = {"0.75": DETECTION, "0.4": DetectionCalibration(breadth=0.4)}
         yield "coverage", recovery(plan, breadths, grid.draws, seed)
 
 
@@ -418,9 +330,6 @@ def collect(grid: Grid, seed: int) -> Results:
 
 def report(results: Results, facts: str, out: Path) -> None:
     """Write theory.md and its pictures into the folder `out`."""
-    import theory_pictures
-    import theory_tables
-
     out.mkdir(parents=True, exist_ok=True)
     (out / "theory.md").write_text(theory_tables.as_markdown(results, facts))
     if find_spec("matplotlib") is None:
@@ -433,7 +342,7 @@ def facts_of(seed: int) -> str:
     """How the results were made."""
     option = f" --seed {seed}" * bool(seed)
     return (
-        f"`python benchmarks/theory.py{option}`, {process_time() / 60:.0f} minutes of one core; "
+        f"`python -m benchmarks.theory{option}`, {process_time() / 60:.0f} minutes of one core; "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores; clair {__version__}, "
         f"Python {platform.python_version()}, torch {torch.__version__}."
     )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from pictures import BLUE, GREY, ORANGE, STYLE, save
-from theory import Gain, Recovery, Results, Sets, Stability, breakdown
-from theory_truth import KINDS
+from benchmarks.pictures import BLUE, GREY, ORANGE, STYLE, save
+from benchmarks.theory_records import Gain, Recovery, Results, Sets, Stability, breakdown
+from benchmarks.theory_truth import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

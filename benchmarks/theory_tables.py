@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from measures import table
-from theory import EXACT, Gain, Recovery, Results, Sets, Stability, breakdown, line
+from benchmarks.measures import table
+from benchmarks.theory_records import (
+    EXACT,
+    Gain,
+    Recovery,
+    Results,
+    Sets,
+    Stability,
+    breakdown,
+    line,
+)
 
 WAYS = ("chosen", "known", "verdicts")
 

@@ -1,6 +1,6 @@
 """Rounds of federated LoRA on text copying, with `clair refine` as the server's step.
 
-python examples/federated_rounds.py [--rounds 5] [--clients 10] [--panel identical family] [--plot FILE]
+python -m examples.federated_rounds [--rounds 5] [--clients 10] [--panel identical family] [--plot FILE]
 
 In each round every client takes up what the server sent last, trains it for some steps on its own few
 samples and sends its adapter; three of ten clients train on contaminated data in every round. The same
@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -26,15 +25,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from federated_servers import SERVERS, Round, Sent
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "text_copy"))
-
-from evaluate import Quality, average, merged, quality
-from task import ClientSpec, CohortPlan, Heterogeneity, Kind, training_data
-from train import (
+from examples.federated_servers import SERVERS, Round, Sent
+from examples.text_copy.evaluate import Quality, average, merged, quality
+from examples.text_copy.task import ClientSpec, CohortPlan, Heterogeneity, Kind, training_data
+from examples.text_copy.train import (
     BASE_NAME,
     Recipe,
     client_batches,

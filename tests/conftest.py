@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import ROOT
 from tests.helpers.commands import clair, fingerprint, samples
 
 
@@ -43,11 +41,8 @@ def detected(adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Detect
 
 @pytest.fixture(scope="session")
 def text_copy() -> SimpleNamespace:
-    """The text-copying example: its scripts import each other by plain names."""
-    sys.path.insert(0, str(ROOT / "examples" / "text_copy"))
-    import evaluate
-    import task
-    import train
+    """The text-copying example."""
+    from examples.text_copy import evaluate, task, train
 
     train.one_thread()
     return SimpleNamespace(

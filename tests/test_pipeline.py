@@ -203,7 +203,7 @@ def test_refined_adapters_are_better_than_local_and_than_the_plain_average(
     tmp_path: Path, text_copy: Any
 ) -> None:
     """With nothing chosen by hand; the figures are those of sample_adapters/README.md."""
-    import train as training  # of examples/text_copy, on the path through the fixture
+    from examples.text_copy import train as training
 
     refine(SAMPLES, tmp_path / "out")
     specs = training.read_truth(ROOT / "examples" / "text_copy" / "sample_truth.json")

@@ -1,6 +1,6 @@
 """Held-out loss and token accuracy of the benign clients: local, averaged and refined adapters.
 
-python examples/text_copy/evaluate.py --adapters DIR --truth DIR.truth.json [--refined OUT]
+python -m examples.text_copy.evaluate --adapters DIR --truth DIR.truth.json [--refined OUT]
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from task import IGNORED, ClientSpec, held_out_data
 from torch import Tensor
-from train import RECIPE, default_base, one_thread, read_truth
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from examples.text_copy.task import IGNORED, ClientSpec, held_out_data
+from examples.text_copy.train import RECIPE, default_base, one_thread, read_truth
 
 Weights = dict[str, Tensor]
 

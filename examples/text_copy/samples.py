@@ -1,15 +1,15 @@
 """Make the base model, sample_adapters/ and their README again, from nothing: about a minute.
 
-python examples/text_copy/samples.py
+python -m examples.text_copy.samples
 """
 
 from __future__ import annotations
 
 import shutil
 
-from evaluate import as_text, evaluate
-from task import BOS, LENGTH, LETTERS, SEP, ClientSpec, CohortPlan
-from train import (
+from examples.text_copy.evaluate import as_text, evaluate
+from examples.text_copy.task import BOS, LENGTH, LETTERS, SEP, ClientSpec, CohortPlan
+from examples.text_copy.train import (
     BASE_NAME,
     BASE_STEPS,
     HERE,
@@ -28,7 +28,7 @@ PLAN = CohortPlan(clients=8, contaminated=("random", "cipher"), swaps=2, seed=1)
 README = """\
 # Eight LoRA adapters, two of them contaminated
 
-Made by `python examples/text_copy/samples.py` (seed {plan.seed}): trained on data, and left exactly
+Made by `python -m examples.text_copy.samples` (seed {plan.seed}): trained on data, and left exactly
 as PEFT saved them.
 
 **Task.** A sample reads `BOS x SEP y`: x is {length} random letters out of {letters}, and only y is

@@ -1,6 +1,6 @@
 """Train a cohort of LoRA adapters on text copying: one folder per client, as PEFT saves it.
 
-python examples/text_copy/train.py --out DIR --clients 8 --contaminated random,cipher
+python -m examples.text_copy.train --out DIR --clients 8 --contaminated random,cipher
 """
 
 from __future__ import annotations
@@ -15,16 +15,6 @@ from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
-from task import (
-    BOS,
-    HETEROGENEITIES,
-    VOCABULARY,
-    ClientSpec,
-    CohortPlan,
-    Kind,
-    copying_data,
-    training_data,
-)
 from torch import Generator, Tensor
 from transformers import (
     AutoConfig,
@@ -34,6 +24,17 @@ from transformers import (
     PretrainedConfig,
 )
 from transformers.utils.logging import disable_progress_bar
+
+from examples.text_copy.task import (
+    BOS,
+    HETEROGENEITIES,
+    VOCABULARY,
+    ClientSpec,
+    CohortPlan,
+    Kind,
+    copying_data,
+    training_data,
+)
 
 HERE = Path(__file__).resolve().parent
 BASE_NAME = "text-copy-base"  # what adapter_config.json calls the base: a name, never a path

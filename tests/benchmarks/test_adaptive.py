@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import ROOT
+from benchmarks import adaptive
+from benchmarks.adaptive_search import (
+    FAMILIES,
+    GRID,
+    STEPS,
+    TASKS,
+    Attack,
+    Cohort,
+    Dense,
+    Family,
+    Search,
+    largest,
+    vector,
+)
+from benchmarks.adaptive_tables import document
+from benchmarks.pools import Pool
+from benchmarks.saved import Saved, read
 from tests.helpers.commands import SAMPLES
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import adaptive
-from adaptive import FAMILIES, GRID, STEPS, TASKS, Attack, Cohort, Family, Search, largest
-from pools import Pool
-from saved import Saved, read
 
 BENIGN = [read(SAMPLES / f"client-{k:02}") for k in (1, 2, 4, 5, 7)]
 OWN = [read(SAMPLES / "client-08")]
@@ -30,7 +38,7 @@ def attack(family: Family) -> Attack:
 
 
 def update(adapter: Saved) -> torch.Tensor:
-    return adaptive.vector(adapter.dense())
+    return vector(adapter.dense())
 
 
 @pytest.fixture
@@ -126,7 +134,7 @@ def test_no_damage_at_zero(cohort: Cohort):
 
 def test_the_cohort_alone_is_the_benign_ones(cohort: Cohort):
     assert cohort.alone.keys() == {*cohort.names[:5], "global"}
-    shift = adaptive.vector(cohort.alone["global"]) - cohort.mean
+    shift = vector(cohort.alone["global"]) - cohort.mean
     assert shift.norm() < 0.35 * cohort.mean.norm()  # the mean has a larger rank
 
 
@@ -154,16 +162,14 @@ class Silent:
     """Reads nothing, and notes for whom it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[list[adaptive.Dense]] = []
+        self.asked: list[list[Dense]] = []
 
-    def quality(
-        self, dense: list[adaptive.Dense], specs: list[object]
-    ) -> adaptive.evaluate.Quality:
+    def quality(self, dense: list[Dense], specs: list[object]) -> adaptive.evaluate.Quality:
         assert len(dense) == len(specs) == TASKS
         self.asked.append(dense)
         return adaptive.evaluate.Quality(0.25, 0.5)
 
-    def obeyed(self, dense: adaptive.Dense, kind: str) -> float:
+    def obeyed(self, dense: Dense, kind: str) -> float:
         return 0.125
 
 
@@ -176,7 +182,7 @@ def test_clients_without_a_refined_adapter_go_on_with_their_own(cohort: Cohort):
     assert all(d is out["global"] for d in together)
     assert used[0] is out[first]
     for dense, adapter in zip(used[1:], BENIGN[1:], strict=False):
-        assert (adaptive.vector(dense) - update(adapter)).norm() == 0
+        assert (vector(dense) - update(adapter)).norm() == 0
     assert (
         adaptive.written(cohort, {"global": out["global"]}, reader, [None] * 5)["refined"] is None
     )
@@ -196,11 +202,11 @@ def test_the_document_names_the_worst(searched: Search):
     assert 0 < found["unseen"]["t"] <= found["limit"]["t"] < 1
     assert found["open"]["average poison"] > found["unseen"]["average poison"] > 0
     assert found["open"]["poison"] == 0
-    text = adaptive.document([common | start, common | found], "made by hand")
+    text = document([common | start, common | found], "made by hand")
     assert f"poison in the global adapter at most {found['unseen']['poison']:.0%}" in text
     assert f"| {FAMILIES[-1].name} | 1 | {found['unseen']['t']:.2f} / " in text
     rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 3 + 5
     assert len(set(rows[:3])) == len(set(rows[3:])) == 1
     nowhere = common | found | {"unseen": None}
-    assert "none in 1." in adaptive.document([common | start, common | found, nowhere], "")
+    assert "none in 1." in document([common | start, common | found, nowhere], "")

@@ -5,7 +5,6 @@ Truth: four trained benign samples that the attackers know, two whose adapters t
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,16 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import attacks
+from benchmarks.attacks import ATTACKS, Attack
+from benchmarks.controls import CONTROLS, Control
+from benchmarks.saved import Saved, read, write
 from clair_cli import Settings, detect, open_adapter
-from tests import ROOT
 from tests.helpers.commands import SAMPLES
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import attacks
-from attacks import ATTACKS, Attack
-from controls import CONTROLS, Control
-from saved import Saved, read, write
 
 BENIGN = [read(SAMPLES / f"client-{k:02}") for k in (1, 2, 4, 5)]
 OWN = [read(SAMPLES / f"client-{k:02}") for k in (7, 8)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,12 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
-from tests import ROOT
+from benchmarks import detection, measures
+from benchmarks.attacks import ATTACKS
+from benchmarks.cells import Cell, grid
+from benchmarks.controls import CONTROLS
+from benchmarks.pools import CONTAMINATED, Pool, pools
 from tests.helpers.commands import SAMPLES
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import detection
-import measures
-from attacks import ATTACKS
-from controls import CONTROLS
-from detection import Cell, grid
-from pools import CONTAMINATED, Pool, pools
 
 BENIGN = [f"client-{n:02}" for n in (1, 2, 4, 5, 7, 8)]
 POOL = Pool("llama", 64, False, "family", 8, 2, seed=1, clean=6, most=1)
@@ -229,7 +223,7 @@ def test_the_tables_and_rows_of_a_run(work: Path):
 
 def test_pictures_are_small(work: Path, tmp_path: Path):
     pytest.importorskip("matplotlib")
-    import pictures
+    from benchmarks import pictures
 
     doc = detection.document(rows([TWO], work), {}, None)
     files = pictures.draw(doc, tmp_path / "detection-full.json")

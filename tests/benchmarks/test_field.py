@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import field
-from saved import Saved, write
+from benchmarks import field
+from benchmarks.saved import Saved, write
 
 
 def cohort(seed: int = 0, bad: int = 5, clients: int = 14, d: int = 400) -> np.ndarray:

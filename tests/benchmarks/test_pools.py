@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import pools
-from pools import CONTAMINATED, HONEST, Pool, label_of
-
+from benchmarks import pools
+from benchmarks.pools import CONTAMINATED, HONEST, Pool, label_of
 from clair_cli.formats import open_adapter
 
 ALL = [*pools.pools(), *pools.quick_pools()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,12 @@ import torch
 from rich.progress import Progress
 from safetensors.torch import load_file
 
-from tests import ROOT
+from benchmarks import field, merging, text_copy
+from benchmarks import text_copy_tables as tables
+from benchmarks.pools import Pool, label_of, train
+from benchmarks.saved import Saved, read, write
+from examples.text_copy.task import ClientSpec, Kind, held_out_data, training_data
 from tests.helpers.commands import SAMPLES
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import field
-import merging
-import text_copy
-import text_copy_tables as tables
-from pools import Pool, label_of, train
-from saved import Saved, read, write
-from task import ClientSpec, Kind, held_out_data, training_data
 
 BENIGN = [f"client-{n:02}" for n in (1, 2, 4, 5, 7, 8)]
 BASE = train.default_base(train.RECIPE)

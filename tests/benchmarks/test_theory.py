@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clair_cli.settings import Settings
-from tests import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import theory
-from theory import Grid, breakdown, gain, line, offers, recovery, sets, stability
-from theory_truth import Kind, Plan, plant
+from benchmarks import theory
+from benchmarks.theory import Grid, gain, offers, recovery, sets, stability
+from benchmarks.theory_records import EXACT, Sets, breakdown, line
+from benchmarks.theory_truth import Kind, Plan, plant
+from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 
 # What is planted
 
@@ -58,7 +54,7 @@ def test_a_contaminated_minority_is_recovered_exactly(
     assert found.rates == {"chosen": 1, "known": 1, "verdicts": 1}
     assert found.ranks == 1
     assert found.largest is not None
-    assert found.largest <= theory.EXACT
+    assert found.largest <= EXACT
 
 
 @pytest.mark.parametrize("kind", ["random", "colluding", "shift"])
@@ -67,7 +63,7 @@ def test_half_is_never_recovered_and_fails_clearly(kind: Kind) -> None:
     found = recovery(plan, offers(2), trials=2, seed=0, verdicts=True)
     assert set(found.rates.values()) == {0}
     assert found.least is not None
-    assert found.least > 1e5 * theory.EXACT
+    assert found.least > 1e5 * EXACT
 
 
 def test_a_common_shift_passes_for_a_shared_direction_where_predicted() -> None:
@@ -96,7 +92,7 @@ def test_more_directions_than_a_majority_can_hold_are_not_recovered() -> None:
 
 
 def test_a_direction_of_half_of_the_clients_needs_another_breadth() -> None:
-    breadths = {"0.75": Settings(), "0.4": Settings(breadth=0.4)}
+    breadths = {"0.75": DETECTION, "0.4": DetectionCalibration(breadth=0.4)}
     plan = Plan(clients=20, contaminated=4)
     for coverage, expected in ((1.0, 1), (0.5, 0)):
         found = recovery(replace(plan, coverage=coverage), breadths, trials=2, seed=0)
@@ -129,7 +125,7 @@ def test_the_error_is_proportional_to_the_noise() -> None:
 # (c) Recovery of the collaborative set
 
 
-def separated(noise: float, size: float) -> theory.Sets:
+def separated(noise: float, size: float) -> Sets:
     plan = Plan(clients=20, contaminated=4, noise=noise, size=(size, size))
     return sets(replace(plan, modules=4, shape=(40, 16)), trials=2, seed=0)
 

@@ -13,15 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import field
+from benchmarks.saved import read
+from examples import federated_servers as servers
 from tests import ROOT
 from tests.helpers.commands import CLIENTS, CONTAMINATED, ENVIRONMENT, SAMPLES, WEIGHTS
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "examples"))
-
-import federated_servers as servers
-import field
-from saved import read
 
 BOTH = ["FedAvg of Delta W", "clair, personal, changes"]
 FIVE = [f"client-{n:02}" for n in range(1, 6)]
@@ -105,7 +101,7 @@ def test_without_a_verdict_nothing_is_sent(folder: Path, tmp_path: Path) -> None
 def test_without_a_verdict_clients_keep_what_they_had(
     text_copy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import federated_rounds
+    from examples import federated_rounds
 
     answers = iter((servers.mean_of_updates, lambda given: None, servers.mean_of_updates))
     seen: list[servers.Round] = []
@@ -130,11 +126,10 @@ def test_without_a_verdict_clients_keep_what_they_had(
 def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Two rounds of five clients, one of them contaminated, as a user starts them."""
     work = tmp_path_factory.mktemp("rounds")
-    script = Path(servers.__file__).with_name("federated_rounds.py")
     options = ["--rounds", 2, "--clients", 5, "--work", work / "work", "--json", work / "rows.json"]
-    command = [sys.executable, script, *options, "--server", *BOTH]
+    command = [sys.executable, "-m", "examples.federated_rounds", *options, "--server", *BOTH]
     done = subprocess.run(
-        [*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [*map(str, command)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads((work / "rows.json").read_text())

@@ -1,0 +1,1 @@
+"""What is measured about clair: each benchmark runs from the checkout, `python -m benchmarks.<name>`."""

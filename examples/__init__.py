@@ -1,0 +1,1 @@
+"""What a user would copy: adapters of models that are no language models, and rounds of a federation."""
