@@ -138,7 +138,7 @@ def uses_safetensors(tree: ast.AST) -> bool:
 
 def test_the_mapping_reader_sees_only_what_clair_wrote() -> None:
     users = {p.as_posix() for p, tree in SOURCES.items() if uses_safetensors(tree)}
-    assert users <= {"formats/safetensors_write.py"}
+    assert users <= {"formats/safetensors_file.py"}
 
 
 def test_the_checks_above_see_what_they_look_for() -> None:

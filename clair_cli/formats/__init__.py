@@ -12,30 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from clair_cli.cohort import Adapter
 from clair_cli.errors import OutputError
-from clair_cli.formats import (
-    diffusers,
-    diffusers_write,
-    factors,
-    flower,
-    flower_write,
-    kohya,
-    kohya_write,
-    mlx,
-    mlx_write,
-    peft,
-    peft_tuners,
-    peft_write,
-    plain,
-    plain_write,
-)
+from clair_cli.formats import diffusers, factors, flower, kohya, mlx, plain
 from clair_cli.formats.bounds import check_dtypes, check_updates
-from clair_cli.formats.contents import Contents, Describe, as_adapter, read_contents
-from clair_cli.formats.discovery import Source, check_client_name, client_name, discover
-from clair_cli.formats.layout import Layout, locate
-from clair_cli.formats.lora_write import LoraWriter
-from clair_cli.formats.miss_write import MissWriter
-from clair_cli.formats.plain_layout import locate_plain
-from clair_cli.formats.replicates import find_replicates, with_replicates
+from clair_cli.formats.containers import Contents, Describe, as_adapter, read_contents
+from clair_cli.formats.discovery import (
+    Source,
+    check_client_name,
+    client_name,
+    discover,
+    find_replicates,
+    with_replicates,
+)
+from clair_cli.formats.layout import Layout, locate, locate_plain
+from clair_cli.formats.peft import lora, tuners
+from clair_cli.formats.peft.miss import MissWriter
+from clair_cli.formats.peft.plain_lora import LoraWriter
 from clair_cli.settings import DtypeName, ReadAs, Settings
 
 if TYPE_CHECKING:
@@ -125,29 +116,27 @@ class PlainFormat:
     read = staticmethod(plain.read_update)
     check_finite = staticmethod(plain.check_finite)
     norm = staticmethod(plain.norm)
-    writer = plain_write.PlainWriter
+    writer = plain.PlainWriter
 
     def __init__(self, name: str, opening: Callable[[Layout, str, Settings], Adapter]) -> None:
         self.name, self.open = name, opening
 
 
 FACTORS = (
-    FactorsFormat(
-        "diffusers", diffusers.recognises, diffusers.describe, diffusers_write.DiffusersWriter
-    ),
+    FactorsFormat("diffusers", diffusers.recognises, diffusers.describe, diffusers.DiffusersWriter),
     *(
         FactorsFormat(
             kind.lower(),
-            partial(peft_tuners.recognises, kind),
-            peft_tuners.describe,
+            partial(tuners.recognises, kind),
+            tuners.describe,
             MissWriter if kind == "MISS" else LoraWriter,
         )
-        for kind in peft_tuners.TUNERS
+        for kind in tuners.TUNERS
     ),
-    FactorsFormat("mlx", mlx.recognises, mlx.describe, mlx_write.MlxWriter),
-    FactorsFormat("flower", flower.recognises, flower.describe, flower_write.FlowerWriter),
-    FactorsFormat("kohya", kohya.recognises, kohya.describe, kohya_write.KohyaWriter),
-    FactorsFormat("peft", lambda _: True, peft.describe, peft_write.PeftWriter),
+    FactorsFormat("mlx", mlx.recognises, mlx.describe, mlx.MlxWriter),
+    FactorsFormat("flower", flower.recognises, flower.describe, flower.FlowerWriter),
+    FactorsFormat("kohya", kohya.recognises, kohya.describe, kohya.KohyaWriter),
+    FactorsFormat("peft", lambda _: True, lora.describe, lora.PeftWriter),
 )
 """The first that recognises the contents reads them."""
 PLAIN: dict[ReadAs, PlainFormat] = {
@@ -217,7 +206,7 @@ def converts(adapter: Adapter) -> bool:
 def check_writable(adapter: Adapter, ranks: bool) -> None:
     """Raises OutputError where no loader could start from it, with other `ranks` or at all."""
     if adapter.format == "peft":
-        peft_write.check_start(adapter, ranks)
+        lora.check_start(adapter, ranks)
 
 
 def open_writer(

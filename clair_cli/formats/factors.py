@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import Adapter, UpdateSpec
-from clair_cli.errors import NonFinite
-from clair_cli.formats.containers import non_finite, read_tensor, read_values
+from clair_cli.errors import NonFinite, OutputError
+from clair_cli.formats.containers import non_finite, read_bytes, read_tensor, read_values
 from clair_cli.formats.files import read_range
-from clair_cli.formats.rules import RULES, Array
+from clair_cli.formats.npz import NpzWriter
+from clair_cli.formats.rules import RULES, Array, Factors
+from clair_cli.formats.safetensors_file import SafetensorsWriter, stored
 from clair_cli.settings import DtypeName
 
 if TYPE_CHECKING:
@@ -113,3 +116,166 @@ def norm(adapter: Adapter, module: str) -> float:
 def stored_dtype(dtypes: Sequence[str]) -> str:
     """Of an update whose tensors have these dtypes: float64 decides, else the first."""
     return "F64" if "F64" in dtypes else dtypes[0]
+
+
+# --- factors_write
+
+
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor name -> dtype in safetensors terms, shape."""
+Group = tuple[str, ...]
+"""Modules whose updates lie in the same tensors, in the order of their parts."""
+
+
+class FactorsWriter:
+    """`adapter` with other updates of `modules`, into the empty `folder`, module by module.
+
+    A module in `ranks` is zero-padded to the rank given there, with the scale in its factors; all
+    others keep rank and scale, and tensors that no update touches keep their bytes. A format says
+    by its own methods what the file is called, what each tensor is called in it, and what lies
+    beside it. Raises OutputError where an update does not fit its module, or its numbers the stored
+    dtype; ChangedWhileRead where the template changed.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        folder: Path,
+        modules: Sequence[str],
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
+        self.adapter, self.folder, self.due = adapter, folder, set(modules)
+        self.groups = groups(adapter.updates)
+        self.ranks = self.spread(ranks or {})
+        self.held: dict[Group, dict[str, Factors | None]] = {}
+        shapes = self.shapes()
+        self.out = self.open(shapes)
+        touched = {self.groups[m] for m in self.due | self.ranks.keys()}
+        used = {name for g in touched for name in adapter.updates[g[0]].tensors.values()}
+        for name in (shapes.keys() & adapter.tensors.keys()) - used:
+            self.out.write(self.key(name), self.passed(name))
+        for group in touched:
+            for module in group:
+                if module not in self.due:
+                    self._hold(module, None)
+
+    # --- what a format says
+
+    def open(self, shapes: Shapes) -> SafetensorsWriter | NpzWriter:
+        """The new file of these tensors."""
+        named = {self.key(name): shape for name, shape in shapes.items()}
+        return SafetensorsWriter(self.folder / self.file_name(), named, self.metadata())
+
+    def file_name(self) -> str:
+        """Of the file of tensors: that of the client's file."""
+        return next(iter(self.adapter.files))
+
+    def key(self, name: str) -> str:
+        """What a tensor is called in the new file."""
+        return name
+
+    def metadata(self) -> Mapping[str, str]:
+        """Of the new file."""
+        return {"format": "pt"}
+
+    def passed(self, name: str) -> bytes | bytearray:
+        """The bytes of a tensor that is no factor of an update written."""
+        return read_bytes(self.adapter, name)
+
+    def beside(self) -> None:
+        """Write what belongs beside the file."""
+
+    # --- what all share
+
+    def spread(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        """Modules in the same tensors have one rank, the largest of theirs."""
+        found: dict[str, int] = {}
+        for group in {self.groups[m] for m in ranks}:
+            found |= dict.fromkeys(group, max(ranks.get(m, 0) for m in group))
+        return found
+
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Every tensor of the new file: as in the template but for the ranks."""
+        found = {name: (t.dtype, t.shape) for name, t in self.adapter.tensors.items()}
+        for module, rank in self.ranks.items():
+            spec = self.adapter.updates[module]
+            for role, axis in RULES[spec.rule].axes.items():
+                name = spec.tensors[role]
+                shape = list(self.adapter.tensors[name].shape)
+                shape[axis] = shape[axis] // spec.rank * rank
+                found[name] = found[name][0], tuple(shape)
+        return found
+
+    def put(self, module: str, update: LowRankUpdate) -> None:
+        """Write one module's update, once."""
+        self.due.remove(module)
+        spec = self.adapter.updates[module]
+        self._hold(module, fitted(update, spec, module, self.ranks.get(module)))
+
+    def keep(self, module: str) -> None:
+        """Write one module as it was, byte for byte where its rank stays."""
+        self.due.remove(module)
+        self._hold(module, None)
+
+    def _hold(self, module: str, factors: Factors | None) -> None:
+        """Write a group as soon as the last of it is there; None stands for what the template has."""
+        group = self.groups[module]
+        held = self.held.setdefault(group, {})
+        held[module] = factors
+        if len(held) == len(group):
+            self._write(group, self.held.pop(group))
+
+    def _write(self, group: Group, held: Mapping[str, Factors | None]) -> None:
+        spec = self.adapter.updates[group[0]]
+        if group[0] not in self.ranks and all(f is None for f in held.values()):
+            for name in spec.tensors.values():
+                self.out.write(self.key(name), self.passed(name))
+            return
+        store = RULES[spec.rule].store
+        if store is None:
+            raise OutputError(f"{group[0]}: {spec.rule} cannot hold a low-rank update")
+        parts = store([held[m] or self._own(m) for m in group])
+        for role, name in spec.tensors.items():
+            dtype = self.adapter.tensors[name].dtype
+            data = stored(parts[role], dtype, name) if role in parts else self.passed(name)
+            self.out.write(self.key(name), data)
+
+    def _own(self, module: str) -> Factors:
+        """The template's factors, for the rank and scale that are written."""
+        update = read_update(self.adapter, module, "float64")
+        return fitted(update, self.adapter.updates[module], module, self.ranks.get(module))
+
+    def close(self) -> None:
+        """Everything on disk, and what lies beside it."""
+        if self.due:
+            raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+        self.out.close()
+        self.beside()
+
+    def abandon(self) -> None:
+        """Remove the unfinished file; after `close` this does nothing."""
+        self.out.abandon()
+
+
+def groups(updates: Mapping[str, UpdateSpec]) -> dict[str, Group]:
+    """Module -> all modules in the same tensors, itself included."""
+    together: dict[Group, list[str]] = {}
+    for module, spec in updates.items():
+        together.setdefault((*spec.tensors.values(),), []).append(module)
+    ordered = [tuple(sorted(ms, key=lambda m: updates[m].part)) for ms in together.values()]
+    return {module: group for group in ordered for module in group}
+
+
+def fitted(update: LowRankUpdate, spec: UpdateSpec, module: str, rank: int | None) -> Factors:
+    """up (d_out, n) and down (n, d_in) of the written rank n, for the scale that goes with it."""
+    from torch.nn.functional import pad
+
+    n, scale = (spec.rank, spec.scale) if rank is None else (rank, 1.0)
+    r = update.down.shape[0]
+    if update.up.shape != (spec.d_out, r) or update.down.shape != (r, spec.d_in) or r > n:
+        raise OutputError(
+            f"{module}: an update {tuple(update.up.shape)} @ {tuple(update.down.shape)} does not "
+            f"fit {spec.d_out} x {spec.d_in} of rank {n}"
+        )
+    up = update.up if update.scale == scale else update.up * (update.scale / scale)
+    return pad(up, (0, n - r)), pad(update.down, (0, 0, 0, n - r))

@@ -15,10 +15,15 @@ from functools import lru_cache
 
 from clair_cli.cohort import Adapter, TensorSpec, UpdateSpec, natural_key
 from clair_cli.errors import AdapterError, ConfigInvalid, ShapeMismatch, Unsupported, UsageError
-from clair_cli.formats import peft
-from clair_cli.formats.contents import Contents, Described, as_adapter, read_contents
-from clair_cli.formats.layout import Layout, locate
-from clair_cli.formats.peft_keys import FACTOR, canonical_key
+from clair_cli.formats.containers import Contents, Described, as_adapter, read_contents
+from clair_cli.formats.factors import FactorsWriter, Shapes
+from clair_cli.formats.layout import CONFIG, Layout, locate
+from clair_cli.formats.npz import NpzWriter
+from clair_cli.formats.peft import lora
+from clair_cli.formats.peft.keys import FACTOR, canonical_key
+from clair_cli.formats.peft.lora import PeftWriter
+from clair_cli.formats.plain import file_name
+from clair_cli.output.publish import write_bytes
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
 
@@ -52,7 +57,7 @@ def describe(contents: Contents, settings: Settings) -> Described:
     if contents.config is None and reference is not None:
         contents = replace(contents, config=reference.config)
     if not all(map(UNNAMED.fullmatch, contents.tensors)):
-        return peft.describe(contents, settings)
+        return lora.describe(contents, settings)
     if reference is None:
         text = f"{contents.where}: arrays without names"
         remedy = "give a PEFT adapter of the same modules with --reference FOLDER"
@@ -78,7 +83,7 @@ def open_reference(settings: Settings) -> Adapter:
 @lru_cache(maxsize=1)
 def _open_reference(layout: Layout, changed: tuple[int, ...], settings: Settings) -> Adapter:
     contents = read_contents(layout, settings)
-    return as_adapter(contents, "reference", "peft", peft.describe(contents, settings))
+    return as_adapter(contents, "reference", "peft", lora.describe(contents, settings))
 
 
 # --- names
@@ -118,7 +123,7 @@ def _described(
     """As if the arrays were saved under `keys`."""
     names = dict(zip(keys, arrays, strict=False))
     tensors = {key: contents.tensors[name] for key, name in names.items()}
-    found = peft.describe(replace(contents, tensors=tensors), settings)
+    found = lora.describe(replace(contents, tensors=tensors), settings)
     updates = {
         module: replace(spec, tensors={role: names[key] for role, key in spec.tensors.items()})
         for module, spec in found.updates.items()
@@ -184,3 +189,27 @@ def _place(module: str, places: Mapping[str, int]) -> tuple[tuple[int, int, str]
         for p in module.split(".")
     ]
     return (*parts, (2, 0, ""))
+
+
+# --- flower_write
+
+
+class FlowerWriter(PeftWriter):
+    """An .npz; with a config where one came with it, or where ranks and scales are others."""
+
+    def open(self, shapes: Shapes) -> NpzWriter:
+        """The new file of these arrays."""
+        return NpzWriter(self.folder / self.file_name(), shapes)
+
+    def file_name(self) -> str:
+        """That of the client's file in its folder; a flat file's is the folder's name."""
+        return file_name(self.adapter, FactorsWriter.file_name(self), self.folder)
+
+    def key(self, name: str) -> str:
+        """As it is."""
+        return name
+
+    def beside(self) -> None:
+        """The config, where the scale is not what the reference says."""
+        if self.ranks or CONFIG in self.adapter.files:
+            write_bytes(self.folder / CONFIG, self.config)

@@ -7,15 +7,18 @@ LoKr. The scale of a module is `.alpha` / r, and 1 where its alpha is absent or 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from clair_cli.cohort import TensorSpec, UpdateSpec
 from clair_cli.errors import Unsupported
-from clair_cli.formats.contents import Contents, Described
+from clair_cli.formats.containers import Contents, Described
+from clair_cli.formats.factors import Group
 from clair_cli.formats.lora_pairs import (
     Modules,
+    PairsWriter,
     alpha_scale,
     check_matrix,
     gather,
@@ -23,10 +26,11 @@ from clair_cli.formats.lora_pairs import (
     shaped,
     with_alpha,
 )
-from clair_cli.formats.peft_config import LoraConfig
-from clair_cli.formats.peft_keys import PREFIX
-from clair_cli.formats.peft_tuners import TUNERS, check_whole, update_of
-from clair_cli.formats.tuner_shapes import Module
+from clair_cli.formats.peft.config import LoraConfig
+from clair_cli.formats.peft.keys import PREFIX
+from clair_cli.formats.peft.tuners import TUNERS, Module, check_whole, update_of
+from clair_cli.formats.rules import RULES, Factors
+from clair_cli.formats.safetensors_file import stored
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
 
@@ -147,3 +151,73 @@ def _notes(
         text = f"{contents.where}: {others}: refined modules are written as plain pairs"
         notes.append(Reason("CLR115", text))
     return tuple(notes)
+
+
+# --- kohya_write
+
+
+HASHES = {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
+"""Of the tensors that are replaced; programs look a file up by them."""
+RANK_FIELDS = ("ss_network_dim", "ss_network_alpha")
+
+
+class KohyaWriter(PairsWriter):
+    """One .safetensors file of the client's own name, with what it says about its training.
+
+    Tensors that hold no update but those of their own form, as a Tucker core or those of LoHa and LoKr,
+    give way to a plain pair at scale 1, in the modules that are written.
+    """
+
+    parse = staticmethod(parsed)
+
+    def spread(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        """With the modules that are written in another form, at the rank of their update."""
+        own = {m: self.adapter.updates[m].rank for m in self.due if self._other_form(m)}
+        return own | super().spread(ranks)
+
+    def _other_form(self, module: str) -> bool:
+        return RULES[self.adapter.updates[module].rule].store is None
+
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """With plain pairs in place of other forms."""
+        found = super().shapes()
+        for module in filter(self._other_form, self.ranks):
+            spec = self.adapter.updates[module]
+            for role in spec.tensors.keys() - {"alpha"}:
+                del found[spec.tensors[role]]
+            up, down = _pair(module)
+            rank, kernel = self.ranks[module], self._kernel(module)
+            found[up] = spec.dtype, (spec.d_out, rank, *(1 for _ in kernel))
+            found[down] = spec.dtype, (rank, spec.d_in // math.prod(kernel), *kernel)
+        return found
+
+    def _kernel(self, module: str) -> tuple[int, ...]:
+        """Of a convolution, where a tensor has it; without any, the file does not tell."""
+        names = self.adapter.updates[module].tensors.values()
+        kernels = [self.adapter.tensors[name].shape[2:] for name in names]
+        return max(kernels, key=lambda kernel: (math.prod(kernel), len(kernel)))
+
+    def metadata(self) -> Mapping[str, str]:
+        """The client's own, without what is no longer true."""
+        found = {k: v for k, v in self.adapter.metadata.items() if k not in HASHES}
+        if self.ranks.keys() == self.adapter.updates.keys():
+            rank = str(max(self.ranks.values()))
+            found |= {name: rank for name in RANK_FIELDS if name in found}
+        return found
+
+    def _write(self, group: Group, held: Mapping[str, Factors | None]) -> None:
+        (module,) = group
+        if module not in self.ranks or not self._other_form(module):
+            super()._write(group, held)
+            return
+        spec = self.adapter.updates[module]
+        factors = held[module] or self._own(module)
+        for name, factor in zip(_pair(module), factors, strict=True):
+            self.out.write(name, stored(factor, spec.dtype, name))
+        if alpha := spec.tensors.get("alpha"):
+            self.out.write(alpha, self.passed(alpha))
+
+
+def _pair(module: str) -> tuple[str, str]:
+    """What up and down are called."""
+    return f"{module}.lora_up.weight", f"{module}.lora_down.weight"

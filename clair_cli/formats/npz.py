@@ -18,8 +18,7 @@ from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import Malformed, OutputError, PickleFound, Unsupported
 from clair_cli.formats.files import pread, read_range
 from clair_cli.formats.safetensors_file import FLOATS, MAX_DIMENSIONS
-from clair_cli.formats.zip_file import DEFLATED, Member, damaged, read_directory
-from clair_cli.formats.zip_write import ZipWriter
+from clair_cli.formats.zip_file import DEFLATED, Member, ZipWriter, damaged, read_directory
 from clair_cli.settings import Settings
 
 if TYPE_CHECKING:

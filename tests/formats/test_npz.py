@@ -28,7 +28,7 @@ from clair_cli.errors import (
     UnsafePath,
     Unsupported,
 )
-from clair_cli.formats import npz, zip_write
+from clair_cli.formats import npz, zip_file
 from clair_cli.formats.files import hash_file
 from clair_cli.settings import Settings
 
@@ -86,7 +86,7 @@ def test_what_is_written_is_what_numpy_saved(
     large: int, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """zip64 records, which only gigabytes need, are written from `large` bytes on."""
-    monkeypatch.setattr(zip_write, "LARGE", large)
+    monkeypatch.setattr(zip_file, "LARGE", large)
     file, found = opened(saved(tmp_path / "x.npz", compressed=compressed))
     for target, order in (("y.npz", list(found)), ("z.npz", list(reversed(found)))):
         out = npz.SameNpz(tmp_path / target, found)

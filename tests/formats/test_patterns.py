@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clair_cli.errors import ConfigInvalid
-from clair_cli.formats.patterns import check_cost, compile_patterns, exactly, lookup
-from clair_cli.formats.peft_config import parse_config
+from clair_cli.formats.peft.config import parse_config
+from clair_cli.formats.peft.patterns import check_cost, compile_patterns, exactly, lookup
 
 NAMES = [
     f"model.layers.{i}.{part}"

@@ -20,7 +20,7 @@ from clair_cli.errors import (
     Unsupported,
 )
 from clair_cli.formats import check_finite, open_adapter, read_update, write_adapter
-from clair_cli.formats.peft_keys import names_of
+from clair_cli.formats.peft.keys import names_of
 from clair_cli.settings import Settings
 from tests.formats.test_peft_variants import assert_computes, fresh, own, written
 from tests.helpers.adapters import CONFIG, PREFIX, factors, tiny_llama, write_folder

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clair_cli.errors import PickleFound, ShapeMismatch
 from clair_cli.formats import open_adapter, read_update, write_adapter
-from clair_cli.formats.peft_keys import canonical_key
+from clair_cli.formats.peft.keys import canonical_key
 from clair_cli.settings import Settings
 from tests.helpers.adapters import PREFIX, peft_model, tiny_llama
 from tests.helpers.commands import clair

@@ -198,7 +198,7 @@ def test_saved_modules_and_biases_go_with_the_lora(tmp_path: Path) -> None:
 
 
 def test_names_that_end_alike_keep_their_ranks(tmp_path: Path) -> None:
-    from clair_cli.formats.lora_write import lora_config
+    from clair_cli.formats.peft.plain_lora import lora_config
 
     ranks = {"lin": 2, "block.lin": 5, "block.0.lin": 3, "other": 5}
     from peft.utils.other import get_pattern_key

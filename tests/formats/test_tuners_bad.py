@@ -22,8 +22,8 @@ from clair_cli.errors import (
     Unsupported,
 )
 from clair_cli.formats import check_finite, open_adapter
-from clair_cli.formats.peft_tuners import TUNERS
-from clair_cli.formats.peft_types import CONVERT, REFUSED_TYPES
+from clair_cli.formats.peft.tuners import TUNERS
+from clair_cli.formats.peft.types import CONVERT, REFUSED_TYPES
 from clair_cli.settings import Settings
 from tests import ROOT
 from tests.helpers.adapters import MODULES, PREFIX, write_folder
@@ -51,7 +51,7 @@ def test_every_type_of_peft_is_read_or_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_documentation_names_every_type() -> None:
-    text = (ROOT / "docs" / "formats.md").read_text()
+    text = (ROOT / "docs" / "reference" / "formats.md").read_text()
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ")]
     named = {word for row in rows for word in row.replace(",", " ").split()}
     assert REFUSED_TYPES.keys() | TUNERS.keys() <= named

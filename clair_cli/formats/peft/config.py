@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clair_cli.errors import ConfigInvalid, Unsupported
-from clair_cli.formats.patterns import Pattern, V, check_cost, compile_patterns, lookup
-from clair_cli.formats.peft_keys import names_of, owner
+from clair_cli.formats.peft.keys import names_of, owner
+from clair_cli.formats.peft.patterns import Pattern, V, check_cost, compile_patterns, lookup
 from clair_cli.report import Reason
 
 REFUSED = {

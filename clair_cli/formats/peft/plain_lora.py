@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import Adapter, UpdateSpec
 from clair_cli.errors import OutputError
-from clair_cli.formats.factors import read_update
-from clair_cli.formats.factors_write import fitted
+from clair_cli.formats.factors import fitted, read_update
 from clair_cli.formats.files import read_range
 from clair_cli.formats.layout import CONFIG, WEIGHTS
-from clair_cli.formats.patterns import exactly
-from clair_cli.formats.peft_keys import PREFIX, canonical_key
-from clair_cli.formats.peft_write import read_readme
-from clair_cli.formats.safetensors_write import SafetensorsWriter, stored
+from clair_cli.formats.peft.keys import PREFIX, canonical_key
+from clair_cli.formats.peft.lora import read_readme
+from clair_cli.formats.peft.patterns import exactly
+from clair_cli.formats.safetensors_file import SafetensorsWriter, stored
 from clair_cli.output.publish import write_bytes
 
 if TYPE_CHECKING:

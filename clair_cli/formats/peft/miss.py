@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clair_cli.formats.peft_keys import PREFIX
-from clair_cli.formats.peft_tuners import TUNERS, place
-from clair_cli.formats.peft_write import PeftWriter
+from clair_cli.formats.peft.keys import PREFIX
+from clair_cli.formats.peft.lora import PeftWriter
+from clair_cli.formats.peft.tuners import TUNERS, place
 from clair_cli.formats.rules import thin
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""PEFT: LoRA and the other tuners whose updates have a closed form."""
