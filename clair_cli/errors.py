@@ -25,6 +25,10 @@ class UsageError(ClairError):
     exit_code = 2
 
 
+class SettingError(UsageError):
+    """A setting that holds what it must not; the message begins with its name and a colon."""
+
+
 class NoVerdict(ClairError):
     """The clients cannot be judged: too few, nothing comparable, not identifiable."""
 
@@ -108,3 +112,9 @@ class ChangedWhileRead(AdapterError):
     """The file is no longer the one that was opened first."""
 
     code = "CLR112"
+
+
+class NoAdapter(AdapterError):
+    """A folder without any file that could be an adapter: no client, and nothing broken."""
+
+    code = "CLR117"

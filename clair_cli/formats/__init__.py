@@ -23,7 +23,7 @@ from clair_cli.formats.discovery import (
     find_replicates,
     with_replicates,
 )
-from clair_cli.formats.layout import Layout, locate, locate_plain
+from clair_cli.formats.layout import Layout, locate
 from clair_cli.formats.peft import lora, tuners
 from clair_cli.formats.peft.miss import MissWriter
 from clair_cli.formats.peft.plain_lora import LoraWriter
@@ -166,7 +166,7 @@ def open_adapter(
     client = client_name(path) if client is None else client
     check_client_name(client)
     if settings.read_as != "lora":
-        layout = locate_plain(path, root, settings)
+        layout = locate(path, root, settings)
         return PLAIN[settings.read_as].open(layout, client, settings)
     contents = read_contents(locate(path, root, settings), settings)
     form = next(f for f in FACTORS if f.recognises(contents))

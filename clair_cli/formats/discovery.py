@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,10 +38,12 @@ class Source:
     root: Path
 
 
-def discover(root: Path) -> list[Source]:
+def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
     """The clients below `root`, in natural order; each is opened, and may turn out broken, later.
 
-    Raises UsageError where `root` is no folder or itself one adapter, NoVerdict where it is empty.
+    Entries whose names match one of the shell patterns in `ignore` are not looked at; upper and
+    lower case differ on every system. Raises UsageError where `root` is no folder or itself one
+    adapter, NoVerdict where it is empty.
     """
     try:
         names = os.listdir(root)
@@ -47,6 +51,7 @@ def discover(root: Path) -> list[Source]:
         why = getattr(cause, "strerror", None) or cause
         text = f"{shown(str(root))}: not a folder that can be read: {why}"
         raise UsageError(f"{text}; give the folder that holds the clients") from None
+    names = [n for n in names if not any(fnmatchcase(n, pattern) for pattern in ignore)]
     own_files = {WEIGHTS, *OTHER_WEIGHTS, "adapter_model.bin"}
     whole = not own_files.isdisjoint(names) or {"blobs", "snapshots"} <= set(names)
     if whole or any(map(SHARD.fullmatch, names)):
@@ -134,8 +139,8 @@ def with_replicates(adapter: Adapter, found: list[Adapter], notes: list[Reason])
     digest = adapter.digest
     if alone:
         digest = sha256(" ".join(other.digest for other in fitting).encode()).hexdigest()
-    told = (*adapter.notes, *notes)
-    return replace(adapter, replicates=tuple(fitting), notes=told, digest=digest)
+    notes = [*adapter.notes, *notes]
+    return replace(adapter, replicates=tuple(fitting), notes=tuple(notes), digest=digest)
 
 
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, int]]:

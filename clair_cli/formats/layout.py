@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clair_cli.cohort import natural_key
-from clair_cli.errors import AdapterError, PickleFound, Unreadable, UnsafePath, Unsupported
+from clair_cli.errors import (
+    AdapterError,
+    NoAdapter,
+    PickleFound,
+    Unreadable,
+    UnsafePath,
+    Unsupported,
+)
 from clair_cli.formats.files import follow, is_link, opened, pread, shown
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
@@ -33,7 +40,23 @@ IGNORED = re.compile(
 )
 """Names of files that trainers and people leave beside adapters."""
 
+SUFFIXES = (".safetensors", ".npz")
+EXPECTED_FILE = "a .safetensors or .npz file"
 LAYOUT = f"expected {CONFIG} and {WEIGHTS}"
+
+PART_OF_ADAPTER = re.compile(
+    r".*\.(safetensors|npz|npy|gguf|h5|msgpack|bin|pt|pth|pkl|ckpt)(\..*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Names of weights in any format, and of what an upload leaves of them half-way."""
+NAMED_ADAPTER = re.compile(
+    rf"adapter.*|{CHECKPOINT.pattern}|{REPLICATE.pattern}|snapshots", re.IGNORECASE | re.DOTALL
+)
+"""Names that trainers and hubs give to adapters, configs and folders of them: without weights in them
+something is missing.
+"""
+MAX_DEPTH = 4
+"""Folders below a client's in which a file that could be an adapter is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,45 +79,91 @@ def is_candidate(path: Path) -> bool:
 def locate(path: Path, root: Path | None, settings: Settings) -> Layout:
     """Where the adapter of one client lies: `path` is its folder, or its file.
 
-    `root` is the folder that was scanned; None if `path` was named by the user. Raises Unreadable
-    where there is no adapter or a part of it is missing, PickleFound, Unsupported or UnsafePath.
+    Plain matrices, where `settings.read_as` asks for them, lie in the one file of their folder, without
+    a config. `root` is the folder that was scanned; None if `path` was named by the user. Raises
+    NoAdapter where no file could be one, Unreadable where a part of it is missing, PickleFound,
+    Unsupported or UnsafePath.
     """
-    anywhere = settings.follow_symlinks
+    plain = settings.read_as != "lora"
     try:
         if not os.path.isdir(path):
-            return _file_layout(path, root or path.parent, anywhere, settings)
+            return _file_layout(path, root or path.parent, settings, plain)
         if root is not None:
-            check_folder(path, anywhere)
-        return _folder_layout(path, root or path, anywhere, settings)
+            check_folder(path, settings.follow_symlinks)
+        if not _could_hold_adapter(path):
+            text = f"expected {EXPECTED_FILE}" if plain else LAYOUT
+            raise NoAdapter(f"{shown(path.name)}: no adapter in it; {text}")
+        folder_layout = _plain_folder_layout if plain else _folder_layout
+        return folder_layout(path, root or path, settings)
     except (OSError, ValueError) as cause:
         raise Unreadable(f"{shown(path.name)}: cannot be read: {cause}") from None
 
 
-def _file_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
+def _could_hold_adapter(folder: Path, depth: int = MAX_DEPTH) -> bool:
+    """Whether a file in the folder, or below it, has a name that an adapter or a part of one may have.
+
+    A client that put its adapter too deep, or whose upload broke off, is not taken for a folder of
+    something else; nor is one that lies deeper than can be looked at.
+    """
+    names = os.listdir(folder)
+    if any(map(_may_belong_to_adapter, names)):
+        return True
+    below = [folder / n for n in names if os.path.isdir(folder / n) and is_candidate(folder / n)]
+    if any(map(is_link, below)) or (below and depth == 0):
+        return True
+    return any(_could_hold_adapter(path, depth - 1) for path in below)
+
+
+def _may_belong_to_adapter(name: str) -> bool:
+    bare = name.lstrip(".")  # what copies a file may hide it until it is whole
+    part = PART_OF_ADAPTER.fullmatch(bare) and not IGNORED.fullmatch(bare)
+    return bool(part or NAMED_ADAPTER.fullmatch(bare))
+
+
+def _file_layout(path: Path, root: Path, settings: Settings, plain: bool) -> Layout:
     if path.suffix in PICKLES:
         raise pickle_only(path.name)
-    target = follow(path, root, anywhere)
-    if path.suffix not in (".safetensors", ".npz"):
+    target = follow(path, root, settings.follow_symlinks)
+    if path.suffix not in SUFFIXES:
         with opened(target):  # a special file or a missing one is refused as such
-            text = f"{shown(path.name)}: not a .safetensors or .npz file"
+            text = f"{shown(path.name)}: not {EXPECTED_FILE}"
         raise Unsupported(f"{text}; convert it, or move it out of the folder")
     twins = [path.stem + s for s in PICKLES if (path.parent / (path.stem + s)).exists()]
-    config = _config(None, root, anywhere, settings)
+    config = None if plain else _config(None, root, settings)
     return Layout(path, ((path.name, target),), config, pickle_notes(twins))
 
 
-def _folder_layout(path: Path, root: Path, anywhere: bool, settings: Settings) -> Layout:
-    folder, notes = _adapter_folder(path, root, anywhere)
+def _folder_layout(path: Path, root: Path, settings: Settings) -> Layout:
+    folder, notes = _adapter_folder(path, root, settings.follow_symlinks)
     names = sorted(os.listdir(folder))
     files = adapter_files(names) or arrays(names)
-    weights = tuple((name, follow(folder / name, root, anywhere)) for name in files)
-    config = _config(folder / CONFIG, root, anywhere, settings)
+    weights = tuple((n, follow(folder / n, root, settings.follow_symlinks)) for n in files)
+    config = _config(folder / CONFIG, root, settings)
     return Layout(folder, weights, config, (*notes, *pickle_notes(find_pickles(names))))
 
 
-def _config(own: Path | None, root: Path, anywhere: bool, settings: Settings) -> Path | None:
+def _plain_folder_layout(path: Path, root: Path, settings: Settings) -> Layout:
+    """The only file of matrices in the folder, or in the first of its replicates."""
+    names = sorted(os.listdir(path))
+    found = [n for n in names if n.endswith(SUFFIXES) and not IGNORED.fullmatch(n)]
+    if not found and (only := find_pickles(names)):
+        raise pickle_only(only[0])
+    if not found and (more := [n for n in names if is_replicate(path / n)]):
+        chosen = path / min(more, key=natural_key)
+        check_folder(chosen, settings.follow_symlinks)
+        return _plain_folder_layout(chosen, root, settings)
+    if not found:
+        raise Unreadable(f"{shown(path.name)}: no matrices here; expected {EXPECTED_FILE}")
+    if len(found) > 1:
+        text = f"{len(found)} files ({shown(found[0])}, {shown(found[1])}, ...), expected one"
+        raise Unreadable(f"{shown(path.name)}: {text}; put all tensors into one, or one per client")
+    target = follow(path / found[0], root, settings.follow_symlinks)
+    return Layout(path, ((found[0], target),), None, pickle_notes(find_pickles(names)))
+
+
+def _config(own: Path | None, root: Path, settings: Settings) -> Path | None:
     """The adapter's own config, else the one the user names, else the one all clients share."""
-    shared = root / CONFIG
+    shared, anywhere = root / CONFIG, settings.follow_symlinks
     if own is not None and os.path.lexists(own):
         return follow(own, root, anywhere)
     if settings.config is not None:
@@ -229,57 +298,3 @@ def _nothing_here(path: Path, names: list[str]) -> AdapterError:
     if CONFIG in names:
         return Unreadable(f"{WEIGHTS}: missing beside {CONFIG}; upload it again")
     return Unreadable(f"{shown(path.name)}: no adapter here; {LAYOUT}")
-
-
-# --- plain_layout
-
-
-SUFFIXES = (".safetensors", ".npz")
-KINDS = "a .safetensors or .npz file"
-
-
-def locate_plain(path: Path, root: Path | None, settings: Settings) -> Layout:
-    """The file of one client: `path`, or the only one of its kind in the folder `path`.
-
-    `root` is the folder that was scanned; None if `path` was named by the user. Raises Unreadable
-    where there is none or more than one, PickleFound, Unsupported or UnsafePath.
-    """
-    anywhere = settings.follow_symlinks
-    try:
-        if not os.path.isdir(path):
-            return _flat(path, root or path.parent, anywhere)
-        if root is not None:
-            check_folder(path, anywhere)
-        return _folder(path, root or path, anywhere)
-    except (OSError, ValueError) as cause:
-        raise Unreadable(f"{shown(path.name)}: cannot be read: {cause}") from None
-
-
-def _flat(path: Path, root: Path, anywhere: bool) -> Layout:
-    if path.suffix in PICKLES:
-        raise pickle_only(path.name)
-    target = follow(path, root, anywhere)
-    if path.suffix not in SUFFIXES:
-        with opened(target):  # a special file or a missing one is refused as such
-            text = f"{shown(path.name)}: not {KINDS}"
-        raise Unsupported(f"{text}; convert it, or move it out of the folder")
-    twins = [path.stem + s for s in PICKLES if (path.parent / (path.stem + s)).exists()]
-    return Layout(path, ((path.name, target),), None, pickle_notes(twins))
-
-
-def _folder(path: Path, root: Path, anywhere: bool) -> Layout:
-    names = sorted(os.listdir(path))
-    found = [n for n in names if n.endswith(SUFFIXES) and not IGNORED.fullmatch(n)]
-    if not found and (only := find_pickles(names)):
-        raise pickle_only(only[0])
-    if not found and (more := [n for n in names if is_replicate(path / n)]):
-        chosen = path / min(more, key=natural_key)
-        check_folder(chosen, anywhere)
-        return _folder(chosen, root, anywhere)
-    if not found:
-        raise Unreadable(f"{shown(path.name)}: no matrices here; expected {KINDS}")
-    if len(found) > 1:
-        text = f"{len(found)} files ({shown(found[0])}, {shown(found[1])}, ...), expected one"
-        raise Unreadable(f"{shown(path.name)}: {text}; put all tensors into one, or one per client")
-    target = follow(path / found[0], root, anywhere)
-    return Layout(path, ((found[0], target),), None, pickle_notes(find_pickles(names)))

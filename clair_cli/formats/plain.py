@@ -28,7 +28,7 @@ from clair_cli.errors import (
     UsageError,
 )
 from clair_cli.formats.containers import container, non_finite, open_file
-from clair_cli.formats.layout import KINDS, SUFFIXES, Layout
+from clair_cli.formats.layout import EXPECTED_FILE, SUFFIXES, Layout
 from clair_cli.formats.npz import SameNpz
 from clair_cli.formats.safetensors_file import FLOATS, SameSafetensors
 from clair_cli.report import Reason
@@ -98,7 +98,7 @@ def open_base(path: Path, settings: Settings) -> Base:
 @lru_cache(maxsize=1)
 def _open_base(name: str, path: Path, changed: int, settings: Settings) -> Base:
     if not name.endswith(SUFFIXES):
-        raise Unsupported(f"{name}: not {KINDS}; convert it")
+        raise Unsupported(f"{name}: not {EXPECTED_FILE}; convert it")
     return Base(*open_file(path, name, settings)[:2])
 
 

@@ -15,6 +15,7 @@ from clair_cli.cohort import Adapter
 from clair_cli.errors import (
     AdapterError,
     ConfigInvalid,
+    NoAdapter,
     NoVerdict,
     PickleFound,
     Unreadable,
@@ -119,11 +120,96 @@ def test_what_is_known_to_be_no_client_is_left_out_and_all_else_counts(tmp_path:
         "c.safetensors.incomplete": Unsupported,
         "d": Unsupported,
         "diffusers": Adapter,
-        "empty": Unreadable,
+        "empty": NoAdapter,
         "upload": Unreadable,
     }
-    assert "no adapter here" in str(found["empty"])
+    assert "no adapter in it" in str(found["empty"])
     assert "adapter_model.safetensors: missing" in str(found["upload"])
+
+
+AS_PLAIN = ({}, {"read_as": "update"})
+
+
+def touched(folder: Path, *names: str) -> Path:
+    """The folder with these files, which hold a byte; a name that ends in / is a folder's."""
+    folder.mkdir(parents=True)
+    for name in names:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize("settings", AS_PLAIN)
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("train.log", "events.out.tfevents.1700000000.host"),
+        ("README.md", "metrics.json", "plots/loss.png"),
+        ("optimizer.pt", "scheduler.pt", "rng_state.pth"),
+        ("a/b/c/notes.txt",),
+        (".git/x.safetensors", "wandb/x.safetensors"),
+    ],
+)
+def test_a_folder_without_any_file_that_could_be_an_adapter_is_told_apart(
+    names: tuple[str, ...], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(NoAdapter, match="logs: no adapter in it; expected") as caught:
+        open_adapter(touched(tmp_path / "logs", *names), Settings(**settings))
+    assert caught.value.code == NoAdapter.code == "CLR117"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", AS_PLAIN)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("adapter_config.json",),
+        ("adapter_model.safetensors.part",),
+        (".adapter_model.safetensors.X7aQ2c",),
+        ("a/b/adapter_model.safetensors",),
+        ("a/b/model.gguf",),
+        ("checkpoint-10/",),
+        ("rep-1/", "rep-2/"),
+        ("snapshots/",),
+        ("1/2/3/4/5/6/",),
+    ],
+)
+def test_a_client_whose_adapter_is_not_whole_or_out_of_place_stays_broken(
+    names: tuple[str, ...], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterError) as caught:
+        open_adapter(touched(tmp_path / "client", *names), Settings(**settings))
+    assert type(caught.value) is Unreadable
+    assert caught.value.code == "CLR101"
+
+
+def test_a_link_to_a_folder_may_hold_an_adapter(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere")
+    client = touched(tmp_path / "in" / "client")
+    (client / "run").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (found,) = opened(tmp_path / "in").values()
+    assert isinstance(found, UnsafePath)
+    (found,) = opened(tmp_path / "in", follow_symlinks=True).values()
+    assert isinstance(found, Adapter)
+
+
+def test_entries_that_match_an_ignored_pattern_are_no_clients(tmp_path: Path) -> None:
+    for name in ("a", "b", "a.old"):
+        write_folder(tmp_path / name)
+    touched(tmp_path / "logs")
+    (tmp_path / "notes").write_bytes(b"x")
+
+    def clients(*ignore: str) -> list[str]:
+        return [source.client for source in discover(tmp_path, ignore)]
+
+    assert clients() == ["a", "a.old", "b", "logs", "notes"]
+    assert clients("logs", "*.old", "note?") == ["a", "b"]
+    assert clients("LOGS", "lo", "[!abn]*") == ["a", "a.old", "b", "notes"]
+    with pytest.raises(NoVerdict, match="no client in it"):
+        clients("*")
 
 
 def test_a_folder_and_a_file_of_one_name_are_two_clients(tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_a_reference_that_cannot_be_used_is_the_users_error(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="--reference: names LoRA factors"):
         Settings(reference=tmp_path, read_as="update")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"--reference: .*no adapter here"):
+    with pytest.raises(UsageError, match=r"--reference: .*no adapter in it"):
         open_adapter(folder, Settings(reference=tmp_path / "empty"))
     bare = write_folder(tmp_path / "bare", config=None)
     with pytest.raises(UsageError, match=r"--reference: adapter_config\.json: missing"):

@@ -18,6 +18,7 @@ from clair_cli.errors import (
     AdapterError,
     ClairError,
     LimitExceeded,
+    NoAdapter,
     OtherBase,
     PickleFound,
     ShapeMismatch,
@@ -157,7 +158,7 @@ def raw(name: str) -> Any:
 
 
 NO_CLIENT: dict[str, tuple[Any, type[AdapterError], str]] = {
-    "empty folder": (empty, Unreadable, "expected a .safetensors or .npz file"),
+    "empty folder": (empty, NoAdapter, "expected a .safetensors or .npz file"),
     "two files": (folder_of("a.npz", "b.safetensors"), Unreadable, "2 files .*expected one"),
     "pickle only": (folder_of("model.pt"), PickleFound, "not opened"),
     "flat pickle": (raw("c.pkl"), PickleFound, "not opened"),
