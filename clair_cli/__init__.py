@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clair_cli._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from clair_cli.cohort import Adapter, UpdateSpec
@@ -58,3 +58,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not, and what Python keeps with every module."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

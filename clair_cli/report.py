@@ -229,9 +229,16 @@ class Report:
 
 
 def failing(report: Report, fail_on: str) -> list[Verdict]:
-    """The clients at or above `fail_on`, by LADDER."""
-    least = LADDER.index(fail_on)
-    return [c for c in report.clients if c.verdict and LADDER.index(c.verdict) >= least]
+    """The clients at or above `fail_on`, by LADDER, but for those that `settings["include"]` names.
+
+    Whoever includes a client has decided about it, so its verdict gates no more.
+    """
+    least, included = LADDER.index(fail_on), report.settings.get("include") or ()
+    return [
+        c
+        for c in report.clients
+        if c.verdict and LADDER.index(c.verdict) >= least and c.client not in included
+    ]
 
 
 def gated(report: Report, fail_on: str) -> Report:
@@ -281,6 +288,9 @@ def _check_depth(value: Any, left: int) -> None:
 def _check(report: Report) -> None:
     """What the renderers and the gate rely on, beyond the types. Raises ValueError."""
     _one_of("fail_on", report.settings["fail_on"], LADDER)
+    for names in (report.settings.get("include"), report.settings.get("exclude")):
+        if names is not None and not isinstance(names, list | tuple):
+            raise ValueError(f"expected a list of clients, found {str(names)[:40]!r}")
     for strength in report.settings.get("path") or ():
         if strength != "auto":
             _finite(strength)

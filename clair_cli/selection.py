@@ -6,7 +6,6 @@ it prints is read as one number and trusted no further.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -17,87 +16,22 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from clair_cli import __version__
+from clair_cli._version import __version__
 from clair_cli.cohort import natural_key
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.output import publish
 from clair_cli.report import from_dict
+from clair_cli.results import Choice, Selection, Tried
 
 SHELL = re.compile(r"[|&;<>]+|\d?>+[^ ]*|[A-Za-z_][A-Za-z_0-9]*=[^{}]*")
 """Words that only a shell understands, or that set a variable in front of a command."""
 ADAPTER, CLIENT = "{adapter}", "{client}"
 TAIL = 16 * 1024
 """Bytes of a command's output that are kept: the number stands at its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One candidate of a client: its folder below OUT, and the score or why there is none."""
-
-    path: str
-    strength: float
-    score: float | None
-    error: str | None = None
-
-    @property
-    def label(self) -> str:
-        """strength-0.5, or the client's folder where there is one candidate."""
-        return self.path.split("/")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What was tried for one client, in the order of strengths; `best` is None where all failed."""
-
-    client: str
-    tried: tuple[Tried, ...]
-    best: Tried | None
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """One choice per client, in natural order."""
-
-    command: str
-    higher_is_better: bool
-    choices: tuple[Choice, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 everybody has one, 1 somebody has none, 3 nobody has one."""
-        found = [c.best is not None for c in self.choices]
-        return 0 if all(found) else 1 if any(found) else NoVerdict.exit_code
-
-    def as_json(self) -> str:
-        """The selection as one JSON document."""
-        data = {
-            "schema_version": "1.0",
-            "tool": {"name": "clair", "version": __version__},
-            "command": self.command,
-            "higher_is_better": self.higher_is_better,
-            "clients": [
-                {
-                    "id": c.client,
-                    "chosen": c.best.path if c.best else None,
-                    "candidates": [
-                        {
-                            "path": t.path,
-                            "strength": t.strength,
-                            "score": t.score,
-                            "error": t.error,
-                        }
-                        for t in c.tried
-                    ],
-                }
-                for c in self.choices
-            ],
-        }
-        return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def select(
@@ -134,8 +68,13 @@ def select(
     return Selection(command, higher_is_better, tuple(choices))
 
 
-def write_selection(selection: Selection, refined: Path, out: Path, overwrite: bool) -> None:
-    """The chosen adapters as OUT/<client>, and selection.json; whole or not at all."""
+def write_selection(
+    selection: Selection, document: bytes, refined: Path, out: Path, overwrite: bool
+) -> None:
+    """The chosen adapters as OUT/<client>, and `document` as selection.json; whole or not at all.
+
+    Raises NoVerdict where no client has a choice, and OutputError where writing fails.
+    """
     if all(c.best is None for c in selection.choices):
         raise NoVerdict("no candidate could be evaluated; nothing was written")
     with publish.staged(out, overwrite, refined, __version__) as stage:
@@ -143,7 +82,7 @@ def write_selection(selection: Selection, refined: Path, out: Path, overwrite: b
             if choice.best is not None:
                 source = refined / choice.best.path
                 shutil.copytree(source, stage / source.name, copy_function=shutil.copyfile)
-        publish.write_bytes(stage / "selection.json", selection.as_json().encode())
+        publish.write_bytes(stage / "selection.json", document)
 
 
 def _words(command: str) -> list[str]:
@@ -170,12 +109,12 @@ def _candidates(refined: Path) -> Mapping[str, list[tuple[str, float]]]:
         raise UsageError(f"{str(refined)!r}: no report.json; give the OUT of clair refine --path")
     report = from_dict(parse_object(place.read_bytes(), "report.json", UsageError))
     found: dict[str, list[tuple[str, float]]] = {}
-    for entry in (report.refinement or {}).get("clients", []):
-        path, strength = str(entry["path"]), entry.get("strength", 0.0)
+    for written in report.refinement.clients if report.refinement else ():
+        path = written.path
         inside = not os.path.isabs(path) and ".." not in Path(path).parts
-        if not inside or not (refined / path).is_dir() or not isinstance(strength, int | float):
+        if not inside or not (refined / path).is_dir():
             raise UsageError(f"report.json: {path[:80]!r} is no folder of this output")
-        found.setdefault(entry["id"], []).append((path, float(strength)))
+        found.setdefault(written.client, []).append((path, written.strength or 0.0))
     if not found:
         raise UsageError(f"{str(refined)!r}: no refined adapters in it")
     if not report.settings.get("path"):

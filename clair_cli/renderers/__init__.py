@@ -1,13 +1,33 @@
-"""Renderers: a report to text. None of them reads a file or looks at a tensor."""
+"""Renderers: every record that reaches a screen or a file, as text or as JSON.
+
+None of them reads a file or looks at a tensor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from clair_cli.renderers import json, text
+from clair_cli.renderers import inspection, json, selection, text, verification
 from clair_cli.report import Report
+from clair_cli.results import Inspection, Selection, Verification
 
 FormatName = Literal["text", "json"]
-RENDERERS: dict[str, Callable[[Report], str]] = {"text": text.render, "json": json.render}
-assert set(RENDERERS) == set(get_args(FormatName))
+Record: TypeAlias = Report | Inspection | Selection | Verification
+Renderer = Callable[[Record], str]
+
+TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
+    Report: {"text": text.render, "json": json.render},
+    Inspection: {"text": inspection.as_text, "json": inspection.as_json},
+    Selection: {"text": selection.as_text, "json": selection.as_json},
+    Verification: {"text": verification.as_text, "json": verification.as_json},
+}
+"""How each record is written in each format."""
+
+
+def _renderer(name: FormatName) -> Renderer:
+    return lambda record: TABLE[type(record)][name](record)
+
+
+RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(FormatName)}
+"""By format: takes any record of TABLE."""

@@ -1,0 +1,103 @@
+"""Where a report goes: to stdout in one format, and into files."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from clair_cli.cli import streams
+from clair_cli.errors import UsageError
+from clair_cli.output.publish import linked_folders, replace_bytes
+from clair_cli.renderers import RENDERERS, text
+from clair_cli.report import Report
+
+STDOUT = "-"
+"""The path that means stdout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The format of stdout, None for nothing at all, and formats with the paths of their files."""
+
+    stdout: str | None
+    files: tuple[tuple[str, Path], ...]
+    verbose: int
+
+    @property
+    def talks(self) -> bool:
+        """Whether stdout is for a person."""
+        return self.stdout == "text"
+
+    def deliver(self, report: Report) -> int:
+        """Print and write the report, and return its exit code. Raises OutputError."""
+        if self.stdout == "text":
+            color, width = streams.is_colored(), streams.width()
+            shown = text.render(report, color=color, verbose=self.verbose, width=width)
+            streams.print_out(shown)
+        elif self.stdout is not None:
+            streams.print_out(RENDERERS[self.stdout](report))
+            streams.tell(text.verdict_line(report))
+        for name, path in self.files:
+            replace_bytes(path, RENDERERS[name](report).encode())
+        return report.exit_code
+
+
+def delivery(
+    format: str, outputs: list[str] | None, quiet: bool, verbose: int, *kept: Path
+) -> Delivery:
+    """Where --format, --output and --quiet send the report; no file may lie in a folder of `kept`.
+
+    --quiet silences the table only. The path - is stdout, which takes one document: UsageError where
+    two formats ask for it, and for every path that cannot be written.
+    """
+    wanted = [_split(value) for value in outputs or []]
+    to_stdout = {name for name, path in wanted if path == STDOUT}
+    if not (quiet and format == "text"):
+        to_stdout.add(format)
+    if len(to_stdout) > 1:
+        raise UsageError(
+            f"--output: {' and '.join(sorted(to_stdout))} would both go to stdout; "
+            "ask for one of them with --format, or silence the table with -q"
+        )
+    places = _places(kept)
+    files = tuple((name, _checked(path, places)) for name, path in wanted if path != STDOUT)
+    return Delivery(next(iter(to_stdout), None), files, verbose)
+
+
+def command_line() -> str:
+    """The command as a shell would take it."""
+    return shlex.join(["clair", *sys.argv[1:]])
+
+
+def _split(value: str) -> tuple[str, str]:
+    name, equals, path = value.partition("=")
+    if name not in RENDERERS or not equals or not path:
+        known = "|".join(RENDERERS)
+        raise UsageError(f"--output: expected FORMAT=PATH with FORMAT {known}, got {value!r}")
+    return name, path
+
+
+def _places(kept: tuple[Path, ...]) -> list[str]:
+    """The folders in `kept` by every name they have, and the folders that links in them lead to."""
+    named = [place for f in kept for place in (os.path.realpath(f), os.path.abspath(f))]
+    return named + [str(linked) for folder in kept for linked in linked_folders(folder)]
+
+
+def _checked(path: str, places: list[str]) -> Path:
+    """`path`, where a file can be written there and it is not below any of `places`."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise UsageError(f"--output: {path!r} is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        parent = str(target.parent)
+        raise UsageError(
+            f"--output: {path!r} cannot be written, because there is no folder {parent!r}"
+        )
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UsageError(f"--output: {path!r} is not writable")
+    if any(p.is_relative_to(q) for p in (target, Path(os.path.abspath(path))) for q in places):
+        raise UsageError(f"--output: {path!r} lies among the adapters; give another place")
+    return Path(path)

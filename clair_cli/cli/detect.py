@@ -1,0 +1,38 @@
+"""clair detect: which clients are contaminated."""
+
+from __future__ import annotations
+
+from clair_cli.cli import options as o
+from clair_cli.cli.delivery import command_line, delivery
+from clair_cli.cli.streams import Progress
+
+
+def detect(
+    folder: o.Folder,
+    read_as: o.ReadAs = None,
+    base: o.Base = None,
+    config: o.Config = None,
+    alpha: o.Alpha = None,
+    reference: o.Reference = None,
+    differences: o.Differences = False,
+    ignore: o.Ignore = None,
+    follow_symlinks: o.Links = False,
+    max_header_bytes: o.MaxHeader = o.MAX_HEADER,
+    modules: o.Modules = "shared",
+    device: o.Device = "auto",
+    threads: o.Threads = 0,
+    fail_on: o.FailOn = "contaminated",
+    format: o.Format = "text",
+    output: o.Outputs = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+    no_progress: o.NoProgress = False,
+) -> int:
+    """Say which clients are contaminated, where, how sure, and why."""
+    settings = o.settings_from(locals())
+    goes = delivery(format, output, quiet, verbose, folder)
+    from clair_cli import pipeline  # torch is loaded where numbers begin
+
+    with Progress(quiet or no_progress) as progress:
+        report = pipeline.detect(folder, settings, progress, command_line())
+    return goes.deliver(report)

@@ -1,0 +1,102 @@
+"""Help pages and usage errors: what a person reads who asks, or who has mistyped."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from typer.core import TyperCommand
+
+EXIT_CODES = """\b
+Exit codes:
+    0  done, every client accounted for, nothing at or above --fail-on
+    1  done, and at least one client at or above --fail-on
+       (broken counts as above contaminated)
+    2  usage: bad option, folder missing, OUT inside it; nothing was read
+    3  no verdict: fewer than 3 usable clients, nothing comparable,
+       not identifiable
+    4  result computed but could not be written
+   70  internal error
+  130  interrupted (143: terminated); staging removed"""
+
+INSPECT_CODES = """\b
+Exit codes:
+    0  the adapter can be read, and every number in it is finite
+    1  the adapter is broken
+    2  usage: bad option, no such file or folder
+    4  the answer could not be written
+   70  internal error"""
+
+VERIFY_CODES = """\b
+Exit codes:
+    0  every file is as it was written
+    1  a file is missing, changed or foreign, or the manifest is torn
+    2  usage: no such folder, or no manifest in it
+    4  the answer could not be written
+   70  internal error"""
+
+SELECT_CODES = """\b
+Exit codes:
+    0  every client has a choice
+    1  some client has none: its command failed for every candidate
+    2  usage: no whole output of clair refine --path, no {adapter} in CMD
+    3  no client has a choice; nothing was written
+    4  the chosen adapters could not be written
+   70  internal error
+  130  interrupted (143: terminated); staging removed"""
+
+NEAR = 0.6
+"""Likeness from which on another option is what was meant, as difflib measures it."""
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per group, in the order in which the groups come up."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                groups.setdefault(group_of(param), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def group_of(param: Any) -> str:
+    """The title under which the help lists a parameter."""
+    if param.param_type_name == "argument":
+        return "Arguments"
+    return getattr(param, "rich_help_panel", None) or "Options"
+
+
+def usage_message(error: Any, arguments: list[str]) -> str:
+    """What the parser complains of, as a sentence that names the help of the very command."""
+    context = getattr(error, "ctx", None)  # some complaints come without
+    called = [a for a in arguments if not a.startswith("-")][:1]
+    path = context.command_path if context else " ".join(["clair", *called])
+    return f"{_complaint(error)} (see {path} --help)"
+
+
+def _complaint(error: Any) -> str:
+    param = getattr(error, "param", None)
+    mistyped = getattr(error, "option_name", None)
+    if mistyped and type(error).__name__ == "NoSuchOption":
+        nearest = _nearest(mistyped, error.ctx)
+        return f"there is no option {mistyped}" + (f"; did you mean {nearest}?" if nearest else "")
+    if param is not None and error.message:
+        name = param.opts[0] if param.param_type_name == "option" else param.make_metavar(error.ctx)
+        said = error.message.removeprefix("Value error, ").rstrip(".")
+        return f"{name}: {said[:1].lower()}{said[1:]}"
+    said = str(error.format_message()).rstrip(".")
+    return f"{said[:1].lower()}{said[1:]}"
+
+
+def _nearest(mistyped: str, context: Any) -> str | None:
+    """The option of this command that is spelt most alike, if one is near at all."""
+    known = {o.lstrip("-"): o for p in context.command.get_params(context) for o in p.opts}
+    known = {name: option for name, option in known.items() if option.startswith("--")}
+    typed = mistyped.lstrip("-")
+    begun = [name for name in known if len(typed) > 1 and name.startswith(typed)]
+    found = begun or get_close_matches(typed, known, n=1, cutoff=NEAR)
+    return known[found[0]] if found else None

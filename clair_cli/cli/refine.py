@@ -1,0 +1,61 @@
+"""clair refine: better adapters for the benign clients."""
+
+from __future__ import annotations
+
+from clair_cli.cli import options as o
+from clair_cli.cli.delivery import command_line, delivery
+from clair_cli.cli.streams import Progress, print_out
+from clair_cli.renderers.safe import safe_text
+
+
+def refine(
+    folder: o.Folder,
+    out: o.Out,
+    overwrite: o.Overwrite = False,
+    write_global: o.WriteGlobal = False,
+    rank: o.Rank = "keep",
+    write: o.Write = "keep",
+    strength: o.Strength = "auto",
+    path: o.Strengths = None,
+    subspace_rank: o.SubspaceRank = "auto",
+    side: o.Side = "auto",
+    replicates: o.Replicates = "auto",
+    weights: o.Weights = None,
+    include: o.Include = None,
+    exclude: o.Exclude = None,
+    refine_suspicious: o.RefineSuspicious = False,
+    allow_dora: o.AllowDora = False,
+    read_as: o.ReadAs = None,
+    base: o.Base = None,
+    config: o.Config = None,
+    alpha: o.Alpha = None,
+    reference: o.Reference = None,
+    differences: o.Differences = False,
+    ignore: o.Ignore = None,
+    follow_symlinks: o.Links = False,
+    max_header_bytes: o.MaxHeader = o.MAX_HEADER,
+    modules: o.Modules = "shared",
+    device: o.Device = "auto",
+    threads: o.Threads = 0,
+    fail_on: o.FailOn = "never",
+    format: o.Format = "text",
+    output: o.Outputs = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+    no_progress: o.NoProgress = False,
+) -> int:
+    """Detect, then write refined adapters of the benign clients.
+
+    They go into the new folder --out, together with the report. A client that is contaminated or
+    broken gets none.
+    """
+    settings = o.settings_from(locals())
+    goes = delivery(format, output, quiet, verbose, folder, out)
+    from clair_cli import pipeline  # torch is loaded where numbers begin
+
+    with Progress(quiet or no_progress) as progress:
+        report = pipeline.refine(folder, out, settings, progress, command_line())
+    code = goes.deliver(report)
+    if report.refinement is not None and goes.talks:
+        print_out(f"refined adapters and report: {safe_text(str(out))}\n")
+    return code

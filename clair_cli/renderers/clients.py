@@ -1,0 +1,137 @@
+"""The table of verdicts: a line per client, with its reasons beside it or below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from textwrap import wrap
+
+from rich.text import Text
+
+from clair_cli.renderers.safe import safe_text
+from clair_cli.renderers.words import many
+from clair_cli.report import Report, Verdict
+
+STYLES = {
+    "contaminated": "bold red",
+    "broken": "bold magenta",
+    "suspicious": "yellow",
+    "benign": "green",
+    "no verdict": "bold yellow",
+}
+ORDER = ("contaminated", "broken", "suspicious", "benign")
+FEW = 3
+"""Broken clients of one reason that are listed by name."""
+NARROWEST = 40
+"""Columns below which breaking lines would help nobody."""
+REASON = " " * 6
+"""Indent of a reason that stands below its client."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line of the table: cells that are safe to print, and the reasons that go with them."""
+
+    verdict: str
+    client: str
+    score: str
+    limit: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """What stands in columns of its own."""
+        return (self.verdict, self.client, self.score, self.limit)
+
+
+HEAD = _Row("verdict", "client", "score", "limit", ("why",))
+
+
+def table(report: Report, verbose: bool, width: int | None) -> list[Text]:
+    """The verdicts, worst first; `verbose` gives every client a line of its own.
+
+    Reasons follow on the client's line, joined by semicolons, so that a line can be searched for. On
+    a terminal of `width` columns too narrow for that they stand below it, one a line.
+    """
+    rows = _rows(report, verbose)
+    widths = [max(len(row.cells[i]) for row in (HEAD, *rows)) for i in range(4)]
+    flat = [_line(row, widths, "; ".join(row.reasons)) for row in (HEAD, *rows)]
+    if width is None or width < NARROWEST or max(map(len, flat)) <= width:
+        return flat
+    stacked = [_line(replace(HEAD, reasons=()), widths)]
+    for row in rows:
+        stacked += _stacked(row, widths, width)
+    return stacked
+
+
+def _rows(report: Report, verbose: bool) -> list[_Row]:
+    shown = [c for c in report.clients if verbose or c.verdict != "benign"]
+    shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
+    rows = [_row(client) for client in shown]
+    if verbose:
+        return rows
+    return _alike(rows) + _benign([c for c in report.clients if c.verdict == "benign"])
+
+
+def _row(client: Verdict) -> _Row:
+    score = "-" if client.score is None else f"{client.score:.1f}"
+    limit = "-" if client.limit is None else f"{client.limit:.1f}"
+    reasons = [safe_text(r.message) for r in client.reasons]
+    if client.depends_on and client.stability is not None and client.stability < 0.5:
+        names = ", ".join(map(safe_text, client.depends_on))
+        reasons.append(f"would not hold without any one of {names}")
+    name = safe_text(client.client)
+    return _Row(client.verdict or "no verdict", name, score, limit, tuple(reasons))
+
+
+def _alike(rows: list[_Row]) -> list[_Row]:
+    """Many broken clients with the same reasons take one row; -v gives each its own."""
+    groups: dict[_Row, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(replace(row, client="") if row.verdict == "broken" else row, []).append(
+            row
+        )
+    found: list[_Row] = []
+    for alike in groups.values():
+        rest = f"{alike[0].client} and {len(alike) - 1} more"
+        found += alike if len(alike) <= FEW else [replace(alike[0], client=rest)]
+    return found
+
+
+def _benign(clients: list[Verdict]) -> list[_Row]:
+    """One row for all, and one for each note on some of them."""
+    if not clients:
+        return []
+    scores = [c.score for c in clients if c.score is not None]
+    span = f"{min(scores):.1f} - {max(scores):.1f}" if scores else "-"
+    notes: dict[str, list[str]] = {}
+    for client in clients:
+        for reason in client.reasons:
+            notes.setdefault(safe_text(reason.message), []).append(safe_text(client.client))
+    named = [
+        _Row("", who[0] if len(who) == 1 else f"{len(who)} of them", "", "", (note,))
+        for note, who in notes.items()
+    ]
+    return [_Row("benign", many(len(clients), "client"), span, ""), *named]
+
+
+def _line(row: _Row, widths: Sequence[int], why: str = "") -> Text:
+    cells = [
+        cell.rjust(w) if i in (2, 3) else cell.ljust(w)
+        for i, (cell, w) in enumerate(zip(row.cells, widths, strict=True))
+    ]
+    line = Text("  ")
+    line.append(cells[0], style=STYLES.get(row.verdict, ""))
+    line.append("   " + "   ".join([*cells[1:], why]))
+    line.rstrip()
+    return line
+
+
+def _stacked(row: _Row, widths: Sequence[int], width: int) -> Iterator[Text]:
+    """The client's line, and below it one reason a line; a note on benign ones has no line above."""
+    if row.verdict:
+        yield _line(row, widths)
+    for reason in row.reasons:
+        text = reason if row.verdict else f"{row.client}: {reason}"
+        for part in wrap(text, width, initial_indent=REASON, subsequent_indent=REASON + "  "):
+            yield Text(part)

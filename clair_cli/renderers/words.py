@@ -1,0 +1,72 @@
+"""Numbers and names as a sentence takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from clair_cli.renderers.safe import safe_text
+
+SHARES = {
+    1 / 10: "a tenth",
+    1 / 5: "a fifth",
+    1 / 4: "a quarter",
+    1 / 3: "a third",
+    1 / 2: "half",
+    2 / 3: "two thirds",
+    3 / 4: "three quarters",
+    1.0: "all",
+}
+NEAR = 0.015
+"""What a word for a share may be off by."""
+FEW = 5
+"""Names that are listed before the others are only counted."""
+
+
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """The count and its noun: 1 client, 2 clients."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def times(count: int) -> str:
+    """The count as an adverb: once, 2 times."""
+    return "once" if count == 1 else f"{count} times"
+
+
+def percent(share: float) -> str:
+    """0.44 as "44 %"; below one percent to one digit."""
+    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else f"{100 * share:.1g} %"
+
+
+def share(value: float) -> str:
+    """0.21 as "a fifth" where a word is exact enough, else in percent."""
+    nearest = min(SHARES, key=lambda known: abs(known - value))
+    return SHARES[nearest] if abs(nearest - value) <= NEAR else percent(value)
+
+
+def span(values: Iterable[int]) -> str:
+    """The least and the largest of `values`, as 2-8, or the one that all are."""
+    found = sorted(set(values)) or [0]
+    return f"{found[0]}-{found[-1]}" if len(found) > 1 else f"{found[0]}"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and that there are more."""
+    return ", ".join(names[:FEW]) + (", ..." if names[FEW:] else "")
+
+
+def aligned(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell; `right` are flushed right."""
+    shown = [[safe_text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    flush = set(right)
+    return [
+        "  "
+        + "  ".join(
+            _padded(c, w, i in flush) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in shown
+    ]
+
+
+def _padded(cell: str, width: int, right: bool) -> str:
+    return cell.rjust(width) if right else cell.ljust(width)

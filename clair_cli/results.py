@@ -1,0 +1,95 @@
+"""What `inspect`, `select` and `verify` find: records that a renderer turns into text or JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clair_cli.errors import NoVerdict
+from clair_cli.records import key
+from clair_cli.report import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedModule:
+    """One update: Delta W is d_out x d_in, `norm` its Frobenius norm, scale included."""
+
+    name: str
+    d_out: int
+    d_in: int
+    rank: int
+    scale: float
+    dtype: str
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one adapter is, and that every number in it is finite.
+
+    `files` holds a name, a size in bytes and a sha256 each; `passed_through` names the tensors that
+    are no part of an update.
+    """
+
+    client: str
+    format: str
+    base: str | None
+    files: tuple[tuple[str, int, str], ...]
+    modules: tuple[InspectedModule, ...]
+    passed_through: tuple[str, ...]
+    notes: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One candidate of a client: its folder below OUT, and the score or why there is none."""
+
+    path: str
+    strength: float
+    score: float | None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The folder that all candidates of this strength share: strength-0.5."""
+        return self.path.split("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was tried for one client, in the order of strengths; `best` is None where all failed."""
+
+    client: str
+    tried: tuple[Tried, ...]
+    best: Tried | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """One choice per client, in natural order."""
+
+    command: str
+    higher_is_better: bool
+    choices: tuple[Choice, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every client has a choice, 1 where some client has none, 3 where no client has one."""
+        found = [c.best is not None for c in self.choices]
+        return 0 if all(found) else 1 if any(found) else NoVerdict.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One file that is not what the manifest says; `what` says how it differs."""
+
+    name: str
+    what: str = field(metadata=key("difference"))
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A folder compared with its manifest, which lists `files` files."""
+
+    folder: str
+    files: int
+    differences: tuple[Difference, ...]
