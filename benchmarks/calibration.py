@@ -264,7 +264,7 @@ The {len(cohorts)} cohorts have {min(sizes)} to {max(sizes)} clients, {sum(sizes
 In {inits["shared"]} cohorts all clients began with the same A, in {inits["own"]} each with its own.
 Clients are LoRA adapters of a small Transformer, trained to copy text as in pools.py.
 Contaminated ones were trained on other data, or changed afterwards as in attacks.py.
-Kinds of contamination, with the number of cohorts: {named}."""
+Kinds of cohort, and how many of each: {named}."""
 
 
 def summary(found: Sequence[Row]) -> str:

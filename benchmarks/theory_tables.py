@@ -36,6 +36,19 @@ of it runs clair's own `decompose`, `judge`, `refit` and `refine_module`. *Decom
 solver finds alone. *Verdicts*: M and U of the clients that the verdicts agree on, which is what
 `clair detect` reports.
 
+{recovery_section(results)}
+{stability_section(results["stability"])}
+{sets_section(results["sets"])}
+{gain_section(results)}
+## What does not hold
+
+{LIMITS}
+"""
+
+
+def recovery_section(results: Results) -> str:
+    """The claim on exact recovery: by contaminated share, shared rank, size of S and coverage."""
+    return f"""\
 ## (a) Exact recovery
 
 {_wrapped(recovery_text(results["recovery"]))}
@@ -59,29 +72,44 @@ By ||S||, {_of(results["size"])}: decomposition / verdicts.
 By the share of benign clients that vary in each direction of U, {_of(results["coverage"])}:
 
 {coverage_table(results["coverage"])}
+"""
 
+
+def stability_section(records: list[Stability]) -> str:
+    """The claim on stable recovery: errors by noise."""
+    return f"""\
 ## (b) Stable recovery
 
-{_wrapped(stability_text(results["stability"]))}
+{_wrapped(stability_text(records))}
 
 ![noise](theory-noise.png)
 
-{stability_table(results["stability"])}
+{stability_table(records)}
+"""
 
+
+def sets_section(records: list[Sets]) -> str:
+    """The claim on the collaborative set: of the decomposition alone, and of the verdicts."""
+    return f"""\
 ## (c) Recovery of the collaborative set
 
-{_wrapped(sets_text(results["sets"]))}
+{_wrapped(sets_text(records))}
 
 ![sets](theory-sets.png)
 
 Decomposition, exactly the benign clients, by separation:
 
-{sets_table(results["sets"], judged=False)}
+{sets_table(records, judged=False)}
 
 Verdicts, exactly the benign clients called benign, by size:
 
-{sets_table(results["sets"], judged=True)}
+{sets_table(records, judged=True)}
+"""
 
+
+def gain_section(results: Results) -> str:
+    """The claim on refinement: the error by the number of clients, and the best strength."""
+    return f"""\
 ## (d) Refinement gain
 
 {_wrapped(gain_text(results))}
@@ -95,10 +123,6 @@ Root mean squared off-subspace error per entry in units of sigma, measured / pre
 Strength of least error, measured / predicted 1 / (1 + (h / sigma)^2):
 
 {strength_table(results["strength"])}
-
-## What does not hold
-
-{LIMITS}
 """
 
 
