@@ -15,6 +15,8 @@ VerdictName = Literal["benign", "suspicious", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 LADDER = (*VERDICTS, "never")
 """From bad to worse: `fail_on` names the least that fails; broken is above contaminated."""
+ALWAYS = ("population", "clients", "refinement")
+"""Fields that every report has, though a record made here may leave them out."""
 MAX_DEPTH = 64
 """Nesting of a report that is read back; clair itself writes 7."""
 
@@ -155,7 +157,7 @@ class GlobalAdapter:
 
     path: str
     template: str
-    truncation_error: float
+    truncation_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,8 @@ def from_dict(data: Any) -> Report:
     """
     try:
         _check_depth(data, MAX_DEPTH)
+        if missing := [name for name in ("schema_version", *ALWAYS) if name not in data]:
+            raise ValueError(f"{missing[0]} is missing")
         major = str(data["schema_version"]).split(".")[0]
         if major != SCHEMA_VERSION.split(".")[0]:
             raise UsageError(

@@ -10,6 +10,7 @@ import torch
 
 from clair_cli.errors import NonFinite
 from clair_cli.inspection import inspect
+from clair_cli.renderers import RENDERERS
 from clair_cli.settings import Settings
 from tests.helpers.adapters import CONFIG, MODULES, factors, write_folder
 
@@ -45,7 +46,8 @@ def test_an_overflowing_product_is_found(tmp_path: Path) -> None:
 
 def test_json_and_text_say_the_same(tmp_path: Path) -> None:
     found = inspect(write_folder(tmp_path / "c", config={**CONFIG, "use_rslora": True}), Settings())
-    data, lines = json.loads(found.as_json()), found.as_text().splitlines()
+    data, text = json.loads(RENDERERS["json"](found)), RENDERERS["text"](found)
+    lines = text.splitlines()
     assert data["modules"][0]["scale"] == pytest.approx(4 / 2**0.5)
     assert [m["name"] for m in data["modules"]] == [line.split()[0] for line in lines[-2:]]
-    assert data["files"][0][2] in found.as_text()
+    assert data["files"][0][2] in text

@@ -108,6 +108,10 @@ WRONG = [
     (("counts", "benign"), -1),
     (("population", "modules", 0, "shape"), [64]),
     (("population", "findings", 0, "code"), "CLR1"),
+    (("population", "solver"), {}),
+    (("population", "solver", "status"), "fine"),
+    (("population", "solver", "iterations"), -1),
+    (("population", "solver", "refitted"), None),
     ((*FIRST, "id"), ""),
     ((*FIRST, "verdict"), "harmless"),
     ((*FIRST, "verdict"), None),
@@ -138,12 +142,13 @@ def test_a_wrong_value_is_refused(path: tuple[Any, ...], value: Any) -> None:
         VALIDATOR.validate(spoiled(to_dict(COMPLETE), path, value))
 
 
-SINCE_1_1 = {"consensus", "stability", "depends_on"}
+SINCE_1_1 = {"consensus", "solver", "stability", "depends_on"}
 """Fields that a report of schema 1.0 does not have."""
 REFINEMENT_1_1 = {
     "refinement": {
         *("inside", "side", "gain", "knowledge", "initialisation", "common_share", "spread"),
         *("spectrum", "gap", "gap_after", "expected", "warnings"),
+        *("replicates_agree", "max_lora_rank"),
     },
     "clients": {"strength", "weight", "deviation", "averaged_away", "unchanged"},
     "global": {"truncation_error"},
@@ -179,7 +184,8 @@ def test_a_report_of_schema_1_0_is_accepted_and_read() -> None:
             del client[field]
     assert valid(data)
     report = from_dict(data)
-    assert report.population.consensus is None
+    assert report.population.consensus is report.population.solver is None
+    assert valid(to_dict(report))
     assert {c.stability for c in report.clients} == {None}
     assert "refined 3 clients" in render(report)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from textwrap import wrap
 
 from rich.text import Text
 
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import many
+from clair_cli.renderers.words import folded, many
 from clair_cli.report import Report, Verdict
 
 STYLES = {
@@ -22,7 +21,7 @@ STYLES = {
 ORDER = ("contaminated", "broken", "suspicious", "benign")
 FEW = 3
 """Broken clients of one reason that are listed by name."""
-NARROWEST = 40
+NARROWEST = 60
 """Columns below which breaking lines would help nobody."""
 REASON = " " * 6
 """Indent of a reason that stands below its client."""
@@ -133,5 +132,4 @@ def _stacked(row: _Row, widths: Sequence[int], width: int) -> Iterator[Text]:
         yield _line(row, widths)
     for reason in row.reasons:
         text = reason if row.verdict else f"{row.client}: {reason}"
-        for part in wrap(text, width, initial_indent=REASON, subsequent_indent=REASON + "  "):
-            yield Text(part)
+        yield from map(Text, folded(text, width, REASON))

@@ -90,7 +90,5 @@ def _not_refined(report: Report, refined: set[str], verbose: bool) -> list[str]:
     if not left:
         return []
     names = ", ".join(left) if verbose else few(left)
-    count = "" if names == ", ".join(left) else f"{len(left)} clients, "
-    return [
-        f"not refined, because suspicious: {count}{names} (--refine-suspicious refines them, too)"
-    ]
+    them = "it" if len(left) == 1 else "them"
+    return [f"not refined, because suspicious: {names}; --refine-suspicious refines {them}, too"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import StringIO
-from textwrap import wrap
 
 from rich.console import Console
 from rich.text import Text
@@ -13,7 +12,7 @@ from rich.text import Text
 from clair_cli.renderers.clients import NARROWEST, ORDER, STYLES, table
 from clair_cli.renderers.refinement import sentences
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import aligned, many, percent, span
+from clair_cli.renderers.words import aligned, folded, many, percent, span
 from clair_cli.report import LADDER, VERDICTS, Report, Verdict, failing
 
 NO_ADAPTER = "CLR116"
@@ -80,7 +79,7 @@ def _prose(said: Sequence[str] | Iterator[str], room: int | None, style: str = "
     """Sentences, one a line, or broken into lines of `room` characters."""
     lines: list[str] = []
     for text in said:
-        lines += wrap(text, room, subsequent_indent="  ") if room else [text]
+        lines += folded(text, room) if room else [text]
     return [Text(line, style=style) for line in lines]
 
 

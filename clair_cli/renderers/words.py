@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from clair_cli.renderers.safe import safe_text
@@ -50,8 +51,21 @@ def span(values: Iterable[int]) -> str:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and that there are more."""
-    return ", ".join(names[:FEW]) + (", ..." if names[FEW:] else "")
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - FEW} more" if names[FEW:] else ""
+    return ", ".join(names[:FEW]) + more
+
+
+def folded(text: str, width: int, indent: str = "", more: str = "  ") -> list[str]:
+    """Lines of at most `width` characters, broken between words; `more` indents all but the first."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + more,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:

@@ -66,7 +66,7 @@ def is_clean(text: str) -> bool:
 def test_json_on_stdout_is_one_document_and_stderr_has_the_verdict(detected: Detected) -> None:
     assert json.loads(detected.done.stdout)["exit_code"] == detected.done.returncode == 1
     assert detected.done.stdout.endswith("\n}\n")
-    assert detected.done.stderr == "FAIL: 2 clients at or above --fail-on contaminated\n"
+    assert detected.done.stderr == "FAIL: 2 contaminated\n"
 
 
 def test_files_written_beside_stdout_are_what_stdout_would_show(detected: Detected) -> None:
@@ -237,11 +237,22 @@ def test_an_ascii_terminal_gets_escapes_and_the_same_code(tmp_path: Path) -> Non
     assert done.stderr == ""
 
 
-def test_a_terminal_gets_the_same_words_in_lines_that_fit(detected: Detected) -> None:
+@pytest.mark.parametrize("columns", [80, 90])
+def test_a_terminal_gets_the_same_words_in_lines_that_fit(columns: int, detected: Detected) -> None:
     plain = clair("report", detected.json).stdout
-    shown = on_terminal("report", detected.json, columns=90, NO_COLOR="1")
-    assert max(map(len, plain.splitlines())) > 90 >= max(map(len, shown.splitlines()))
-    assert sorted(shown.split()) == sorted(plain.split())
+    shown = on_terminal("report", detected.json, columns=columns, NO_COLOR="1")
+    assert max(map(len, plain.splitlines())) > columns >= max(map(len, shown.splitlines()))
+    assert sorted([*shown.split(), "why"]) == sorted(plain.replace(";", "").split())
+
+
+def test_reasons_stand_below_the_client_one_a_line(detected: Detected) -> None:
+    report = json.loads(detected.json.read_text())
+    shown = on_terminal("report", detected.json, columns=80, NO_COLOR="1").splitlines()
+    for client in report["clients"]:
+        reasons = [r["message"] for r in client["reasons"]]
+        if client["verdict"] == "contaminated":
+            (at,) = (i for i, line in enumerate(shown) if client["id"] in line.split())
+            assert [line.strip() for line in shown[at + 1 : at + 1 + len(reasons)]] == reasons
 
 
 def test_a_terminal_too_narrow_to_fold_gets_whole_lines(detected: Detected) -> None:

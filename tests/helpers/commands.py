@@ -50,7 +50,8 @@ def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str,
 
 PRELOADED = ["__main__", "tests.helpers.commands", "rich.console", "typer._adapters"]
 PRELOADED += [
-    f"clair_cli.{name}" for name in ("cli", "pipeline", "decompose", "judge", "refinement")
+    f"clair_cli.{name}"
+    for name in ("cli", "pipeline", "detection.solver", "detection.verdicts", "refinement.module")
 ]
 
 
