@@ -23,7 +23,7 @@ KINDS = {int: "N", float: "X", Path: "PATH"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Parameter:
+class Parameter:
     """One argument or option: how it is spelt, what stands for its value, and what it says of itself."""
 
     spelt: str
@@ -49,7 +49,7 @@ def markdown() -> str:
 
 
 def _section(function: Callable[..., Any], epilog: str) -> Iterator[str]:
-    params = list(_parameters(function))
+    params = list(parameters(function))
     name = function.__name__
     usage = " ".join([name, *(p.head for p in params if p.required), "[OPTIONS]"])
     yield from ("", f"## clair {name}", "", "```text", f"clair {usage}", "```")
@@ -63,7 +63,7 @@ def _section(function: Callable[..., Any], epilog: str) -> Iterator[str]:
     yield from ("", f"### {title}", "", "```text", *dedent(codes).splitlines(), "```")
 
 
-def _parameters(function: Callable[..., Any]) -> Iterator[_Parameter]:
+def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
     """The parameters of a command in the order of its signature."""
     hints = get_type_hints(function, include_extras=True)
     for name, default in inspect.signature(function).parameters.items():
@@ -72,7 +72,7 @@ def _parameters(function: Callable[..., Any]) -> Iterator[_Parameter]:
         argument = info.rich_help_panel is None
         given = [n for n in (info.default, *(info.param_decls or ())) if isinstance(n, str)]
         names = given or [f"--{name.replace('_', '-')}"]
-        yield _Parameter(
+        yield Parameter(
             spelt="" if argument else ", ".join(sorted(names, key=len)),
             value=info.metavar or ("" if info.count else _value(kind)),
             group="Arguments" if argument else info.rich_help_panel,
