@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -134,18 +134,26 @@ class Cohort:
     """Clients that can be compared: every module is in every client with the shape given here.
 
     `clients` are in natural order of their ids, `modules` in natural order of their names;
-    `shapes` are (d_out, d_in). `findings` are remarks on the cohort as a whole.
+    `shapes` are (d_out, d_in). `broken` are the clients that cannot be compared, `findings` remarks
+    on the cohort as a whole.
     """
 
     clients: tuple[Adapter, ...]
     modules: tuple[str, ...]
     shapes: Mapping[str, tuple[int, int]]
-    findings: tuple[Reason, ...] = field(default=())
+    broken: tuple[Broken, ...] = ()
+    findings: tuple[Reason, ...] = ()
 
     @property
-    def factored(self) -> bool:
-        """The clients' updates are LoRA factors, which began somewhere; plain matrices did not."""
-        return any(a.format not in ("update", "weights") for a in self.clients)
+    def dtypes(self) -> set[str]:
+        """How the clients' updates are stored, in safetensors terms."""
+        return {s.dtype for a in self.clients for s in a.updates.values()}
+
+    def without(self, failed: Mapping[int, Reason]) -> Cohort:
+        """The same but for the clients at these positions, which are broken."""
+        gone = [_set_aside(self.clients[k], reason) for k, reason in sorted(failed.items())]
+        kept = tuple(a for k, a in enumerate(self.clients) if k not in failed)
+        return replace(self, clients=kept, broken=(*self.broken, *gone))
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -154,18 +162,24 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
 
 
-def align(
-    adapters: Iterable[Adapter], min_shared: float = 0.5, same: bool = False
-) -> tuple[Cohort, list[Broken]]:
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What a folder holds: adapters, clients whose adapter cannot be used, and remarks on the rest."""
+
+    adapters: tuple[Adapter, ...]
+    broken: tuple[Broken, ...] = ()
+    findings: tuple[Reason, ...] = ()
+
+
+def align(entries: Entries, min_shared: float = 0.5, same: bool = False) -> Cohort:
     """Choose what is compared: clients of one base model, on the modules that all of them have.
 
     A client of another base model (CLR106), with another shape (CLR104), or sharing less than
     `min_shared` of the modules most clients have (CLR107) is set aside as broken; with `same` also one
     that has any module less or more than they do.
     """
-    clients = sorted(adapters, key=lambda a: natural_key(a.client))
-    broken: list[Broken] = []
-    findings: list[Reason] = []
+    clients = sorted(entries.adapters, key=lambda a: natural_key(a.client))
+    broken, findings = list(entries.broken), list(entries.findings)
     alike = partial(_other_modules, min_shared=min_shared, same=same)
     for check in (_other_base, _other_shape, _other_start, alike):
         bad, remarks = check(clients)
@@ -178,14 +192,14 @@ def align(
     modules = tuple(sorted(shared, key=natural_key))
     first = clients[0].updates if clients else {}
     shapes = {m: (first[m].d_out, first[m].d_in) for m in modules}
-    return Cohort(tuple(clients), modules, shapes, tuple(findings)), broken
+    return Cohort(tuple(clients), modules, shapes, tuple(broken), tuple(findings))
 
 
 Checked = tuple[list[Broken], list[Reason]]
 
 
-def _set_aside(adapter: Adapter, code: str, message: str) -> Broken:
-    return Broken(adapter.client, Reason(code, message), tuple(adapter.files.values()))
+def _set_aside(adapter: Adapter, reason: Reason) -> Broken:
+    return Broken(adapter.client, reason, tuple(adapter.files.values()))
 
 
 def _base_name(base: str) -> str:
@@ -205,9 +219,11 @@ def _other_base(clients: list[Adapter]) -> Checked:
     return [
         _set_aside(
             a,
-            "CLR106",
-            f"adapter_config.json: base model is {a.base!r}, but {votes} of {len(named)} clients "
-            f"use {base!r}; retrain on that base or leave this client out",
+            Reason(
+                "CLR106",
+                f"adapter_config.json: base model is {a.base!r}, but {votes} of {len(named)} clients "
+                f"use {base!r}; retrain on that base or leave this client out",
+            ),
         )
         for a in clients
         if a.client in named and named[a.client] != base
@@ -229,7 +245,7 @@ def _other_shape(clients: list[Adapter]) -> Checked:
                     f"in the other clients {usual[module][0]} x {usual[module][1]}; "
                     "was it trained on another base model?"
                 )
-                broken.append(_set_aside(adapter, "CLR104", text))
+                broken.append(_set_aside(adapter, Reason("CLR104", text)))
                 break
     return broken, []
 
@@ -251,7 +267,7 @@ def _other_start(clients: list[Adapter]) -> Checked:
                     f"{_start(most)}): their difference is no difference of training; "
                     "leave this client out"
                 )
-                broken.append(_set_aside(adapter, "CLR104", text))
+                broken.append(_set_aside(adapter, Reason("CLR104", text)))
                 break
     return broken, []
 
@@ -280,13 +296,13 @@ def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Che
                 f"adapts other modules than most clients ({odd[0]}, {len(odd)} in all); train it with "
                 "their target_modules, or compare with --modules shared"
             )
-            broken.append(_set_aside(adapter, "CLR107", text))
+            broken.append(_set_aside(adapter, Reason("CLR107", text)))
         elif usual and len(missing) > (1 - min_shared) * len(usual):
             text = (
                 f"adapts {len(usual) - len(missing)} of the {len(usual)} modules the other clients "
                 f"share (missing {missing[0]!r}); too little to compare"
             )
-            broken.append(_set_aside(adapter, "CLR107", text))
+            broken.append(_set_aside(adapter, Reason("CLR107", text)))
     return broken, []
 
 

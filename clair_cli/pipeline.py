@@ -1,20 +1,26 @@
-"""detect() and refine(): a folder of adapters to a Report, and to a folder of refined adapters."""
+"""detect() and refine(): a folder of adapters to a report, and to a folder of refined adapters."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from clair_cli import __version__
-from clair_cli.cohort import Cohort, Start
+from clair_cli import formats
+from clair_cli._version import __version__
+from clair_cli.cohort import Cohort, Start, align
+from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.formats import check_writable
+from clair_cli.opening import open_entries
 from clair_cli.output import publish
-from clair_cli.refinement.members import read_counts
-from clair_cli.refinement.write import write_refined
+from clair_cli.progress import Progress, silent
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import Report
-from clair_cli.scan import Progress, Scan, silent
+from clair_cli.report import Refinement, Report, gated
 from clair_cli.settings import Settings
 
 
@@ -27,19 +33,13 @@ def detect(
     """Which clients of the folder `path` are contaminated, where, how sure, and why.
 
     Raises UsageError (no such folder) or NoVerdict (nothing in it that could be a client); everything
-    wrong with single clients, and a missing majority, is in the report.
+    wrong with single clients, and a missing majority, is in the report. `command` goes into its `run`.
     """
-    scan = Scan(Path(path), settings or Settings(), on_progress or silent, command)
-    return scan.report()
-
-
-def _check_dora(cohort: Cohort, settings: Settings) -> None:
-    for adapter in [] if settings.allow_dora else cohort.clients:
-        if any(spec.start is Start.MAGNITUDE for spec in adapter.updates.values()):
-            raise UsageError(
-                f"{adapter.client} is DoRA, which also scales the rows of W + B A by magnitudes: "
-                "--allow-dora refines B A alone and leaves every client its magnitudes"
-            )
+    path, settings, tell = Path(path), settings or Settings(), on_progress or silent
+    clock = _Clock(command)
+    cohort = opened(path, settings, tell)
+    detection = examined(cohort, settings, tell)
+    return reported(detection, path, settings, clock)
 
 
 def refine(
@@ -53,28 +53,147 @@ def refine(
 
     `out` appears whole or not at all, and not at all where no verdict can be given. Raises what
     `detect` raises, UsageError where `out` cannot be used, and OutputError where writing fails.
-    `command` goes into the report's `run`.
     """
-    path, out, settings = Path(path), Path(out), settings or Settings()
-    if not path.is_dir():
-        raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
-    publish.check_output(out, path, settings.overwrite)
-    counts = {} if settings.weights is None else read_counts(settings.weights)
-    scan = Scan(path, settings, on_progress or silent, command)
-    _check_dora(scan.cohort, settings)
-    for adapter in scan.cohort.clients:
-        try:
-            check_writable(adapter, (settings.rank, settings.write) != ("keep", "keep"))
-        except OutputError as error:
-            raise UsageError(f"{error}; nothing was written") from None
-    report = scan.report()
+    path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
+    clock, counts = _Clock(command), _check_places(path, out, settings)
+    cohort = opened(path, settings, tell)
+    _check_refinable(cohort, settings)
+    detection = examined(cohort, settings, tell)
+    report = reported(detection, path, settings, clock)
     if report.status == "no_verdict":
         return report
     with publish.staged(out, settings.overwrite, path, __version__) as stage:
-        try:
-            refinement = write_refined(scan, report, stage, counts)
-        except AdapterError as error:  # it was readable a moment ago, so it has changed since
-            raise NoVerdict(f"{error}; nothing was written, run again") from error
-        report = replace(report, refinement=refinement, run=scan.run())
+        refinement = refined(detection, report, stage, settings, counts, tell)
+        report = replace(report, refinement=refinement, run=clock.run(detection.machine))
         publish.write_bytes(stage / "report.json", RENDERERS["json"](report).encode())
     return report
+
+
+# --- the steps
+
+
+def opened(path: Path, settings: Settings, on_progress: Progress = silent) -> Cohort:
+    """The clients of the folder that can be compared, known from their headers."""
+    if settings.device == "cuda":
+        from clair_cli.detection.reading import check_device
+
+        check_device(settings)
+    entries = open_entries(path, settings, on_progress)
+    return align(entries, settings.min_shared_modules, settings.modules == "same")
+
+
+def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent) -> Detection:
+    """Read every module once, decompose the stacks, judge every client."""
+    if too_few(cohort):
+        return Detection(cohort)
+    from clair_cli.detection.distances import tabulated
+    from clair_cli.detection.reading import numerics, read_modules
+    from clair_cli.detection.solver import decompose, settled
+    from clair_cli.detection.verdicts import judge
+
+    with numerics(cohort, settings) as machine:
+        cohort, stacks = read_modules(cohort, settings, machine, on_progress)
+        if too_few(cohort):
+            return Detection(cohort, stacks, machine=machine)
+        solved = decompose(stacks, settings.detection, settings.seed, on_progress)
+        judgement = judge(tabulated(cohort, stacks, solved.members), settings)
+        decomposition = None
+        if judgement.identified:
+            decomposition = settled(solved, stacks, judgement.consensus, settings)
+        return Detection(cohort, stacks, solved, judgement, decomposition, machine)
+
+
+def reported(detection: Detection, path: Path, settings: Settings, clock: _Clock) -> Report:
+    """The report, gated by `settings.fail_on`."""
+    from clair_cli.detection.reporting import inputs, population, verdicts
+
+    judged = detection.judgement
+    report = Report(
+        tool={"name": "clair", "version": __version__},
+        run=clock.run(detection.machine),
+        inputs=inputs(detection.cohort, str(path)),
+        settings=settings.as_dict(),
+        status="complete" if judged is not None and judged.identified else "no_verdict",
+        exit_code=0,
+        population=population(detection, settings),
+        clients=verdicts(detection),
+    )
+    return gated(report, settings.fail_on)
+
+
+def refined(
+    detection: Detection,
+    report: Report,
+    stage: Path,
+    settings: Settings,
+    counts: Mapping[str, float],
+    on_progress: Progress = silent,
+) -> Refinement:
+    """Plan what is to be done to whom, and write it below `stage`."""
+    from clair_cli.detection.reading import numerics
+    from clair_cli.refinement.plan import plan_refinement
+    from clair_cli.refinement.write import write_refined
+
+    try:
+        with numerics(detection.cohort, settings):
+            plan = plan_refinement(detection, report.clients, settings, counts)
+            return write_refined(plan, stage, on_progress)
+    except AdapterError as error:  # it was readable a moment ago, so it has changed since
+        raise NoVerdict(f"{error}; nothing was written, run again") from error
+
+
+# --- what is checked before anything is read
+
+
+def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:
+    """Sample counts per client, once input and output are known to be usable. Raises UsageError."""
+    if not path.is_dir():
+        raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
+    publish.check_output(out, path, settings.overwrite)
+    if settings.weights is None:
+        return {}
+    from clair_cli.refinement.members import read_counts
+
+    return read_counts(settings.weights)
+
+
+def _check_refinable(cohort: Cohort, settings: Settings) -> None:
+    """Raises UsageError, naming the client, for what could not be written back."""
+    for adapter in cohort.clients:
+        starts = {spec.start for spec in adapter.updates.values()}
+        if Start.MAGNITUDE in starts and not settings.allow_dora:
+            raise UsageError(
+                f"{adapter.client} is DoRA, which also scales the rows of W + B A by magnitudes: "
+                "--allow-dora refines B A alone and leaves every client its magnitudes"
+            )
+    for adapter in cohort.clients:
+        try:
+            formats.check_writable(adapter, (settings.rank, settings.write) != ("keep", "keep"))
+        except OutputError as error:
+            raise UsageError(f"{error}; nothing was written") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """When a run began, and by which command."""
+
+    command: str | None
+    began: float = field(default_factory=time.monotonic)
+    started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+
+    def run(self, machine: Machine) -> dict[str, Any]:
+        """All that may differ between equal runs."""
+        torch = sys.modules.get("torch")
+        environment = {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "torch": getattr(torch, "__version__", None),
+            "threads": machine.threads,
+            "device": machine.device,
+        }
+        return {
+            "started_at": self.started_at.isoformat(timespec="seconds"),
+            "duration_s": time.monotonic() - self.began,
+            "command": self.command,
+            "environment": environment,
+        }

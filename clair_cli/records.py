@@ -41,15 +41,16 @@ def decode(kind: type[Record], data: Any, where: str = "") -> Record:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'it'}: expected an object, found {_shown(data)}")
+    hints, own = _types(kind), _own_fields(kind)  # type: ignore[arg-type]
     found: dict[str, Any] = {}
-    for f in _own_fields(kind):
+    for f in own:
         place = f"{where}.{_key(f)}".lstrip(".")
         if _key(f) in data:
-            found[f.name] = _value(_types(kind)[f.name], data[_key(f)], place)
+            found[f.name] = _value(hints[f.name], data[_key(f)], place)
         elif f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{place} is missing")
-    if "extra" in _types(kind):
-        known = {_key(f) for f in _own_fields(kind)}
+    if "extra" in hints:
+        known = {_key(f) for f in own}
         found["extra"] = {k: v for k, v in data.items() if k not in known}
     return kind(**found)
 
@@ -63,7 +64,7 @@ def _key(f: Field[Any]) -> str:
 
 
 @cache
-def _types(kind: type) -> dict[str, Any]:
+def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
@@ -81,7 +82,7 @@ def _value(hint: Any, data: Any, where: str) -> Any:
         return data
     if hint is Any or (hint is not float and isinstance(hint, type) and _is(data, hint)):
         return data
-    if isinstance(origin, type) and isinstance(data, origin):  # a mapping that nobody looks into
+    if origin is Mapping and isinstance(data, Mapping):  # one that nobody looks into
         return dict(data)
     expected = {float: "a finite number"}.get(hint, getattr(hint, "__name__", str(hint)))
     raise ValueError(f"{where}: expected {expected}, found {_shown(data)}")

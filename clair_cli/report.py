@@ -105,7 +105,7 @@ class SolverRun:
     the verdicts' own members differ from the solver's, and M and U were fitted to them directly.
     """
 
-    status: Literal["converged", "iteration limit"]
+    status: Literal["converged", "iteration limit", "fitted"]
     iterations: int
     gap: float | None
     start: str
@@ -143,7 +143,7 @@ class RefinedClient:
 
 
 @dataclass(frozen=True, slots=True)
-class RefinedModule:
+class ModuleRefinement:
     """One module: directions in which clients keep their own, and leading shares of their deviations."""
 
     name: str
@@ -200,7 +200,7 @@ class Refinement:
     gap_after: int | None = None
     expected: Expected | None = None
     max_lora_rank: int | None = None
-    modules: tuple[RefinedModule, ...] = ()
+    modules: tuple[ModuleRefinement, ...] = ()
     clients: tuple[RefinedClient, ...] = ()
     mean: GlobalAdapter | None = field(default=None, metadata=key("global"))
     warnings: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,3 +26,18 @@ class LowRankUpdate:
     def dense(self) -> Tensor:
         """The product as a (d_out, d_in) tensor: for tests and small matrices."""
         return self.scale * (self.up @ self.down)
+
+
+def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowRankUpdate:
+    """sum_r f_r Delta_r in stacked factors: the ranks add up."""
+    import torch
+
+    up = torch.cat([u.up for u in updates], dim=1)
+    down = torch.cat([u.down * (u.scale * f) for u, f in zip(updates, factors, strict=True)], dim=0)
+    return LowRankUpdate(up, down)
+
+
+def energy(update: LowRankUpdate) -> float:
+    """||Delta W||_F^2 from the factors, without the product."""
+    down = update.down * update.scale
+    return float(((update.up.T @ update.up) * (down @ down.T)).sum().clamp_min(0))

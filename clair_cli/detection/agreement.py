@@ -10,7 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clair_cli.detection.calibration import DETECTION, DetectionCalibration
+from clair_cli.report import InitialisationName
+
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 def cosines(inner: Array) -> Array:
@@ -68,19 +72,25 @@ def common_share(inner: Array) -> float:
     return min(max((float(whole.sum()) - energy) / (count - 1) / energy, 0.0), 1.0)
 
 
-def initialisation(rows: Array, members: NDArray[np.bool_]) -> tuple[str, float]:
+def initialisation(
+    rows: Array, members: Mask, numbers: DetectionCalibration = DETECTION
+) -> tuple[InitialisationName, float]:
     """`shared`, `independent` or `mixed` first A of the members, and the median overlap of two.
 
     `rows` (modules, K, K) as in ModuleStack. Training moves A little: one first A leaves a mean squared
     cosine of 0.8 to 0.99, and strangers overlap by r / d_in.
     """
     both = pairs(rows.mean(axis=0), members)
-    same = float((both > 0.5).mean()) if len(both) else 0.0
-    name = "shared" if same > 0.9 else "independent" if same < 0.1 else "mixed"
+    same = float((both > numbers.same_rows).mean()) if len(both) else 0.0
+    name: InitialisationName = "mixed"
+    if same > numbers.mostly_same:
+        name = "shared"
+    elif same < numbers.rarely_same:
+        name = "independent"
     return name, float(np.median(both)) if len(both) else 0.0
 
 
-def pairs(kernel: Array, members: NDArray[np.bool_]) -> Array:
+def pairs(kernel: Array, members: Mask) -> Array:
     """The entries of a symmetric kernel (K, K) for every two different members, each pair once."""
     return kernel[np.ix_(members, members)][np.triu_indices(int(members.sum()), 1)]
 
@@ -94,7 +104,7 @@ def chance_deviation(d_out: Array) -> float:
     return float(np.sqrt((2 / d_out**2).sum()) / len(d_out))
 
 
-def split(kernel: Array) -> tuple[NDArray[np.bool_], float]:
+def split(kernel: Array) -> tuple[Mask, float]:
     """The larger of the two groups that the top eigenvector of the centred kernel tells apart.
 
     Returns a mask (K,) and the ratio of the two largest eigenvalues: 1.3 and more for a real split,
@@ -111,7 +121,7 @@ def split(kernel: Array) -> tuple[NDArray[np.bool_], float]:
     return larger, float(ratio)
 
 
-def coherent(kernel: Array, size: int) -> NDArray[np.bool_]:
+def coherent(kernel: Array, size: int) -> Mask:
     """A subset of `size` clients that agree most with each other, (K,) mask.
 
     Grown from every client by adding whoever the group agrees with most; the group whose weakest
@@ -129,12 +139,12 @@ def coherent(kernel: Array, size: int) -> NDArray[np.bool_]:
     return np.asarray(groups[int(weakest.argmax())])
 
 
-def support(kernel: Array, group: NDArray[np.bool_]) -> Array:
+def support(kernel: Array, group: Mask) -> Array:
     """Mean kernel value of each client with the members of `group` other than itself, (K,)."""
     return np.asarray(rows_support(kernel[None], group)[0])
 
 
-def rows_support(kernels: Array, group: NDArray[np.bool_]) -> Array:
+def rows_support(kernels: Array, group: Mask) -> Array:
     """`support` for a stack of kernels (modules, K, K): (modules, K)."""
     own = np.einsum("mkk->mk", kernels) * group
     others = group.sum() - group.astype(float)

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.update import LowRankUpdate
 
-LIFT = 0.7
-"""Common energy over the usual deviation: clients that differ as usual get the cosine 0.7 / 1.7."""
 
-
-def centred(updates: Sequence[LowRankUpdate], seed: int = 0) -> list[LowRankUpdate]:
+def centred(
+    updates: Sequence[LowRankUpdate], seed: int = 0, numbers: DetectionCalibration = DETECTION
+) -> list[LowRankUpdate]:
     """Updates (d_out + 1, d_in + 1) of which differences alone matter, whatever part all share.
 
     A common update near the geometric median is taken off, and one entry beyond all others added,
-    of LIFT times the median energy of what is left: so that clients agree by how little they differ.
+    of `numbers.lift` times the median energy of what is left: so that clients agree by how little
+    they differ, and those that differ as usual get the cosine lift / (1 + lift).
     """
     up = [u.up.double() for u in updates]
     down = [u.down.double() * u.scale for u in updates]
@@ -25,18 +26,20 @@ def centred(updates: Sequence[LowRankUpdate], seed: int = 0) -> list[LowRankUpda
     fine = [bool(torch.isfinite(b).all() and torch.isfinite(a).all()) for b, a in both]
     if not any(fine):
         return list(updates)
-    weights, energy = _geometric_median(up, down, torch.tensor(fine))
+    weights, energy = _geometric_median(up, down, torch.tensor(fine), numbers.median_steps)
     whole_up = torch.cat([w * b for w, b, ok in zip(weights, up, fine, strict=True) if ok], dim=1)
     whole_down = torch.cat([a for a, ok in zip(down, fine, strict=True) if ok])
     size = 2 * max(u.rank for u in updates)
     draw = torch.Generator().manual_seed(seed)
     basis = torch.randn(len(whole_down.T), size, generator=draw, dtype=torch.float64)
     basis = basis.to(whole_up.device)
-    for _ in range(4):  # power iteration: the common part need not be exact, only common
+    for _ in range(
+        numbers.common_sweeps
+    ):  # power iteration: the common part need not be exact, only common
         left = torch.linalg.qr(whole_up @ (whole_down @ basis))[0]
         basis = torch.linalg.qr(whole_down.T @ (whole_up.T @ left))[0]
     common = (left.T @ whole_up) @ whole_down
-    lift = float((LIFT * energy).sqrt())
+    lift = float((numbers.lift * energy).sqrt())
     return [
         _lifted(torch.cat([b, -left], dim=1), torch.cat([a, common]), lift, u)
         for b, a, u in zip(up, down, updates, strict=True)
@@ -44,7 +47,7 @@ def centred(updates: Sequence[LowRankUpdate], seed: int = 0) -> list[LowRankUpda
 
 
 def _geometric_median(
-    up: Sequence[Tensor], down: Sequence[Tensor], fine: Tensor
+    up: Sequence[Tensor], down: Sequence[Tensor], fine: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Weights (K,) of the geometric median of the products, and their median squared distance to it."""
     gram = fine.new_zeros((len(up), len(up)), dtype=torch.float64)
@@ -54,7 +57,7 @@ def _geometric_median(
             gram[i, j] = ((up[i].T @ up[j]) * (down[i] @ down[j].T)).sum().cpu()
     weights = fine.double() / fine.sum()
     least = torch.finfo(gram.dtype).eps * gram.diagonal().max().clamp_min(1e-300)
-    for _ in range(50):  # Weiszfeld
+    for _ in range(steps):  # Weiszfeld
         towards = gram @ weights
         square = (gram.diagonal() - 2 * towards + weights @ towards).clamp_min(least)
         weights = fine / square.sqrt()

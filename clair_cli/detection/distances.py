@@ -10,23 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clair_cli.detection import agreement
-from clair_cli.detection.agreement import Array
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.module_names import places
-from clair_cli.settings import MIN_CLIENTS, Settings
+from clair_cli.settings import MIN_CLIENTS
 
-Mask = NDArray[np.bool_]
-MOST = 100.0
-"""Scores are capped here: a report holds finite numbers, and beyond this more says nothing."""
-COPY = 0.05
-"""Distance, relative to the norm, below which two clients are copies whatever is usual: a majority of
-jittered copies decides what is usual. Honest clients trained alike for long stay beyond 0.15."""
-CLEAR = 3.0
-"""Standard deviations of chance that cosines must reach to be evidence."""
+if TYPE_CHECKING:
+    from clair_cli.cohort import Cohort
+    from clair_cli.detection.stacks import ModuleStack
+
+LOUD = 0.5
+"""Score from which on a part of joint evidence is put into words."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +44,23 @@ class Tables:
     d_in: Array
     members: Mask
     digests: tuple[str, ...]
+
+
+def tabulated(cohort: Cohort, stacks: Sequence[ModuleStack], members: Mask) -> Tables:
+    """The tables of a cohort from its stacks; `members` (K,) as in `Tables`."""
+    from clair_cli.detection.stacks import tables
+
+    inner, overlap, d_out, d_in = tables(stacks)
+    return Tables(
+        clients=tuple(a.client for a in cohort.clients),
+        modules=cohort.modules,
+        inner=inner,
+        overlap=overlap,
+        d_out=d_out,
+        d_in=d_in,
+        members=members,
+        digests=tuple(a.digest for a in cohort.clients),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +87,8 @@ class Evidence:
 class Distances:
     """The tables of one cohort and every distance taken from them."""
 
-    def __init__(self, tables: Tables, settings: Settings) -> None:
-        self.tables, self.settings = tables, settings
+    def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
+        self.tables, self.numbers = tables, numbers
         self.agree = agreement.agreement(tables.inner, tables.overlap, tables.d_out)
         self.cosine = agreement.cosines(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
@@ -101,8 +117,8 @@ class Distances:
         chance = np.maximum(agreement.pairs(self.chance, self.distinct), np.finfo(float).tiny)
         beyond = (agreement.pairs(self.direction, self.distinct) / chance) ** 2
         alike = self._usual(self.kernel)
-        told = beyond.size and beyond.mean() > CLEAR**2
-        return alike + self._usual(self.direction) if told else alike
+        clear = beyond.size and beyond.mean() > self.numbers.clear_of_chance**2
+        return alike + self._usual(self.direction) if clear else alike
 
     def _usual(self, kernel: Array) -> Array:
         """A kernel (K, K) in units of its mean over pairs of distinct clients."""
@@ -121,7 +137,7 @@ class Distances:
         np.fill_diagonal(sine, np.inf)
         usual = float(np.median(sine.min(axis=1)))
         digest = np.array(self.tables.digests)
-        least = max(self.settings.duplicate * usual, COPY)
+        least = max(self.numbers.duplicate * usual, self.numbers.copy_distance)
         near = (sine < least) & (c > 0)
         same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
         return [list(np.flatnonzero(row)) for row in near | same]
@@ -168,18 +184,20 @@ class Distances:
         """
         total = np.sum([p.scores for p in parts], axis=0)
         scores = total / math.sqrt(len(parts))
-        suspects = (scores >= self.settings.suspicious) & self.distinct & settled
+        suspects = (scores >= self.numbers.suspicious) & self.distinct & settled
         accord = self._accord(suspects, group)[self.originals]
-        scores = np.maximum(scores, (total + accord) / math.sqrt(len(parts) + 1)).clip(0, MOST)
+        scores = np.maximum(scores, (total + accord) / math.sqrt(len(parts) + 1)).clip(
+            0, self.numbers.score_cap
+        )
 
         def words(k: int) -> str:
-            loud = [p for p in parts if p.scores[k] >= 0.5]
+            loud = [p for p in parts if p.scores[k] >= LOUD]
             said = [p.words(k) for p in sorted(loud, key=lambda p: -p.scores[k])]
             return "; ".join(
                 [*said, *(["deviates as other suspects do"] if accord[k] >= 1 else [])]
             )
 
-        limit = (-math.inf, self.settings.limit)
+        limit = (-math.inf, self.numbers.limit)
         return Evidence("CLR201", scores, scores, limit, words, parts=tuple(parts))
 
     def _accord(self, suspects: Mask, group: Mask) -> Array:
@@ -196,8 +214,8 @@ class Distances:
         pairs = agreement.pairs(cosine, honest)
         spread = robust_scale(pairs) / math.sqrt(suspects.sum() - 1)
         mean = agreement.support(cosine, suspects)
-        score = (mean - np.median(pairs)) / max(spread, self.settings.accord_floor)
-        return np.where(suspects, score.clip(0, self.settings.suspicious), 0.0)
+        score = (mean - np.median(pairs)) / max(spread, self.numbers.accord_floor)
+        return np.where(suspects, score.clip(0, self.numbers.suspicious), 0.0)
 
     def _deviations(self, members: Mask) -> Array | None:
         """Cosines (K, K) of the updates without their part along the mean of `members`, 3 at least."""
@@ -220,15 +238,17 @@ class Distances:
             "CLR201",
             agreement.support(self.kernel, group),
             group,
-            self.settings.agreement_floor,
+            self.numbers.agreement_floor,
             lambda k, x: f"off the shared subspace: {max(x, 0):.0%} of the usual agreement",
         )
 
     def _direction(self, group: Mask) -> Evidence | None:
         """None where the members' cosines are no more than chance: other row spaces of A."""
-        floor = self.settings.direction_floor
+        floor = self.numbers.direction_floor
         values = agreement.support(self.direction, group)
-        if np.median(values[group]) < CLEAR * np.median(self.chance[np.ix_(group, group)]):
+        if np.median(values[group]) < self.numbers.clear_of_chance * np.median(
+            self.chance[np.ix_(group, group)]
+        ):
             return None
 
         def words(k: int, x: float) -> str:
@@ -254,12 +274,12 @@ class Distances:
         if usual <= 0:
             return None
         relative = values / usual
-        spread = _spread(relative[group], floor)
+        spread = self._unit(relative[group], floor)
         return Evidence(
             code,
             relative,
-            ((1 - relative) / spread).clip(0, MOST),
-            (1 - self.settings.limit * spread, math.inf),
+            ((1 - relative) / spread).clip(0, self.numbers.score_cap),
+            (1 - self.numbers.limit * spread, math.inf),
             lambda k: words(k, float(relative[k])),
         )
 
@@ -268,7 +288,7 @@ class Distances:
 
         The consensus, chosen blind to size, may be of one size; a large minority moves the median.
         """
-        s = self.settings
+        s = self.numbers
         unit = np.median(self.norms[:, self.distinct], axis=1)
         live = unit > 0
         total = np.sqrt(((self.norms[live] / unit[live, None]) ** 2).mean(axis=0))
@@ -276,9 +296,9 @@ class Distances:
         inside, among_all = (size - np.median(size[who]) for who in (group, self.distinct))
         log = np.where(np.abs(inside) < np.abs(among_all), inside, among_all)
         spread = robust_scale(size[self.distinct])
-        above = max(_spread(size[group], s.norm_floor), spread)
-        below = max(_spread(size[group], s.small_norm_floor), spread)
-        scores = np.where(log > 0, log / above, -log / below).clip(0, MOST)
+        above = max(self._unit(size[group], s.norm_floor), spread)
+        below = max(self._unit(size[group], s.small_norm_floor), spread)
+        scores = np.where(log > 0, log / above, -log / below).clip(0, self.numbers.score_cap)
         ratio = np.exp(log)
 
         def words(k: int) -> str:
@@ -299,17 +319,18 @@ class Distances:
         relative, usual_support = self._per_module(kernels, group)
         live = self._live(usual_support)
         count = int(live.sum())
-        if count < 4:
+        if count < self.numbers.fewest_modules:
             return None
-        worst = np.sort(relative[live], axis=0)[: -(-count // 4)].mean(axis=0)
+        part = math.ceil(self.numbers.worst_modules * count)
+        worst = np.sort(relative[live], axis=0)[:part].mean(axis=0)
         usual = float(np.median(worst[group]))
-        spread = _spread(worst[group], self.settings.local_floor)
+        spread = self._unit(worst[group], self.numbers.local_floor)
 
         return Evidence(
             "CLR204",
             worst,
-            ((usual - worst) / spread).clip(0, MOST),
-            (usual - self.settings.limit * spread, math.inf),
+            ((usual - worst) / spread).clip(0, self.numbers.score_cap),
+            (usual - self.numbers.limit * spread, math.inf),
             lambda k: self._where(relative[:, k], live),
         )
 
@@ -324,7 +345,7 @@ class Distances:
 
     def _live(self, usual: Array) -> Mask:
         """Modules in which the members agree at least half as much as they typically do."""
-        live: Mask = usual > max(0.5 * float(np.median(usual)), 0.0)
+        live: Mask = usual > max(self.numbers.live_agreement * float(np.median(usual)), 0.0)
         return live
 
     def _too_near(self, group: Mask) -> Evidence | None:
@@ -333,12 +354,12 @@ class Distances:
         if usual <= 0:
             return None
         relative = values / usual
-        spread = _spread(relative[group], self.settings.agreement_floor)
+        spread = self._unit(relative[group], self.numbers.agreement_floor)
         return Evidence(
             "CLR205",
             relative,
-            ((relative - 1) / spread).clip(0, MOST),
-            (-math.inf, 1 + self.settings.limit * spread),
+            ((relative - 1) / spread).clip(0, self.numbers.score_cap),
+            (-math.inf, 1 + self.numbers.limit * spread),
             lambda k: (
                 f"nearer to the others' mean than anyone: agreement {relative[k]:.2f}x the usual"
             ),
@@ -348,13 +369,13 @@ class Distances:
     def _rank(self, group: Mask) -> Evidence:
         log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
         log = log - np.median(log[group])
-        spread = _spread(log[group], self.settings.rank_floor)
+        spread = self._unit(log[group], self.numbers.rank_floor)
         ratio = np.exp(log)
         return Evidence(
             "CLR207",
             ratio,
-            (np.abs(log) / spread).clip(0, MOST),
-            (math.exp(-self.settings.limit * spread), math.exp(self.settings.limit * spread)),
+            (np.abs(log) / spread).clip(0, self.numbers.score_cap),
+            (math.exp(-self.numbers.limit * spread), math.exp(self.numbers.limit * spread)),
             lambda k: f"effective rank is {ratio[k]:.2g}x the usual",
             decisive=False,
         )
@@ -367,13 +388,21 @@ class Distances:
         noun = "modules" if live.all() else "comparable modules"
         return f"deviates in {places(bad or [self.tables.modules[order[0]]], told, noun)}"
 
+    def _unit(self, values: Array, floor: float) -> float:
+        """One unit of distance among the members: their robust scale, but no less than `floor`.
+
+        Few members say little about the honest spread, so they widen the floor.
+        """
+        few = self.numbers.few_members / max(len(values), 1)
+        return max(robust_scale(values), floor * (1 + few**2))
+
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
         found = np.zeros(self.norms.shape)
         for kernels in (self.agree, self.cosine):
             relative, usual = self._per_module(kernels, group)
-            spread = [_spread(row[group], self.settings.local_floor) for row in relative]
-            scores = ((1 - relative) / np.array(spread)[:, None]).clip(0, MOST)
+            spread = [self._unit(row[group], self.numbers.local_floor) for row in relative]
+            scores = ((1 - relative) / np.array(spread)[:, None]).clip(0, self.numbers.score_cap)
             found = np.maximum(found, np.where((usual > 0)[:, None], scores, 0.0))
         return found
 
@@ -387,11 +416,3 @@ def robust_scale(values: Array) -> float:
     count = len(values)
     factor = SMALL_SAMPLE.get(count, count / (count - 0.8))
     return 1.4826 * factor * float(np.median(np.abs(values - np.median(values))))
-
-
-def _spread(values: Array, floor: float) -> float:
-    """What counts as one unit of distance among the members: their robust scale, but no less than floor.
-
-    Few members say little about the honest spread, so they widen the floor: by a quarter for 4.
-    """
-    return max(robust_scale(values), floor * (1 + (2 / max(len(values), 1)) ** 2))

@@ -7,7 +7,7 @@ weight per client over all modules: a block of S is a client's whole adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.detection import agreement
-from clair_cli.detection.stacks import ModuleStack
+from clair_cli.detection.agreement import Mask
+from clair_cli.detection.calibration import DETECTION, DetectionCalibration
+from clair_cli.detection.stacks import ModuleStack, tables
 from clair_cli.linalg import dominant, standing_out
+from clair_cli.progress import Progress, silent
 from clair_cli.settings import Settings
 
-Mask = NDArray[np.bool_]
-CAP = 3.0
-"""Clients larger than this many median norms are scaled down to it before the estimate."""
-TRIAL_STEPS = 4
-"""Iterations after which the starts are compared and the ranks of U are settled."""
+Status = Literal["converged", "iteration limit", "fitted"]
+"""How a decomposition came about; fitted: its members were given, and nothing was iterated."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +64,7 @@ class Decomposition:
     residuals: NDArray[np.float64]
     norms: NDArray[np.float64]
     objective: float
-    status: Literal["converged", "iteration limit"]
+    status: Status
     iterations: int
     gap: float
     start: str
@@ -83,54 +83,58 @@ class Decomposition:
         return np.asarray((1 - ratio).clip(0, 1))
 
 
-def tables(stacks: Sequence[ModuleStack]) -> tuple[NDArray[np.float64], ...]:
-    """inner and overlap (modules, K, K), d_out and d_in (modules,) of all stacks, in numpy."""
-    inner = np.stack([s.inner.numpy() for s in stacks])
-    overlap = np.stack([s.overlap.numpy() for s in stacks])
-    shapes = np.array([s.shape for s in stacks], dtype=float)
-    return inner, overlap, shapes[:, 0], shapes[:, 1]
-
-
 def decompose(
     stacks: Sequence[ModuleStack],
-    settings: Settings | None = None,
-    on_step: Callable[[], None] | None = None,
+    numbers: DetectionCalibration = DETECTION,
+    seed: int = 0,
+    on_progress: Progress = silent,
 ) -> Decomposition:
     """Split the stacked updates of K >= 3 clients into M, U and S; see `Decomposition`.
 
     Several starts are tried for a few steps, and the one with the best objective is finished.
-    `on_step` is called after each iteration.
+    `on_progress` hears of every iteration.
     """
-    settings = settings or Settings()
     if not stacks or stacks[0].clients < 3:
         raise ValueError("decompose needs at least 3 clients and one module")
-    problem = _Problem(_level(stacks), settings, on_step or (lambda: None))
+    problem = _Problem(_level(stacks, numbers.norm_cap), numbers, seed, on_progress)
     starts = {mask.tobytes(): (name, mask) for name, mask in _starts(problem.stacks).items()}
     runs = [_Run(problem, name, mask) for name, mask in starts.values()]
     for run in runs:  # a few steps tell the starts apart; most of them fall into one valley
-        for _ in range(min(TRIAL_STEPS, settings.max_iterations)):
+        for _ in range(min(numbers.trial_steps, numbers.max_iterations)):
             run.step()
     best = min(runs, key=lambda r: r.objective)
-    while best.gap > settings.tolerance and best.iterations < settings.max_iterations:
+    while best.gap > numbers.tolerance and best.iterations < numbers.max_iterations:
         best.step()
     return best.result()
 
 
+def settled(
+    solved: Decomposition, stacks: Sequence[ModuleStack], members: Mask, settings: Settings
+) -> Decomposition:
+    """`solved` itself where its members are the given ones (K,), else M and U fitted to those."""
+    if (members == solved.members).all():
+        return solved
+    return refit(stacks, members, settings.detection, settings.seed)
+
+
 def refit(
-    stacks: Sequence[ModuleStack], members: Mask, settings: Settings | None = None
+    stacks: Sequence[ModuleStack],
+    members: Mask,
+    numbers: DetectionCalibration = DETECTION,
+    seed: int = 0,
 ) -> Decomposition:
     """M and U of the given members (K,), equally weighted: what the decomposition is once S is known."""
-    problem = _Problem(_level(stacks), settings or Settings(), lambda: None)
+    problem = _Problem(_level(stacks, numbers.norm_cap), numbers, seed, silent)
     return _Run(problem, "given members", members).refit(members)
 
 
-def _level(stacks: Sequence[ModuleStack]) -> list[ModuleStack]:
-    """Scale every module to median client norm 1 and cap clients at CAP times the median."""
+def _level(stacks: Sequence[ModuleStack], cap: float) -> list[ModuleStack]:
+    """Scale every module to median client norm 1 and cap clients at `cap` times the median."""
     medians = [float(np.median(np.sqrt(s.energies.numpy().clip(min=0)))) for s in stacks]
     units = [1 / m if m > 0 else 0.0 for m in medians]
     norms = np.sqrt(sum(s.energies.numpy() * u**2 for s, u in zip(stacks, units, strict=True)))
     middle = float(np.median(norms))
-    most = max(CAP * middle, np.finfo(float).tiny)
+    most = max(cap * middle, np.finfo(float).tiny)
     caps = most / np.maximum(norms, most)
     return [s.scaled(torch.from_numpy(caps * u)) for s, u in zip(stacks, units, strict=True)]
 
@@ -151,11 +155,16 @@ class _Problem:
     """The levelled stacks with what all starts share."""
 
     def __init__(
-        self, stacks: list[ModuleStack], settings: Settings, on_step: Callable[[], None]
+        self,
+        stacks: list[ModuleStack],
+        numbers: DetectionCalibration,
+        seed: int,
+        on_progress: Progress,
     ) -> None:
-        self.stacks, self.settings, self.on_step = stacks, settings, on_step
-        draw = torch.Generator().manual_seed(settings.seed)
-        width = settings.max_shared_rank + 4  # oversampling, Halko, Martinsson & Tropp 2011
+        self.stacks, self.numbers, self.on_progress = stacks, numbers, on_progress
+        self.steps = 0
+        draw = torch.Generator().manual_seed(seed)
+        width = numbers.max_shared_rank + numbers.solver_oversampling
         self.bases = [
             torch.randn(s.clients * s.width, min(width, s.clients * s.width), generator=draw).to(
                 s.left
@@ -183,7 +192,7 @@ class _Run:
     """IRLS from one start; `step` goes one iteration, `result` refits exactly."""
 
     def __init__(self, problem: _Problem, name: str, start: Mask) -> None:
-        self.problem, self.name = problem, name
+        self.problem, self.numbers, self.name = problem, problem.numbers, name
         self.weights = start / start.sum()
         self.bases = list(problem.bases)
         self.spaces: list[SharedSubspace] | None = None
@@ -194,26 +203,36 @@ class _Run:
         """Fit M and U under the weights, measure every client's distance, weigh by its inverse."""
         self.iterations += 1
         # the last step's directions are a warm start: one sweep keeps up with the weights
-        _, self.lengths = self._fit(self.weights, sweeps=3 if self.iterations == 1 else 1)
+        sweeps = self.numbers.first_sweeps if self.iterations == 1 else 1
+        _, self.lengths = self._fit(self.weights, sweeps)
         self.gap = abs(self.objective - self.lengths.sum()) / self.lengths.sum()
         self.objective = float(self.lengths.sum())
         self.weights = (1 / self.lengths) / (1 / self.lengths).sum()
-        self.problem.on_step()
+        self.problem.steps += 1
+        self.problem.on_progress("decomposing", self.problem.steps, 0)
 
     def result(self) -> Decomposition:
         """Settle who has S_k = 0, and refit on them."""
-        for _ in range(3):
-            members = _support(self.lengths, self.problem.floor)
-            found = self.refit(members, self.gap <= self.problem.settings.tolerance)
-            if (members == _support(self.lengths, self.problem.floor)).all():
+        ended = self.gap <= self.numbers.tolerance
+        for _ in range(self.numbers.settling_rounds):
+            members = self._support()
+            found = self.refit(members, "converged" if ended else "iteration limit")
+            if (members == self._support()).all():
                 break
         return found
 
-    def refit(self, members: Mask, converged: bool = True) -> Decomposition:
+    def _support(self) -> Mask:
+        """Clients with S_k = 0: not much further out than the nearer half, never a minority."""
+        nearer = np.sort(self.lengths)[: len(self.lengths) // 2 + 1]
+        usual = self.numbers.member_distance * float(np.median(nearer))
+        rounding = self.numbers.member_rounding * self.problem.floor
+        return np.asarray(self.lengths <= max(usual, rounding, float(nearer[-1])))
+
+    def refit(self, members: Mask, status: Status = "fitted") -> Decomposition:
         """Equal weights on the clients with S_k = 0 make M and U exact where the data are."""
         weights = members / members.sum()
         self.spaces = None
-        spaces, self.lengths = self._fit(weights, sweeps=6)
+        spaces, self.lengths = self._fit(weights, sweeps=self.numbers.refit_sweeps)
         return Decomposition(
             modules=tuple(s.module for s in self.problem.stacks),
             weights=weights,
@@ -222,7 +241,7 @@ class _Run:
             residuals=self.problem.residuals(spaces, weights),
             norms=np.sqrt(np.stack([s.energies.numpy() for s in self.problem.stacks]).clip(min=0)),
             objective=float(self.lengths.sum()),
-            status="converged" if converged else "iteration limit",
+            status=status,
             iterations=self.iterations,
             gap=float(self.gap),
             start=self.name,
@@ -240,20 +259,13 @@ class _Run:
         for i, stack in enumerate(self.problem.stacks):
             before = None if self.spaces is None else self.spaces[i].vectors
             space, self.bases[i] = shared_subspace(
-                stack, weights, self.bases[i], sweeps, self.problem.settings, before
+                stack, weights, self.bases[i], sweeps, self.numbers, before
             )
             spaces.append(space)
-        if self.iterations >= TRIAL_STEPS:
+        if self.iterations >= self.numbers.trial_steps:
             self.spaces = spaces
         squares = (self.problem.residuals(spaces, weights) ** 2).sum(axis=0)
         return spaces, np.sqrt(squares).clip(min=self.problem.floor)
-
-
-def _support(lengths: NDArray[np.float64], floor: float) -> Mask:
-    """Clients with S_k = 0: not further out than three times the nearer half, never a minority."""
-    need = len(lengths) // 2 + 1
-    nearer = np.sort(lengths)[:need]
-    return lengths <= max(3 * float(np.median(nearer)), 2 * floor, float(nearer[-1]))
 
 
 def deviations(inner: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -267,14 +279,14 @@ def shared_subspace(
     weights: NDArray[np.float64],
     start: Tensor,
     sweeps: int,
-    settings: Settings,
+    numbers: DetectionCalibration,
     before: Tensor | None = None,
 ) -> tuple[SharedSubspace, Tensor]:
     """Left directions of the weighted deviations that the majority shares, and a warm start.
 
     With weights summing to one, sum_k w_k (Y_k - M)(Y_k - M)' = B H B', H = A A' o (diag(w) - w w').
     A direction counts as shared when the participation ratio of its client energies is at least
-    `settings.breadth` and it stands out of the noise; given the directions
+    `numbers.breadth` and it stands out of the noise; given the directions
     `before`, those nearest to them are taken.
     """
     column = stack.spread(torch.from_numpy(weights))
@@ -288,9 +300,9 @@ def shared_subspace(
     energies = _energies(stack, dual, column)  # (K, k)
     total = float(weights @ deviations(stack.inner.numpy(), weights))
     breadths = _breadth(energies, weights)
-    most = min(settings.max_shared_rank, (stack.clients - 1) // 2)
+    most = min(numbers.max_shared_rank, (stack.clients - 1) // 2)
     if before is None:
-        keep = (breadths >= settings.breadth) & _above_noise(values, total, stack, weights)
+        keep = (breadths >= numbers.breadth) & _above_noise(values, total, stack, weights)
         rank = min(int(keep.sum()), most)
         order = np.where(keep, np.inf, breadths)  # those that qualify, strongest first
     else:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.linalg import gram, range_basis
@@ -149,6 +151,14 @@ def stack_module(
         left_out=0.0 if exact or not sketched else _left_out(energies, _energies(up, down, width)),
         sketched=sketched,
     )
+
+
+def tables(stacks: Sequence[ModuleStack]) -> tuple[NDArray[np.float64], ...]:
+    """inner and overlap (modules, K, K), d_out and d_in (modules,) of all stacks, in numpy."""
+    inner = np.stack([s.inner.numpy() for s in stacks])
+    overlap = np.stack([s.overlap.numpy() for s in stacks])
+    shapes = np.array([s.shape for s in stacks], dtype=float)
+    return inner, overlap, shapes[:, 0], shapes[:, 1]
 
 
 def _left_out(energies: Tensor, kept: Tensor) -> float:

@@ -13,23 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clair_cli.detection import agreement
-from clair_cli.detection.agreement import Array
-from clair_cli.detection.distances import MOST, Distances, Evidence, Mask, Tables, robust_scale
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.distances import Distances, Evidence, Tables, robust_scale
 from clair_cli.report import Reason, Verdict, VerdictName
 from clair_cli.settings import MIN_CLIENTS, Settings
-
-GROWING = 5
-"""Rounds in which the consensus may take clients in; measured cohorts settle in 2 or 3."""
-UNSTABLE = 1.5
-"""Times the limit that a score must reach when most single clients could overturn the verdict."""
-SAME = 0.95
-"""Usual cosine of matrices from which on they are whole weights, most likely: of updates it was 0.06 to
-0.83 in 43 trained cohorts."""
-KINDS = 0.2
-"""Spread of the cosines of deviations: 0.02 to 0.09 for equal tasks, 0.12 to 0.24 for families that
-share an initialisation; the pool in which a rare honest kind was convicted has 0.23."""
-CLOSE = 0.4
-"""Share of the clients outside the consensus from which on the report says how close that is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +49,7 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         return Judgement(none, (problem,), False, group, np.zeros(tables.inner.shape[:2]))
     evidence = bench.distances.evidence(group)
     scores = bench.worst(evidence)
-    same = bench.same_without(scores >= settings.limit)
+    same = bench.same_without(scores >= settings.detection.limit)
     verdicts = tuple(bench.verdict(k, scores, evidence, same) for k in range(len(tables.clients)))
     usual, spread = bench.agreement_of(group)
     return Judgement(
@@ -87,12 +74,10 @@ class _Bench:
     """The distances of one cohort, and what is said of them."""
 
     def __init__(self, tables: Tables, settings: Settings) -> None:
-        self.tables, self.settings = tables, settings
-        self.distances = Distances(tables, settings)
+        self.tables, self.settings, self.numbers = tables, settings, settings.detection
+        self.distances = Distances(tables, settings.detection)
         self.zero, self.kernel = self.distances.zero, self.distances.kernel
         self.distinct = self.distances.distinct
-        self.within = (settings.suspicious + settings.limit) / 2
-        """Members of the consensus are below this score."""
 
     def settle(self, present: Mask) -> tuple[Mask, Reason | None]:
         """The consensus (K,) among the distinct clients `present`, or why there is none."""
@@ -103,10 +88,11 @@ class _Bench:
             )
             return present, Reason("CLR301", text)
         group = self.start(present)
-        for step in range(GROWING + count):
+        for step in range(self.numbers.growing_rounds + count):
             evidence = self.distances.decisive(group, settled=False)
-            after = (self.worst(evidence) < self.within) & present
-            if step >= GROWING:  # from here on it only shrinks: colluders could take turns for ever
+            after = (self.worst(evidence) < self.numbers.inside) & present
+            if step >= self.numbers.growing_rounds:
+                # from here on it only shrinks: colluders could take turns for ever
                 after &= group
             settled, group = bool((after == group).all()), after
             if settled or group.sum() < MIN_CLIENTS:
@@ -127,7 +113,7 @@ class _Bench:
     def worst(self, evidence: Sequence[Evidence]) -> Array:
         """The largest score of the evidence that can contaminate, (K,)."""
         scores = np.max([e.scores for e in evidence if e.decisive], axis=0)
-        return np.where(self.zero, MOST, scores)
+        return np.where(self.zero, self.numbers.score_cap, scores)
 
     def same_without(self, out: Mask) -> Mask:
         """[j, k]: whether k is `out` or not also when j, and whatever copies it, is left out.
@@ -141,20 +127,20 @@ class _Bench:
             group, problem = self.settle(present)
             again = ~out
             if problem is None:
-                least = np.where(out, self.within, self.settings.limit)
+                least = np.where(out, self.numbers.inside, self.numbers.limit)
                 again = self.worst(self.distances.decisive(group)) >= least
             same[j] = (again == out) | self.zero | (self.distances.originals == j)
         return same
 
     def verdict(self, k: int, scores: Array, evidence: Sequence[Evidence], same: Mask) -> Verdict:
         """Contaminated at the limit; suspicious near it, or far on evidence that is not decisive."""
-        s = self.settings
+        s = self.numbers
         score = float(scores[k])
         others = np.flatnonzero(
             self.distinct & (self.distances.originals[k] != np.arange(len(same)))
         )
         stability = float(same[others, k].mean())
-        limit = s.limit if stability >= 0.5 or self.zero[k] else UNSTABLE * s.limit
+        limit = s.limit if stability >= s.stable or self.zero[k] else s.unstable * s.limit
         reasons = self._reasons(k, evidence)
         if score >= limit:
             reasons += self._cluster(k, scores)
@@ -168,14 +154,14 @@ class _Bench:
             name,
             score,
             limit,
-            tuple(reasons),
+            reasons=tuple(reasons),
             stability=stability,
             depends_on=tuple(self.tables.clients[j] for j in others[~same[others, k]][:5]),
         )
 
     def _reasons(self, k: int, evidence: Sequence[Evidence]) -> list[Reason]:
         """What speaks against k, worst first; each code of a place only once."""
-        s = self.settings
+        s = self.numbers
         if self.zero[k]:
             return [
                 Reason("CLR206", "update is exactly zero in every module", 0.0),
@@ -206,7 +192,7 @@ class _Bench:
 
     def _cluster(self, k: int, scores: Array) -> list[Reason]:
         """Other contaminated clients that k agrees with more than with the consensus."""
-        bad = (scores >= self.settings.limit) & ~self.zero
+        bad = (scores >= self.numbers.limit) & ~self.zero
         near = [j for j in self._allies(k, bad) if j not in self.distances.twins[k]]
         if not near:
             return []
@@ -233,12 +219,13 @@ class _Bench:
             return Reason("CLR303", text)
         usual, spread = self.agreement_of(group)
         chance = agreement.chance_deviation(self.tables.d_out)
-        if usual <= 3 * chance:
+        least = self.numbers.clear_of_chance * chance
+        if usual <= least:
             text = (
                 "the clients share no output directions beyond chance; nothing to compare against"
             )
-            return Reason("CLR302", text, usual, 3 * chance)
-        most = 1 / self.settings.limit
+            return Reason("CLR302", text, usual, least)
+        most = 1 / self.numbers.limit
         if spread >= most:
             text = "the clients agree so unevenly that even a stranger would not stand out"
             return Reason("CLR302", text, spread, most)
@@ -254,7 +241,8 @@ class _Bench:
         """Remarks on the cohort as a whole; `spread` is that of the members' agreement."""
         bad = np.array([v.verdict == "contaminated" for v in verdicts]) & ~self.zero
         found = [*self._clusters(bad), *self._close(group)]
-        wide = 1.5 * self.settings.agreement_floor  # honest spread alone widens the limit by half
+        n = self.numbers
+        wide = n.wide_spread * n.agreement_floor  # honest spread alone widens the limit by half
         if spread > wide:
             text = (
                 "benign clients differ widely from each other: an honest minority may be flagged "
@@ -262,17 +250,17 @@ class _Bench:
             )
             found.append(Reason("CLR305", text, float(spread), wide))
         kinds = self.distances.kinds(group)
-        if kinds > KINDS:
+        if kinds > n.kinds_spread:
             text = "benign clients come in kinds: an honest kind that few have may be flagged"
-            found.append(Reason("CLR305", text, kinds, KINDS))
+            found.append(Reason("CLR305", text, kinds, n.kinds_spread))
         if self.settings.read_as == "update" and group.sum() > 1:
             alike = float(np.median(agreement.pairs(self.distances.direction, group)))
-            if alike > SAME:
+            if alike > n.whole_weights:
                 text = (
                     "the matrices are nearly the same in all clients: if they are whole weights and not "
                     "updates, give the base model with --base"
                 )
-                found.append(Reason("CLR306", text, alike, SAME))
+                found.append(Reason("CLR306", text, alike, n.whole_weights))
         return found
 
     def _clusters(self, bad: Mask) -> list[Reason]:
@@ -297,7 +285,7 @@ class _Bench:
     def _close(self, group: Mask) -> list[Reason]:
         """How near the cohort is to what cannot be identified."""
         count, inside = int(self.distinct.sum()), int(group.sum())
-        if count - inside < CLOSE * count:
+        if count - inside < self.numbers.close_call * count:
             return []
         text = (
             f"{count - inside} of {count} distinct clients are outside the consensus; from half on "

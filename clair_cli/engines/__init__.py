@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Protocol, TypeVar, get_args
+
+from clair_cli.settings import EngineName
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-EngineName = Literal["local"]
 
 
 class Engine(Protocol):
@@ -25,5 +26,10 @@ class LocalEngine:
         return map(job, items)
 
 
-ENGINES: dict[str, Engine] = {"local": LocalEngine()}
+ENGINES: dict[EngineName, Engine] = {"local": LocalEngine()}
 assert set(ENGINES) == set(get_args(EngineName))
+
+
+def choose(name: EngineName) -> Engine:
+    """The engine of that name."""
+    return ENGINES[name]

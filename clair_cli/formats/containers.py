@@ -1,11 +1,15 @@
-"""The kinds of file that hold named tensors: what is in them, one tensor at a time."""
+"""The kinds of file that hold named tensors: what is in them, one tensor at a time.
+
+`Contents` is what one client's files hold before it is known which tensors make which update,
+`Described` what a format makes of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+MAX_CONFIG_BYTES = 2**20
 
 
 class Container(Protocol):
@@ -91,10 +97,7 @@ def non_finite(file: str, name: str, nans: int, count: int, first: list[int]) ->
     return NonFinite(f"{file}: {text}; retrain it, or leave this client out")
 
 
-# --- contents
-
-
-MAX_CONFIG_BYTES = 2**20
+# --- the files of one client
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,21 @@ def _read_config(fd: int, size: int) -> dict[str, Any]:
         text = f"{size} bytes, the limit is {MAX_CONFIG_BYTES}; upload the trainer's own config"
         raise ConfigInvalid(f"{CONFIG}: {text}")
     return parse_object(pread(fd, 0, size), CONFIG, ConfigInvalid)
+
+
+def not_judged(
+    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec]
+) -> tuple[Reason, ...]:
+    """A note on the matrices beside the updates; vectors go without saying."""
+    used = {key for spec in updates.values() for key in spec.tensors.values()}
+    passed = [key for key, spec in tensors.items() if key not in used and len(spec.shape) > 1]
+    return (Reason("CLR115", f"not judged and passed through: {listed(passed)}"),) if passed else ()
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The first three of the keys, and how many more there are, for a message."""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(map(repr, keys[:3])) + more
 
 
 def as_adapter(contents: Contents, client: str, form: str, found: Described) -> Adapter:

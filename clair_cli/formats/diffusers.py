@@ -16,13 +16,13 @@ from typing import Any
 
 from clair_cli.cohort import TensorSpec, UpdateSpec
 from clair_cli.errors import ConfigInvalid, ShapeMismatch, Unsupported
-from clair_cli.formats.containers import MAX_CONFIG_BYTES, Contents, Described
+from clair_cli.formats.containers import MAX_CONFIG_BYTES, Contents, Described, not_judged
+from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.lora_pairs import (
     Modules,
     PairsWriter,
     alpha_scale,
     gather,
-    not_judged,
     shaped,
     with_alpha,
 )
@@ -47,9 +47,13 @@ COMPONENT = re.compile(
 )
 """What only a pipeline of diffusers calls so: language models have a `transformer`, too."""
 
-SIDES = {"A": "A", "B": "B", "down": "A", "up": "B"}
+ROLES = {"A": "A", "B": "B", "down": "A", "up": "B"}
 ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """Old names of a text encoder's projections."""
+
+METADATA = "lora_adapter_metadata"
+DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
+"""Of PEFT, whose LoraConfig diffusers makes of the metadata."""
 
 
 def recognises(contents: Contents) -> bool:
@@ -99,13 +103,13 @@ def parsed(key: str) -> tuple[str, str] | None:
     if match is None:
         return None
     if match["old"]:
-        return _renamed(match["old"]), SIDES[match["old_side"]]
+        return _renamed(match["old"]), ROLES[match["old_side"]]
     for role in ("alpha", "bias"):
         if match[role]:
             stem = re.sub(r"\.lora(?:_linear_layer)?$", "", match[role])
             old = stem.endswith("_lora")
             return (_renamed(stem.removesuffix("_lora")) if old else _plain(stem)), role
-    return _plain(match["module"]), SIDES[match["new"] or match["side"]]
+    return _plain(match["module"]), ROLES[match["new"] or match["side"]]
 
 
 def _plain(module: str) -> str:
@@ -190,12 +194,7 @@ def _scaling(config: LoraConfig) -> str:
     return "alpha / sqrt(r)" if config.rslora else "alpha / r"
 
 
-# --- diffusers_metadata
-
-
-METADATA = "lora_adapter_metadata"
-DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
-"""Of PEFT, whose LoraConfig diffusers makes of the metadata."""
+# --- the metadata
 
 
 def read_metadata(text: str, where: str) -> dict[str, Any]:
@@ -252,7 +251,7 @@ def with_ranks(
     return found
 
 
-# --- diffusers_write
+# --- written back
 
 
 class DiffusersWriter(PairsWriter):
@@ -267,3 +266,8 @@ class DiffusersWriter(PairsWriter):
             data = with_ranks(self.adapter.config, self.adapter.updates, self.ranks)
             found[METADATA] = json.dumps(data, indent=2, sort_keys=True)
         return found
+
+
+FORMAT = FactoredFormat(
+    name="diffusers", recognises=recognises, describe=describe, writer=DiffusersWriter
+)

@@ -1,4 +1,4 @@
-"""Which clients a folder holds; where their adapters lie is for `layout` to say."""
+"""Which clients a folder holds, and which further adapters a client; `layout` says where each lies."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ from clair_cli.formats.layout import (
     is_candidate,
     is_replicate,
 )
-from clair_cli.output.publish import GLOBAL, read_manifest
+from clair_cli.output.folders import GLOBAL
+from clair_cli.output.manifest import read_manifest
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
+
+LATE = 0.5
+"""Checkpoints from this share of the last step on count: earlier ones have not arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,6 @@ def check_client_name(client: str) -> None:
 
 
 # --- replicates
-
-
-LATE = 0.5
-"""Checkpoints from this share of the last step on count: earlier ones have not arrived."""
 
 
 def find_replicates(folder: Path, settings: Settings) -> list[Path]:

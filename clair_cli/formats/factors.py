@@ -1,4 +1,4 @@
-"""Updates that are stored as factors: read one module at a time, by the rule of its UpdateSpec."""
+"""Updates stored as factors: read and written module by module, by the rule of their UpdateSpec."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 SHARED = 2**29
 """Bytes kept of tensors that hold several updates: every expert of a layer would read all of it."""
+
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor name -> dtype in safetensors terms, shape."""
+Group = tuple[str, ...]
+"""Modules whose updates lie in the same tensors, in the order of their parts."""
 
 
 def read_update(
@@ -118,13 +123,7 @@ def stored_dtype(dtypes: Sequence[str]) -> str:
     return "F64" if "F64" in dtypes else dtypes[0]
 
 
-# --- factors_write
-
-
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Tensor name -> dtype in safetensors terms, shape."""
-Group = tuple[str, ...]
-"""Modules whose updates lie in the same tensors, in the order of their parts."""
+# --- written back
 
 
 class FactorsWriter:

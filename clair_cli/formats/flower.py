@@ -17,10 +17,11 @@ from clair_cli.cohort import Adapter, TensorSpec, UpdateSpec, natural_key
 from clair_cli.errors import AdapterError, ConfigInvalid, ShapeMismatch, Unsupported, UsageError
 from clair_cli.formats.containers import Contents, Described, as_adapter, read_contents
 from clair_cli.formats.factors import FactorsWriter, Shapes
+from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.layout import CONFIG, Layout, locate
 from clair_cli.formats.npz import NpzWriter
 from clair_cli.formats.peft import lora
-from clair_cli.formats.peft.keys import FACTOR, canonical_key
+from clair_cli.formats.peft.keys import FACTOR_NAME, canonical_key
 from clair_cli.formats.peft.lora import PeftWriter
 from clair_cli.formats.plain import file_name
 from clair_cli.output.publish import write_bytes
@@ -29,7 +30,7 @@ from clair_cli.settings import Settings
 
 UNNAMED = re.compile(r"arr_(0|[1-9]\d{0,8})")
 RANK_AXIS = {"A": 0, "B": 1}
-SIDES = (
+NAMES_IN_ORDER = (
     "embed_tokens wte wpe word_embeddings embeddings shared * encoder decoder "
     "self_attn attention attn self_attention SelfAttention self encoder_attn crossattention "
     "EncDecAttention qkv Wqkv query_key_value c_attn in_proj "
@@ -40,7 +41,7 @@ SIDES = (
 )
 """Parts of names in the order in which the models of transformers define them; * are all others."""
 ORDERS = tuple(
-    {part: place for place, part in enumerate(SIDES.format(qkv=qkv).split())}
+    {part: position for position, part in enumerate(NAMES_IN_ORDER.format(qkv=qkv).split())}
     for qkv in ("q k v q_proj k_proj v_proj", "k_proj v_proj q_proj")
 )
 """Llama's and BERT's; BART's and OPT's."""
@@ -160,7 +161,7 @@ def _shapes(specs: Sequence[TensorSpec]) -> list[tuple[int, ...]]:
 
 
 def _without_rank(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
-    match = FACTOR.fullmatch(canonical_key(key))
+    match = FACTOR_NAME.fullmatch(canonical_key(key))
     axis = RANK_AXIS.get((match[2] or match[3]) if match else "", len(shape))
     return shape[:axis] + shape[axis + 1 :] if axis < len(shape) else shape
 
@@ -169,11 +170,11 @@ def _orders(reference: Adapter) -> Iterator[tuple[str, ...]]:
     """Orders in which the reference's factors may have been saved, the likeliest first."""
     modules: dict[str, list[str]] = {}
     for key in sorted(reference.tensors):
-        if match := FACTOR.fullmatch(canonical_key(key)):
+        if match := FACTOR_NAME.fullmatch(canonical_key(key)):
             modules.setdefault(match[1], []).append(key)
     swapped = any(module.endswith(".out_proj") for module in modules)
-    for places in reversed(ORDERS) if swapped else ORDERS:
-        yield _in_order(modules, sorted(modules, key=lambda m: _place(m, places)))
+    for positions in reversed(ORDERS) if swapped else ORDERS:
+        yield _in_order(modules, sorted(modules, key=lambda m: _position(m, positions)))
     yield _in_order(modules, sorted(modules, key=natural_key))
     yield _in_order(modules, list(modules))  # as a safetensors file has them
 
@@ -182,16 +183,18 @@ def _in_order(modules: Mapping[str, Sequence[str]], names: Sequence[str]) -> tup
     return tuple(key for module in names for key in modules[module])
 
 
-def _place(module: str, places: Mapping[str, int]) -> tuple[tuple[int, int, str], ...]:
-    """Sort key: layers by number, parts of names by `places`; what lies in a module comes before it."""
+def _position(module: str, positions: Mapping[str, int]) -> tuple[tuple[int, int, str], ...]:
+    """Sort key: layers by number, names by `positions`; what lies in a module comes before it."""
     parts = [
-        (0, int(p), "") if p.isdecimal() and len(p) < 19 else (1, places.get(p, places["*"]), p)
+        (0, int(p), "")
+        if p.isdecimal() and len(p) < 19
+        else (1, positions.get(p, positions["*"]), p)
         for p in module.split(".")
     ]
     return (*parts, (2, 0, ""))
 
 
-# --- flower_write
+# --- written back
 
 
 class FlowerWriter(PeftWriter):
@@ -206,10 +209,20 @@ class FlowerWriter(PeftWriter):
         return file_name(self.adapter, FactorsWriter.file_name(self), self.folder)
 
     def key(self, name: str) -> str:
-        """As it is."""
+        """An array keeps its name."""
         return name
 
     def beside(self) -> None:
         """The config, where the scale is not what the reference says."""
         if self.ranks or CONFIG in self.adapter.files:
             write_bytes(self.folder / CONFIG, self.config)
+
+
+FORMAT = FactoredFormat(
+    name="flower",
+    recognises=recognises,
+    describe=describe,
+    writer=FlowerWriter,
+    needs_reference=True,
+    stores="numpy",
+)

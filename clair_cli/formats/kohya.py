@@ -14,15 +14,15 @@ from dataclasses import replace
 
 from clair_cli.cohort import TensorSpec, UpdateSpec
 from clair_cli.errors import Unsupported
-from clair_cli.formats.containers import Contents, Described
+from clair_cli.formats.containers import Contents, Described, not_judged
 from clair_cli.formats.factors import Group
+from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.lora_pairs import (
     Modules,
     PairsWriter,
     alpha_scale,
     check_matrix,
     gather,
-    not_judged,
     shaped,
     with_alpha,
 )
@@ -62,6 +62,10 @@ REFUSED = {
     )
 }
 """The last part of a name -> what holds it, and what to do instead."""
+
+HASHES = {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
+"""Of the tensors that are replaced; programs look a file up by them."""
+RANK_FIELDS = ("ss_network_dim", "ss_network_alpha")
 
 
 def recognises(contents: Contents) -> bool:
@@ -153,12 +157,7 @@ def _notes(
     return tuple(notes)
 
 
-# --- kohya_write
-
-
-HASHES = {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
-"""Of the tensors that are replaced; programs look a file up by them."""
-RANK_FIELDS = ("ss_network_dim", "ss_network_alpha")
+# --- written back
 
 
 class KohyaWriter(PairsWriter):
@@ -221,3 +220,6 @@ class KohyaWriter(PairsWriter):
 def _pair(module: str) -> tuple[str, str]:
     """What up and down are called."""
     return f"{module}.lora_up.weight", f"{module}.lora_down.weight"
+
+
+FORMAT = FactoredFormat(name="kohya", recognises=recognises, describe=describe, writer=KohyaWriter)

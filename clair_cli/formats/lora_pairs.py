@@ -17,7 +17,6 @@ from clair_cli.formats.containers import Contents, container, read_tensor
 from clair_cli.formats.factors import FactorsWriter, stored_dtype
 from clair_cli.formats.files import read_range
 from clair_cli.formats.safetensors_file import FLOATS, stored
-from clair_cli.report import Reason
 
 Parse = Callable[[str], "tuple[str, str] | None"]
 """A tensor's name -> its module and its role: "B" (up), "A" (down), "mid", "alpha" or "bias" (of up)."""
@@ -25,6 +24,9 @@ Modules = Mapping[str, Mapping[str, str]]
 """Module -> role -> name of the tensor."""
 INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1}
 """Trainers that are given a whole alpha may store it as such."""
+
+EXACT = {"BF16": 2**8, "F16": 2**11, "F32": 2**24, "F64": 2**53}
+"""Up to here every whole number is one of the dtype."""
 
 
 def gather(tensors: Mapping[str, TensorSpec], parse: Parse) -> dict[str, dict[str, str]]:
@@ -116,24 +118,7 @@ def alpha_scale(contents: Contents, key: str, rank: int) -> float:
     return alpha / rank
 
 
-def not_judged(
-    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec]
-) -> tuple[Reason, ...]:
-    """A note on the matrices beside the updates; vectors go without saying."""
-    used = {key for spec in updates.values() for key in spec.tensors.values()}
-    passed = [key for key, spec in tensors.items() if key not in used and len(spec.shape) > 1]
-    if not passed:
-        return ()
-    more = f" and {len(passed) - 3} more" if len(passed) > 3 else ""
-    text = f"not judged and passed through: {', '.join(map(repr, passed[:3]))}{more}"
-    return (Reason("CLR115", text),)
-
-
-# --- lora_pairs_write
-
-
-EXACT = {"BF16": 2**8, "F16": 2**11, "F32": 2**24, "F64": 2**53}
-"""Up to here every whole number is one of the dtype."""
+# --- written back
 
 
 class PairsWriter(FactorsWriter):

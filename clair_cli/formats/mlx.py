@@ -19,13 +19,14 @@ from clair_cli.errors import AdapterError, ConfigInvalid, LimitExceeded, ShapeMi
 from clair_cli.formats.containers import Contents, Described
 from clair_cli.formats.factors import FactorsWriter, stored_dtype
 from clair_cli.formats.files import read_range
+from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.layout import CONFIG
 from clair_cli.formats.peft.lora import read_readme
 from clair_cli.formats.safetensors_file import FLOATS
 from clair_cli.output.publish import write_bytes
 from clair_cli.settings import Settings
 
-FACTOR = re.compile(r"(.+)\.lora_([ab])(?:\.(\d{1,9}))?", re.DOTALL)
+FACTOR_NAME = re.compile(r"(.+)\.lora_([ab])(?:\.(\d{1,9}))?", re.DOTALL)
 MAX_UPDATES = 100_000
 """Twice what 58 layers of 256 experts have."""
 AGAIN = "save the adapter again, whole"
@@ -35,7 +36,7 @@ def recognises(contents: Contents) -> bool:
     """Whether names or config are mlx-lm's."""
     config = contents.config or {}
     own = "peft_type" not in config and not {"fine_tune_type", "lora_parameters"}.isdisjoint(config)
-    return own or any(map(FACTOR.fullmatch, contents.tensors))
+    return own or any(map(FACTOR_NAME.fullmatch, contents.tensors))
 
 
 def describe(contents: Contents, settings: Settings) -> Described:
@@ -102,7 +103,7 @@ def _pairs(tensors: Mapping[str, TensorSpec]) -> dict[str, dict[str, str]]:
     """Module -> "a", "b" -> tensor name. Raises Unsupported on any other, which mlx-lm refuses too."""
     found: dict[str, dict[str, str]] = {}
     for name, spec in tensors.items():
-        if match := FACTOR.fullmatch(name):
+        if match := FACTOR_NAME.fullmatch(name):
             part = "" if match[3] is None else f"[{match[3]}]"
             found.setdefault(match[1] + part, {})[match[2]] = name
         else:
@@ -151,7 +152,7 @@ def _misfit(sides: Mapping[str, str], a: TensorSpec, b: TensorSpec, rank: str) -
     return ShapeMismatch(f"{a.file}: {text} are no factors {rank}; {AGAIN}")
 
 
-# --- mlx_write
+# --- written back
 
 
 class MlxWriter(FactorsWriter):
@@ -197,3 +198,6 @@ class MlxWriter(FactorsWriter):
         write_bytes(self.folder / CONFIG, self.config)
         if (readme := read_readme(self.adapter)) is not None:
             write_bytes(self.folder / "README.md", readme)
+
+
+FORMAT = FactoredFormat(name="mlx", recognises=recognises, describe=describe, writer=MlxWriter)

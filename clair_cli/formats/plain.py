@@ -27,12 +27,13 @@ from clair_cli.errors import (
     Unsupported,
     UsageError,
 )
-from clair_cli.formats.containers import container, non_finite, open_file
+from clair_cli.formats.containers import container, listed, non_finite, open_file
+from clair_cli.formats.interface import AdapterFormat
 from clair_cli.formats.layout import EXPECTED_FILE, SUFFIXES, Layout
 from clair_cli.formats.npz import SameNpz
 from clair_cli.formats.safetensors_file import FLOATS, SameSafetensors
 from clair_cli.report import Reason
-from clair_cli.settings import DtypeName, Settings
+from clair_cli.settings import DtypeName, ReadAs, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +41,15 @@ if TYPE_CHECKING:
 
     from clair_cli.update import LowRankUpdate
 
-FACTOR = re.compile(r"\.lora_(?:[AB]|down|up|embedding_[AB])(?:\.|$)")
+ANY_FACTOR = re.compile(r"\.lora_(?:[AB]|down|up|embedding_[AB])(?:\.|$)")
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Largest relative error of rounding to each stored dtype."""
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+WRITERS: Mapping[str, type[SameSafetensors] | type[SameNpz]] = {
+    ".safetensors": SameSafetensors,
+    ".npz": SameNpz,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,12 @@ class Base:
 
     file: InputFile
     tensors: Mapping[str, TensorSpec]
+
+
+def open_matrices(layout: Layout, client: str, settings: Settings) -> Adapter:
+    """A client's plain matrices, read as `settings.read_as` says. Raises what `open_weights` does."""
+    opening = open_update if settings.read_as == "update" else open_weights
+    return opening(layout, client, settings)
 
 
 def open_update(layout: Layout, client: str, settings: Settings) -> Adapter:
@@ -110,7 +123,7 @@ def _updates(
     if not found:
         text = f"none of its {len(tensors)} tensors is a matrix of floats, which updates are"
         raise Unsupported(f"{file.name}: {text}; save 2-D float tensors")
-    if factors := [key for key in found if FACTOR.search(key)]:
+    if factors := [key for key in found if ANY_FACTOR.search(key)]:
         text = f"tensor {factors[0]!r} is a factor of an update, not the update"
         raise Unsupported(f"{file.name}: {text}; LoRA adapters are read without --as")
     for key, t in found.items():
@@ -186,12 +199,7 @@ def _notes(
         "not judged and passed through, being no matrices of floats": passed,
         "not in the base, so that the whole tensor counts as the update": new,
     }
-    return [Reason("CLR115", f"{text}: {_listed(keys)}") for text, keys in texts.items() if keys]
-
-
-def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(map(repr, keys[:3])) + more
+    return [Reason("CLR115", f"{text}: {listed(keys)}") for text, keys in texts.items() if keys]
 
 
 # --- one module
@@ -270,10 +278,7 @@ def norm(adapter: Adapter, module: str) -> float:
     return found
 
 
-# --- plain_write
-
-
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+# --- written back
 
 
 class SameTensors(Protocol):
@@ -292,12 +297,6 @@ class SameTensors(Protocol):
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""
-
-
-WRITERS: Mapping[str, type[SameSafetensors] | type[SameNpz]] = {
-    ".safetensors": SameSafetensors,
-    ".npz": SameNpz,
-}
 
 
 class PlainWriter:
@@ -349,7 +348,7 @@ class PlainWriter:
         self.out.copy(self.adapter.files[spec.file], key, spec)
 
     def close(self) -> None:
-        """Everything on disk."""
+        """See that everything is on disk. Raises OutputError where a module is missing."""
         if self.due:
             raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self.out.close()
@@ -364,4 +363,19 @@ def file_name(adapter: Adapter, name: str, folder: Path) -> str:
     suffix = Path(name).suffix
     if adapter.path.name == name:
         return folder.name + suffix
-    return name if PLAIN.fullmatch(name) else "weights" + suffix
+    return name if SAFE_NAME.fullmatch(name) else "weights" + suffix
+
+
+def _format(name: ReadAs) -> AdapterFormat:
+    return AdapterFormat(
+        name=name,
+        read=read_update,
+        check_finite=check_finite,
+        norm=norm,
+        writer=PlainWriter,
+        factored=False,
+        stores="numpy",
+    )
+
+
+FORMATS = (_format("update"), _format("weights"))

@@ -1,6 +1,7 @@
 """The safetensors container: a bounded header reader, tensors by position, and a writer.
 
-Stricter than the reference parser, which accepts duplicate names and fields of its own.
+A file is written tensor by tensor, in any order, where its header puts them. The reader is
+stricter than the reference parser, which accepts duplicate names and fields of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BITS = {name: bits for bits, names in _BY_BITS.items() for name in names.split()
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The dtypes whose values clair computes with, as torch names them."""
 
-PLAIN = {"format": "pt"}
+FOR_TORCH = {"format": "pt"}
 """The metadata that loaders of torch expect."""
 
 MAX_NAME_BYTES = 512
@@ -198,7 +199,7 @@ def to_bytes(tensor: Tensor) -> bytes:
 
 
 def lay_out(
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = PLAIN
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = FOR_TORCH
 ) -> tuple[bytes, dict[str, int]]:
     """The head of a file of tensors of these dtypes and shapes, and where in the file each begins.
 
@@ -224,7 +225,7 @@ def lay_out(
     return head, {name: len(head) + begin for name, begin in begins.items()}
 
 
-# --- safetensors_write
+# --- written
 
 
 class SafetensorsWriter:
@@ -234,7 +235,7 @@ class SafetensorsWriter:
         self,
         path: Path,
         shapes: Mapping[str, tuple[str, tuple[int, ...]]],
-        metadata: Mapping[str, str] = PLAIN,
+        metadata: Mapping[str, str] = FOR_TORCH,
     ) -> None:
         head, self.begins = lay_out(shapes, metadata)
         self.file = NewFile(path)

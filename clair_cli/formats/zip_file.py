@@ -1,4 +1,4 @@
-"""The directory of a zip file, read strictly: what numpy.savez writes, and nothing beside it.
+"""A zip file, read strictly by its directory, as numpy.savez writes it; and written member by member.
 
 Every member is where the directory says, under the same name and sizes; members fill the file from
 its first byte to the directory without a hole or an overlap; no name occurs twice. Structures of the
@@ -37,6 +37,12 @@ UTF8, EFFORT = 0x800, 0x6
 """Flag bits that may be set: the name is UTF-8; how hard the packer tried."""
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 """What stands in a field whose true value is in a zip64 one."""
+
+DAY = 33
+"""1980-01-01, the first date of the format: equal members give equal bytes."""
+UNIX, MODE = 3 << 8, 0o100644 << 16
+ZIP64_FROM = FULL32
+"""Sizes and offsets from here on stand in zip64 fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +220,6 @@ def _placed(fd: int, member: Member, where: str) -> Member:
 # --- written
 
 
-DAY = 33
-"""1980-01-01, the first date of the format: equal members give equal bytes."""
-UNIX, MODE = 3 << 8, 0o100644 << 16
-LARGE = FULL32
-"""Sizes and offsets from here on stand in zip64 fields."""
-
-
 class ZipWriter:
     """`path`, a new file of members name -> size, which lie in it in this order. Raises OutputError."""
 
@@ -260,9 +259,9 @@ class ZipWriter:
 
 def _zip64_fields(*values: int) -> tuple[list[int], bytes]:
     """The values as 32-bit fields, and the extra that holds those too large for one."""
-    large = [v for v in values if v >= LARGE]
+    large = [v for v in values if v >= ZIP64_FROM]
     extra = struct.pack(f"<2H{len(large)}Q", 1, 8 * len(large), *large) if large else b""
-    return [FULL32 if v >= LARGE else v for v in values], extra
+    return [FULL32 if v >= ZIP64_FROM else v for v in values], extra
 
 
 def _local_header(name: str, size: int, crc: int) -> bytes:

@@ -17,7 +17,6 @@ from clair_cli.output.leftovers import aside, passing, sweep
 from clair_cli.output.manifest import MANIFEST, load_manifest, read_manifest, verify
 
 __all__ = [
-    "GLOBAL",
     "MANIFEST",
     "NewFile",
     "check_output",
@@ -31,8 +30,6 @@ __all__ = [
     "write_manifest",
 ]
 
-GLOBAL = "global"
-"""Folder of the mean of the benign clients in an output."""
 WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.formats.strict_json import parse_object
-from clair_cli.report import Report
+from clair_cli.report import Verdict
 from clair_cli.settings import Settings
 
 MAX_BYTES = 16 * 2**20
@@ -70,14 +70,14 @@ def _count(path: Path, client: str, value: object) -> float:
 
 
 def membership(
-    report: Report, cohort: Cohort, settings: Settings, counts: Mapping[str, float]
+    said: Sequence[Verdict], cohort: Cohort, settings: Settings, counts: Mapping[str, float]
 ) -> Membership:
     """Benign clients, changed by --include and --exclude, and suspicious ones that only receive.
 
     Raises UsageError for names that are no usable client and for missing counts, NoVerdict where nobody
     is left.
     """
-    verdicts = {c.client: c.verdict for c in report.clients}
+    verdicts = {c.client: c.verdict for c in said}
     usable = [a.client for a in cohort.clients]
     _known("--include", settings.include, usable)
     _known("--exclude", settings.exclude, verdicts)
@@ -98,9 +98,9 @@ def membership(
     return Membership(clients, weights)
 
 
-def remarks(report: Report, who: Membership, settings: Settings) -> list[str]:
+def remarks(said: Sequence[Verdict], who: Membership, settings: Settings) -> list[str]:
     """What the choices of the user changed, in sentences."""
-    verdicts = {c.client: c.verdict for c in report.clients}
+    verdicts = {c.client: c.verdict for c in said}
     odd = [f"{c} ({verdicts[c]})" for c in settings.include if verdicts[c] != "benign"]
     told = {
         "counted as benign because of --include": odd,

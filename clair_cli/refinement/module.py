@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clair_cli.linalg import standing_out
+from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.refinement.strength import Shrinkage, kept_share
 from clair_cli.update import LowRankUpdate
 
-MAX_KEPT = 3
-"""Directions per module that "auto" keeps at most on a shared side (docs/method.md)."""
 SPECTRUM = 8
-OVERSAMPLING = 8
+"""Leading shares of a module's deviations that are reported."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +63,9 @@ class ModuleRefiner:
         updates: Sequence[LowRankUpdate],
         weights: Sequence[float],
         noise: Sequence[LowRankUpdate] = (),
+        numbers: RefinementCalibration = REFINEMENT,
     ) -> None:
-        self.stack = _Coordinates(updates)
+        self.stack, self.numbers = _Coordinates(updates, numbers), numbers
         self.weights, self.noise = weights, noise
         self.cores = self.stack.cores()
         mean = sum(w * c for w, c in zip(weights, self.cores, strict=True) if w)
@@ -138,9 +138,10 @@ class ModuleRefiner:
             kept = [(directions * factors) @ (directions.T @ off) for off in turned]
             inside = int((factors > 0.5).sum())
         else:
-            found = _standing_out(shares, self.stack)
-            inside = min(found, MAX_KEPT) if how.rank == "auto" else min(how.rank, len(shares))
-            few = found <= MAX_KEPT < len(shares)  # and some are left to be noise
+            most = self.numbers.max_kept
+            found = _standing_out(shares, self.stack, most)
+            inside = min(found, most) if how.rank == "auto" else min(how.rank, len(shares))
+            few = found <= most < len(shares)  # and some are left to be noise
             outside = how.outside if how.noise_like is None or not few else how.noise_like
             basis = directions[:, :inside]
             own = [basis @ (basis.T @ off) for off in turned]
@@ -155,7 +156,7 @@ class ModuleRefiner:
         kept, counts = [], []
         for off in self.offs:
             count = _participation(off) if how.rank == "auto" else how.rank
-            u, s, v = _top_singular(off, count, off)
+            u, s, v = _top_singular(off, count, off, self.numbers)
             kept.append((1 - how.outside) * off + (how.outside - how.inside) * (u * s) @ v.T)
             counts.append(count)
         return kept, float(np.mean(counts))
@@ -180,8 +181,9 @@ class ModuleRefiner:
         count = sum(w > 0 for w in self.weights)
         pairs = zip(self.weights, self.offs, strict=True)
         total = sum(w * float(off.square().sum()) for w, off in pairs) * count / (1 - 1 / count)
+        cost = self.numbers.difference_cost
         shared = zip(noise.cpu().tolist(), shares.tolist(), strict=True)
-        kept = [kept_share(n / (s * total)) if s * total > 0 else 0.0 for n, s in shared]
+        kept = [kept_share(n / (s * total), cost) if s * total > 0 else 0.0 for n, s in shared]
         return directions.new_tensor(kept)
 
     def _amplitude(self, kept: Sequence[Tensor], energies: Sequence[float]) -> float:
@@ -225,7 +227,8 @@ def refine_module(
 class _Coordinates:
     """Orthonormal bases of all columns and all rows, and every client's core (p, q) in them."""
 
-    def __init__(self, updates: Sequence[LowRankUpdate]) -> None:
+    def __init__(self, updates: Sequence[LowRankUpdate], numbers: RefinementCalibration) -> None:
+        self.numbers = numbers
         up = torch.cat([u.up for u in updates], dim=1)  # (d_out, n)
         down = torch.cat([u.down * u.scale for u in updates], dim=0)  # (n, d_in)
         self.left, left = torch.linalg.qr(up)  # (d_out, p), (p, n)
@@ -243,22 +246,24 @@ class _Coordinates:
         Small cores are decomposed exactly; large ones by subspace iteration, whose error is as
         reported, not as hoped for.
         """
-        u, s, v = _top_singular(core, rank, guide)
+        u, s, v = _top_singular(core, rank, guide, self.numbers)
         error = max(float(core.square().sum()) - float(s.square().sum()), 0.0)
         root = s.sqrt()
         return LowRankUpdate((self.left @ u) * root, root[:, None] * (self.right @ v).T), error
 
 
-def _top_singular(core: Tensor, rank: int, guide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _top_singular(
+    core: Tensor, rank: int, guide: Tensor, numbers: RefinementCalibration
+) -> tuple[Tensor, Tensor, Tensor]:
     """Leading singular triplets u (p, k), s (k,), v (q, k), k = min(rank, p, q)."""
     rank = min(rank, *core.shape)
-    width = rank + OVERSAMPLING
-    if min(core.shape) <= 4 * width:
+    width = rank + numbers.svd_oversampling
+    if min(core.shape) <= numbers.exact_svd * width:
         u, s, vt = torch.linalg.svd(core, full_matrices=False)
         return u[:, :rank], s[:rank], vt[:rank].T
     rows = torch.linspace(0, guide.shape[0] - 1, width, dtype=torch.long, device=core.device)
     basis = torch.linalg.qr((guide[rows] @ core.T).T)[0]  # (p, width)
-    for _ in range(4):
+    for _ in range(numbers.svd_sweeps):
         basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis)[0])[0]
     u, s, vt = torch.linalg.svd(basis.T @ core, full_matrices=False)
     return basis @ u[:, :rank], s[:rank], vt[:rank].T
@@ -272,7 +277,7 @@ def _participation(off: Tensor) -> int:
     return round(energy**2 / fourth) if fourth > 0 else 0
 
 
-def _standing_out(shares: NDArray[np.float64], stack: _Coordinates) -> int:
-    """How many of the MAX_KEPT + 1 leading directions stand out of the bulk."""
+def _standing_out(shares: NDArray[np.float64], stack: _Coordinates, most: int) -> int:
+    """How many of the `most` + 1 leading directions stand out of the bulk."""
     rows, columns = stack.left.shape[0], sum(b.shape[1] for b in stack.lefts)
-    return standing_out(shares[: MAX_KEPT + 1].tolist(), float(shares.sum()), rows, columns)
+    return standing_out(shares[: most + 1].tolist(), float(shares.sum()), rows, columns)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter
+from clair_cli.detection.agreement import Array, levelled
+from clair_cli.detection.solver import deviations
+from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.settings import DtypeName
-
-if TYPE_CHECKING:
-    from clair_cli.detection.agreement import Array
-    from clair_cli.update import LowRankUpdate
+from clair_cli.update import LowRankUpdate, combined, energy
 
 
 def replicated(adapter: Adapter) -> bool:
@@ -20,20 +21,19 @@ def replicated(adapter: Adapter) -> bool:
     return len(adapter.replicates) + (not adapter.only_replicates) >= 2 and bool(adapter.replicates)
 
 
-def estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
-    """The client's update: its adapter, or the mean of its replicates where it has nothing else."""
-    if not adapter.only_replicates:
-        return formats.read_update(adapter, module, dtype, device)
-    return _mean([formats.read_update(r, module, dtype, device) for r in adapter.replicates])
-
-
-def errors(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
-    """Updates whose energies sum to the expected error of `estimate`, from the replicates' spread.
+def errors(
+    adapter: Adapter,
+    module: str,
+    dtype: DtypeName,
+    device: str,
+    numbers: RefinementCalibration = REFINEMENT,
+) -> list[LowRankUpdate]:
+    """Updates whose energies sum to the error expected of the client's, from its replicates' spread.
 
     R replicates D_r have the variance s^2 = sum ||D_r - mean||^2 / (R - 1); their mean has s^2 / R. An
     adapter trained on all data beside replicates on parts of it has less than s^2 and more than that.
     """
-    return _errors(adapter, _compared(adapter, module, dtype, device))
+    return _errors(adapter, _compared(adapter, module, dtype, device), numbers.whole_noise)
 
 
 def _compared(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
@@ -43,14 +43,14 @@ def _compared(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> l
     return [formats.read_update(a, module, dtype, device) for a in whose]
 
 
-def _errors(adapter: Adapter, found: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+def _errors(
+    adapter: Adapter, found: Sequence[LowRankUpdate], whole_noise: float
+) -> list[LowRankUpdate]:
     """As `errors`, of what `_compared` gave."""
-    from clair_cli.refinement.strength import HALVES
-
     if adapter.only_replicates:
         share = 1 / len(found)
     else:
-        share = 1.0 if len(adapter.replicates) == 1 else HALVES
+        share = 1.0 if len(adapter.replicates) == 1 else whole_noise
     factor = (share / (len(found) - 1)) ** 0.5
     return [_scaled_difference(found, r, factor) for r in range(len(found))]
 
@@ -70,16 +70,16 @@ class Noise:
 
 
 def noise_of(
-    giving: Sequence[Adapter], inner: Array, modules: Sequence[str], dtype: DtypeName, device: str
+    giving: Sequence[Adapter],
+    inner: Array,
+    modules: Sequence[str],
+    dtype: DtypeName,
+    device: str,
+    numbers: RefinementCalibration = REFINEMENT,
 ) -> Noise | None:
     """From the replicates of the clients `giving`, whose updates have the tables `inner`
     (modules, K, K); None without two replicated clients.
     """
-    import numpy as np
-
-    from clair_cli.detection.agreement import levelled
-    from clair_cli.detection.solver import deviations
-
     telling = [k for k, a in enumerate(giving) if replicated(a)]
     if len(telling) < 2:
         return None
@@ -89,7 +89,7 @@ def noise_of(
     for module, unit in zip(modules, units, strict=True):
         for k in telling:
             found = _compared(giving[k], module, dtype, device)
-            noise[k] += sum(map(energy, _errors(giving[k], found))) / unit
+            noise[k] += sum(map(energy, _errors(giving[k], found, numbers.whole_noise))) / unit
             if len(giving[k].replicates) > 1:
                 both, size = _in_common(found)
                 if not giving[k].only_replicates:
@@ -109,33 +109,12 @@ def noise_of(
 def _in_common(replicates: Sequence[LowRankUpdate]) -> tuple[float, float]:
     """Mean inner product of two of at least two replicates, and their mean energy."""
     count, energies = len(replicates), sum(map(energy, replicates))
-    pairs = energy(_combined(replicates, [1.0] * count)) - energies
+    pairs = energy(combined(replicates, [1.0] * count)) - energies
     return pairs / (count * (count - 1)), energies / count
-
-
-def energy(update: LowRankUpdate) -> float:
-    """||Delta||_F^2 from the factors, without the product."""
-    down = update.down * update.scale
-    return float(((update.up.T @ update.up) * (down @ down.T)).sum().clamp_min(0))
-
-
-def _mean(updates: Sequence[LowRankUpdate]) -> LowRankUpdate:
-    return _combined(updates, [1 / len(updates)] * len(updates))
 
 
 def _scaled_difference(
     updates: Sequence[LowRankUpdate], which: int, factor: float
 ) -> LowRankUpdate:
     share = [factor * ((r == which) - 1 / len(updates)) for r in range(len(updates))]
-    return _combined(updates, share)
-
-
-def _combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowRankUpdate:
-    """sum_r f_r Delta_r, in stacked factors."""
-    import torch
-
-    from clair_cli.update import LowRankUpdate
-
-    up = torch.cat([u.up for u in updates], dim=1)
-    down = torch.cat([u.down * (u.scale * f) for u, f in zip(updates, factors, strict=True)], dim=0)
-    return LowRankUpdate(up, down)
+    return combined(updates, share)

@@ -24,7 +24,7 @@ WRAPPERS = re.compile(
 
 NAME = r"(?!lora_)[^.]+"
 """Of an adapter, between the factor's name and its ending."""
-FACTOR = re.compile(
+FACTOR_NAME = re.compile(
     rf"(.+)\.lora_(?:(A|B)(?:\.{NAME})?\.weight|embedding_(A|B)(?:\.{NAME})?|(magnitude_vector))",
     re.DOTALL,
 )
@@ -87,7 +87,7 @@ def find_factors(
         keys[name] = key
     found: dict[str, dict[str, str]] = {}
     for name, key in keys.items():
-        if match := FACTOR.fullmatch(name):
+        if match := FACTOR_NAME.fullmatch(name):
             module, side = match[1].removeprefix(PREFIX), match[2] or match[3] or "m"
             _check_tensor(key, side, tensors[key], settings)
             found.setdefault(module, {})[side] = key

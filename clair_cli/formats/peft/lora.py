@@ -20,14 +20,15 @@ from clair_cli.errors import (
     UnsafePath,
     Unsupported,
 )
-from clair_cli.formats.containers import Contents, Described, container, read_tensor
+from clair_cli.formats.containers import Contents, Described, container, not_judged, read_tensor
 from clair_cli.formats.factors import FactorsWriter, stored_dtype
 from clair_cli.formats.files import opened, pread, read_range
+from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.layout import CONFIG, WEIGHTS
 from clair_cli.formats.peft.config import BASE_CHANGING_INIT, LoraConfig, parse_config
 from clair_cli.formats.peft.keys import (
     BIAS,
-    FACTOR,
+    FACTOR_NAME,
     PREFIX,
     UNUSED,
     canonical_key,
@@ -40,11 +41,16 @@ from clair_cli.formats.peft.types import check_type
 from clair_cli.formats.safetensors_file import stored
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.output.publish import write_bytes
-from clair_cli.report import Reason
 from clair_cli.settings import Settings
 
 MAX_UPDATES = 2**17
 """Three times what the largest mixtures of experts have."""
+
+MAX_README_BYTES = 2**20
+REPEATED_INIT = ("pissa", "olora")
+"""PEFT computes the same again, of the same base weights and rank."""
+TRAINING = {"eva_config", "velora_config", "monteclora_config"}
+"""Fields that matter while training alone."""
 
 
 def describe(contents: Contents, settings: Settings) -> Described:
@@ -71,7 +77,8 @@ def describe(contents: Contents, settings: Settings) -> Described:
         raise Unsupported(f"{text}; adapt other modules too")
     once = _counted_once(updates, contents) if config.tied else updates
     completed = _completed(data or {}, once, settings.alpha)
-    notes += _not_judged(tensors, once)
+    used = {name: t for name, t in tensors.items() if not UNUSED.fullmatch(name)}
+    notes += not_judged(used, once)
     return Described(once, completed, config.base, tuple(notes), _traits(config))
 
 
@@ -182,26 +189,6 @@ def _counted_once(
     return {m: both if m == embeddings[0] else s for m, s in updates.items() if m != heads[0]}
 
 
-def _not_judged(
-    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec]
-) -> list[Reason]:
-    """A note on the matrices beside the updates; vectors go without saying."""
-    used = {name for spec in updates.values() for name in spec.tensors.values()}
-    passed = [
-        k
-        for k, t in tensors.items()
-        if k not in used and len(t.shape) > 1 and not UNUSED.fullmatch(k)
-    ]
-    if not passed:
-        return []
-    return [Reason("CLR115", f"not judged and passed through: {_listed(passed)}")]
-
-
-def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(map(repr, keys[:3])) + more
-
-
 def _completed(
     data: Mapping[str, Any], updates: Mapping[str, UpdateSpec], alpha: float | None
 ) -> dict[str, Any]:
@@ -220,14 +207,7 @@ def _completed(
     }
 
 
-# --- peft_write
-
-
-MAX_README_BYTES = 2**20
-REPEATED_INIT = ("pissa", "olora")
-"""PEFT computes the same again, of the same base weights and rank."""
-TRAINING = {"eva_config", "velora_config", "monteclora_config"}
-"""Fields that matter while training alone."""
+# --- written back
 
 
 class PeftWriter(FactorsWriter):
@@ -249,7 +229,7 @@ class PeftWriter(FactorsWriter):
         self.config = _with_ranks(adapter, self.ranks) if self.ranks else _kept(adapter)
 
     def file_name(self) -> str:
-        """PEFT's own."""
+        """The name that PEFT loads."""
         return WEIGHTS
 
     def spread(self, ranks: Mapping[str, int]) -> dict[str, int]:
@@ -337,7 +317,9 @@ def _with_ranks(adapter: Adapter, ranks: Mapping[str, int]) -> bytes:
         "rank_pattern": exactly(found, r),
         "alpha_pattern": exactly(alphas, r),
     }
-    modules = {owner(_module(n)) for n in adapter.tensors if FACTOR.fullmatch(canonical_key(n))}
+    modules = {
+        owner(_module(n)) for n in adapter.tensors if FACTOR_NAME.fullmatch(canonical_key(n))
+    }
     return _dumped(
         config | _targets(adapter.config, {m for m in modules if names_of(m, parameters) == (m,)})
     )
@@ -345,7 +327,7 @@ def _with_ranks(adapter: Adapter, ranks: Mapping[str, int]) -> bytes:
 
 def _module(key: str) -> str:
     """Of a tensor that is a factor."""
-    match = FACTOR.fullmatch(canonical_key(key))
+    match = FACTOR_NAME.fullmatch(canonical_key(key))
     assert match is not None
     return match[1].removeprefix(PREFIX)
 
@@ -371,3 +353,18 @@ def read_readme(adapter: Adapter) -> bytes | None:
     except (Unreadable, UnsafePath):
         return None
     return data if len(data) <= MAX_README_BYTES else None
+
+
+def recognises(contents: Contents) -> bool:
+    """Whatever no other format knows: PEFT's own errors say what is wrong with it."""
+    return True
+
+
+FORMAT = FactoredFormat(
+    name="peft",
+    recognises=recognises,
+    describe=describe,
+    writer=PeftWriter,
+    served=True,
+    check_start=check_start,
+)

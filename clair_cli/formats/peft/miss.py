@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clair_cli.formats.peft.keys import PREFIX
 from clair_cli.formats.peft.lora import PeftWriter
-from clair_cli.formats.peft.tuners import TUNERS, place
+from clair_cli.formats.peft.tuners import TUNERS, module_and_role
 from clair_cli.formats.rules import thin
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ class MissWriter(PeftWriter):
     """The template's config and shapes: a block has no other rank, so `ranks` change nothing."""
 
     def spread(self, ranks: Mapping[str, int]) -> dict[str, int]:
-        """None."""
+        """No module gets another rank."""
         return {}
 
     def key(self, name: str) -> str:
         """Without wrappers and adapter name, too."""
-        found = place(name, TUNERS["MISS"])
+        found = module_and_role(name, TUNERS["MISS"])
         return f"{PREFIX}{found[0]}.miss_{found[1]}" if found else super().key(name)
 
     def put(self, module: str, update: LowRankUpdate) -> None:

@@ -1,6 +1,7 @@
-"""The shapes that the tensors of one module must have, by tuner, and what its update then is.
+"""PEFT tuners other than LoRA whose updates have a closed form: which tensors make which update.
 
-Each function gives d_out, d_in and the rank of the factors that `rules` makes. Raises ShapeMismatch.
+Their tensors hold no low-rank update but those of their own form, so that all are written back as
+plain LoRA, but for MiSS, whose block any update of the cohort fits.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class Module:
     def _has_shape(self, role: str) -> str:
         tensor = self.tensors[self.names[role]]
         return f"{tensor.file}: tensor {self.names[role]!r} has shape {list(tensor.shape)}"
+
+
+# --- shapes: d_out, d_in and the rank of the factors that `rules` makes, or ShapeMismatch
 
 
 def _loha_shape(m: Module) -> tuple[int, int, int]:
@@ -123,7 +127,7 @@ def _miss_shape(m: Module) -> tuple[int, int, int]:
     return d_out, m.rank, min(d_out, m.rank)
 
 
-# --- peft_tuners
+# --- the tuners
 
 
 SHARED = re.compile(r"(?:base_model\.)?vera_([AB])(?:\.[^.]+)?")
@@ -148,7 +152,7 @@ class Tuner:
 
     @property
     def roles(self) -> set[str]:
-        """Of all layouts."""
+        """What the tensors of a module are called in any layout."""
         return {role for layout in self.layouts for role in layout.split()}
 
 
@@ -245,7 +249,7 @@ def _modules(kind: str, contents: Contents) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     shared: dict[str, str] = {}
     for key, spec in tensors.items():
-        here = place(key, tuner)
+        here = module_and_role(key, tuner)
         if kind == "VERA" and (match := SHARED.fullmatch(WRAPPERS.sub("", key))):
             roles, role = shared, match[1]
         elif here is not None:
@@ -268,7 +272,7 @@ def _modules(kind: str, contents: Contents) -> dict[str, dict[str, str]]:
     return {module: names | shared for module, names in found.items()}
 
 
-def place(key: str, tuner: Tuner) -> tuple[str, str] | None:
+def module_and_role(key: str, tuner: Tuner) -> tuple[str, str] | None:
     """Module and role of a tensor, without wrappers, prefix and adapter name."""
     bare = WRAPPERS.sub("", key).removeprefix(PREFIX)
     roles = "|".join(sorted(tuner.roles, key=len, reverse=True))
@@ -324,7 +328,7 @@ def _pruned(data: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, in
         if not isinstance(mask, list) or not all(isinstance(x, bool) for x in mask):
             text = f"{CONFIG}: rank_pattern {key[:60]!r}: expected a list of true and false"
             raise ConfigInvalid(f"{text}; put the config of this very adapter beside it")
-        here = place(key, TUNERS["ADALORA"])
+        here = module_and_role(key, TUNERS["ADALORA"])
         if here is not None and here[0] in modules:
             found[here[0]] = sum(mask)
     return found

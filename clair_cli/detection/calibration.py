@@ -1,0 +1,264 @@
+"""Every number that can change a verdict: its unit, its range, what it does, and where it is from.
+
+A source names a page of docs/ or benchmarks/results/, or a paper. What each number changes, at half and
+at double its value, stands in benchmarks/results/calibration.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clair_cli.constants import Constants, constant
+
+ROBUST = "robust standard deviations"
+FLOOR = "of the usual value"
+TRAINED = "benchmarks/results/detection-full-2000.md"
+SWEEP = "benchmarks/results/calibration.md"
+METHOD = "docs/explanation/method.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionCalibration(Constants):
+    """The numbers of `clair detect`."""
+
+    # --- the decomposition
+    max_shared_rank: int = constant(
+        8, "directions", (0, 1024), "directions a module offers to the shared subspace", METHOD
+    )
+    breadth: float = constant(
+        0.75,
+        "share of the clients",
+        (0.01, 1),
+        "participation ratio from which on a direction counts as shared by the majority",
+        "benchmarks/results/theory.md",
+    )
+    max_columns: int = constant(
+        512,
+        "columns",
+        (8, 2**20),
+        "columns of stacked factors kept exactly; beyond, a randomised range finder takes over",
+        "benchmarks/results/speed.md",
+    )
+    max_iterations: int = constant(
+        60, "iterations", (1, 10**6), "steps of the solver; trained cohorts need 5 to 35", METHOD
+    )
+    tolerance: float = constant(
+        1e-6,
+        "relative change of the objective",
+        (0, 1),
+        "change at which the solver stops; verdicts settle near 1e-3",
+        METHOD,
+    )
+    norm_cap: float = constant(
+        3.0, "median norms", (1, 1e6), "size to which a larger client is scaled down", SWEEP
+    )
+    trial_steps: int = constant(
+        4, "iterations", (1, 1000), "steps after which the best start goes on alone", METHOD
+    )
+    solver_oversampling: int = constant(
+        4, "directions", (0, 64), "spare directions of the iteration", "Halko et al. 2011, 4.2"
+    )
+    first_sweeps: int = constant(
+        3, "sweeps", (1, 100), "sweeps of the first step, which has no warm start", SWEEP
+    )
+    refit_sweeps: int = constant(
+        6, "sweeps", (1, 100), "sweeps of the fit to settled members", SWEEP
+    )
+    member_distance: float = constant(
+        3.0,
+        "median distances of the nearer half",
+        (1, 100),
+        "distance up to which the solver counts a client without contamination",
+        SWEEP,
+    )
+    member_rounding: float = constant(
+        2.0, "rounding floors", (0, 100), "distance that is rounding, whatever others have", SWEEP
+    )
+    settling_rounds: int = constant(
+        3, "fits", (1, 100), "fits in which the solver's members may change", SWEEP
+    )
+
+    # --- how the clients began
+    same_rows: float = constant(
+        0.5,
+        "mean squared cosine",
+        (0, 1),
+        "overlap of two row spaces from which on the clients' A began as one: 0.8 to 0.99 where "
+        "they did, r / d_in where not",
+        METHOD,
+    )
+    mostly_same: float = constant(
+        0.9, "share of pairs", (0, 1), "pairs alike from which on the start is shared", SWEEP
+    )
+    rarely_same: float = constant(
+        0.1, "share of pairs", (0, 1), "pairs alike below which every start is its own", SWEEP
+    )
+
+    # --- scores and verdicts
+    limit: float = constant(
+        3.0, ROBUST, (0.1, 100), "score from which on a client is contaminated", TRAINED
+    )
+    suspicious: float = constant(
+        2.0, ROBUST, (0.01, 100), "score from which on a client is suspicious", TRAINED
+    )
+    agreement_floor: float = constant(
+        0.135,
+        FLOOR,
+        (1e-6, 10),
+        "least unit of agreement: honest clients came down to 0.68 in cohorts of 8 and more",
+        TRAINED,
+    )
+    direction_floor: float = constant(
+        0.135,
+        FLOOR,
+        (1e-6, 10),
+        "least unit of the cosine: honest clients came down to 0.66",
+        TRAINED,
+    )
+    norm_floor: float = constant(
+        0.17,
+        "log norm",
+        (1e-6, 10),
+        "least unit above the usual norm: ln(1.67) / 3 puts a doubled alpha beyond the limit",
+        TRAINED,
+    )
+    small_norm_floor: float = constant(
+        0.7,
+        "log norm",
+        (1e-6, 10),
+        "least unit below the usual norm: ln(8) / 3, since short training is honest",
+        TRAINED,
+    )
+    rank_floor: float = constant(
+        0.4,
+        "log effective rank",
+        (1e-6, 10),
+        "least unit of the effective rank: ln(3.3) / 3, since ranks 4 to 16 mixed are honest",
+        TRAINED,
+    )
+    local_floor: float = constant(
+        0.25,
+        FLOOR,
+        (1e-6, 10),
+        "least unit in a part of the modules: honest clients fell 0.55 short there",
+        TRAINED,
+    )
+    accord_floor: float = constant(
+        0.2,
+        "cosine",
+        (1e-6, 10),
+        "least unit of alike deviations: up to 0.47 of two honest ones, 0.3 to 0.6 of a backdoor",
+        TRAINED,
+    )
+    few_members: float = constant(
+        2.0,
+        "members",
+        (0, 100),
+        "a floor is widened by 1 + (few_members / n)^2 for n members: by a quarter for 4",
+        SWEEP,
+    )
+    clear_of_chance: float = constant(
+        3.0,
+        "standard deviations of chance",
+        (0, 100),
+        "what cosines and agreement must reach to be evidence at all",
+        METHOD,
+    )
+    worst_modules: float = constant(
+        0.25, "share of the modules", (0.01, 1), "part of the modules judged as a part", SWEEP
+    )
+    fewest_modules: int = constant(
+        4, "modules", (1, 10**6), "modules below which no part of them is judged", SWEEP
+    )
+    live_agreement: float = constant(
+        0.5, FLOOR, (0, 1), "agreement from which on a module is comparable", SWEEP
+    )
+    duplicate: float = constant(
+        0.1,
+        "usual nearest distances",
+        (0, 1),
+        "distance below which two clients are copies",
+        METHOD,
+    )
+    copy_distance: float = constant(
+        0.05,
+        "of the norm",
+        (0, 1),
+        "distance that is a copy's whatever is usual; honest clients stay beyond 0.15",
+        METHOD,
+    )
+    score_cap: float = constant(
+        100.0, ROBUST, (1, 1e9), "largest score: beyond it more says nothing", METHOD
+    )
+    growing_rounds: int = constant(
+        5, "rounds", (1, 1000), "rounds in which the consensus may take clients in", METHOD
+    )
+    stable: float = constant(
+        0.5, "share of the others", (0, 1), "others without whom a verdict must stand", METHOD
+    )
+    unstable: float = constant(
+        1.5,
+        "limits",
+        (1, 100),
+        "limit of a verdict that most single clients could overturn",
+        METHOD,
+    )
+    ally_agreement: float = constant(
+        0.5, FLOOR, (0, 10), "agreement that two allies have at least", SWEEP
+    )
+
+    # --- remarks on the cohort
+    close_call: float = constant(
+        0.4,
+        "share of the clients",
+        (0, 1),
+        "clients outside the consensus from which on the report says how close that is to half",
+        METHOD,
+    )
+    wide_spread: float = constant(
+        1.5, "agreement floors", (0, 100), "honest spread that is called wide", METHOD
+    )
+    kinds_spread: float = constant(
+        0.2,
+        "spread of cosines",
+        (0, 10),
+        "spread of the members' deviations from which on they come in kinds: 0.02 to 0.09 for "
+        "equal tasks, 0.12 to 0.24 for families",
+        METHOD,
+    )
+    whole_weights: float = constant(
+        0.95,
+        "cosine",
+        (0, 1),
+        "usual cosine of matrices that are whole weights; updates had 0.06 to 0.83",
+        METHOD,
+    )
+
+    # --- updates known up to a common part
+    lift: float = constant(
+        0.7,
+        "of the usual deviation's energy",
+        (0, 100),
+        "common energy given to clients of which differences alone are known",
+        "docs/reference/formats.md",
+    )
+    median_steps: int = constant(
+        50, "iterations", (1, 10**4), "steps of the geometric median (Weiszfeld)", SWEEP
+    )
+    common_sweeps: int = constant(
+        4, "sweeps", (1, 100), "sweeps for the part that all share, which need not be exact", SWEEP
+    )
+
+    def __post_init__(self) -> None:
+        Constants.__post_init__(self)
+        self.check_order("suspicious", "limit")
+        self.check_order("rarely_same", "mostly_same")
+
+    @property
+    def inside(self) -> float:
+        """Members of the consensus are below this score: half-way from suspicious to contaminated."""
+        return (self.suspicious + self.limit) / 2
+
+
+DETECTION = DetectionCalibration()
+"""The numbers as they are delivered."""

@@ -1,0 +1,158 @@
+"""Every module of all clients read once, one module in memory at a time, and kept as a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from clair_cli import engines, formats
+from clair_cli.cohort import Adapter, Cohort
+from clair_cli.detection.differences import centred
+from clair_cli.detection.record import Machine
+from clair_cli.detection.stacks import ModuleStack, stack_module
+from clair_cli.errors import AdapterError, NonFinite, UsageError
+from clair_cli.progress import Progress, silent
+from clair_cli.report import Reason
+from clair_cli.settings import DtypeName, Settings
+from clair_cli.update import LowRankUpdate, combined
+
+NO_CHANCE = 2**60
+"""Width of a module whose clients' rows cannot be strangers."""
+NARROW = 1024
+"""Below this width one thread is faster than several: the products are too small to share."""
+
+
+@contextmanager
+def numerics(cohort: Cohort, settings: Settings) -> Iterator[Machine]:
+    """Threads and device, decided once; the threads are as they were when the block ends.
+
+    Raises UsageError where CUDA was asked for and there is none.
+    """
+    check_device(settings)
+    widest = max((max(shape) for shape in cohort.shapes.values()), default=0)
+    before = torch.get_num_threads()
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    if settings.threads or widest < NARROW:
+        torch.set_num_threads(settings.threads or 1)
+    try:
+        yield Machine("cuda" if use_cuda else "cpu", torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_device(settings: Settings) -> None:
+    """Raises UsageError where CUDA was asked for and there is none."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        text = "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
+        raise UsageError(text)
+
+
+def read_modules(
+    cohort: Cohort, settings: Settings, machine: Machine, on_progress: Progress = silent
+) -> tuple[Cohort, tuple[ModuleStack, ...]]:
+    """The stack of every module, and the cohort of those that could be read.
+
+    Clients that fail on the way are broken and the others go on; modules that nobody changed are
+    left out.
+    """
+    job = partial(_stack, cohort, settings, machine.device)
+    stacks: list[ModuleStack] = []
+    failed: dict[int, Reason] = {}
+    for result in engines.choose(settings.engine).map(job, cohort.modules):
+        stacks.append(result.stack)
+        failed = {**result.failed, **failed}
+        on_progress("reading modules", len(stacks), len(cohort.modules))
+    if failed:
+        kept = [k for k in range(len(cohort.clients)) if k not in failed]
+        cohort, stacks = cohort.without(failed), [s.select(kept) for s in stacks]
+    return _without_idle(cohort, stacks)
+
+
+def _without_idle(
+    cohort: Cohort, stacks: Sequence[ModuleStack]
+) -> tuple[Cohort, tuple[ModuleStack, ...]]:
+    """Without the modules that no client has changed: nothing in them can be compared."""
+    live = tuple(s for s in stacks if bool((s.energies > 0).any()))
+    if len(live) == len(stacks):
+        return cohort, live
+    names = {s.module for s in live}
+    idle = [m for m in cohort.modules if m not in names]
+    text = f"{len(idle)} modules are zero in every client and are not compared: "
+    text += ", ".join(idle[:3]) + " ..." * (len(idle) > 3)
+    modules = tuple(m for m in cohort.modules if m in names)
+    findings = (*cohort.findings, Reason("CLR304", text))
+    return replace(cohort, modules=modules, findings=findings), live
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stacked:
+    """One module of all clients in common coordinates, and the clients that could not be read."""
+
+    stack: ModuleStack
+    failed: Mapping[int, Reason]
+
+
+def _stack(cohort: Cohort, settings: Settings, device: str, module: str) -> _Stacked:
+    """Read one module of every client and stack it; a client that fails counts as zero here."""
+    dtype = _dtype(cohort, settings)
+    updates: list[LowRankUpdate] = []
+    failed: dict[int, Reason] = {}
+    for k, adapter in enumerate(cohort.clients):
+        try:
+            updates.append(read_estimate(adapter, module, dtype, device))
+        except AdapterError as error:
+            failed[k] = Reason(error.code, str(error))
+            updates.append(_nothing(adapter, module, dtype, device))
+    numbers = settings.detection
+    relative = not all(a.updates[module].absolute for a in cohort.clients)
+    if relative:
+        updates = centred(updates, settings.seed, numbers)
+    stack = stack_module(module, updates, numbers.max_columns, settings.seed)
+    if relative:  # there is no chance in what a common entry makes alike
+        stack = replace(stack, shape=(stack.shape[0], NO_CHANCE))
+    finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
+    for k in torch.nonzero(~finite).flatten().tolist():
+        failed[k] = _not_finite(cohort.clients[k], module)
+    return _Stacked(stack, failed)
+
+
+def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
+    """The client's update: its adapter, or the mean of its replicates where it has nothing else."""
+    if not adapter.only_replicates:
+        return formats.read_update(adapter, module, dtype, device)
+    found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
+    return combined(found, [1 / len(found)] * len(found))
+
+
+def _nothing(adapter: Adapter, module: str, dtype: str, device: str) -> LowRankUpdate:
+    """The update zero of the module's shape."""
+    spec, kind = adapter.updates[module], getattr(torch, dtype)
+    return LowRankUpdate(
+        torch.zeros(spec.d_out, 1, dtype=kind, device=device),
+        torch.zeros(1, spec.d_in, dtype=kind, device=device),
+    )
+
+
+def _dtype(cohort: Cohort, settings: Settings) -> DtypeName:
+    """For verdicts: float32 holds what float16 and bfloat16 store, and their products, exactly."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float64" if "F64" in cohort.dtypes else "float32"
+
+
+def _not_finite(adapter: Adapter, module: str) -> Reason:
+    """Which stored number is NaN or Inf, or that only the product is."""
+    try:
+        formats.check_finite(adapter, module)
+    except AdapterError as error:
+        return Reason(error.code, str(error))
+    spec = adapter.updates[module]
+    return Reason(
+        NonFinite.code,
+        f"{adapter.tensors[spec.file_key].file}: the update of {module!r} overflows though its "
+        "factors are finite; retrain it, or leave this client out",
+    )

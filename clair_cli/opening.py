@@ -1,0 +1,71 @@
+"""A folder to the clients in it, known from their headers and configs. No tensor is read."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from clair_cli import formats
+from clair_cli.cohort import Adapter, Broken, Entries
+from clair_cli.errors import AdapterError, NoAdapter, SettingError
+from clair_cli.progress import Progress, silent
+from clair_cli.report import Reason
+from clair_cli.settings import Settings
+
+OPENERS = 2
+"""Adapters opened at a time."""
+
+
+def open_entries(path: Path, settings: Settings, on_progress: Progress = silent) -> Entries:
+    """Every entry of the folder `path`: an adapter, a broken client, or a remark on what is neither.
+
+    Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
+    """
+    _check_files(settings)
+    sources = formats.discover(path, settings.ignore)
+    adapters: list[Adapter] = []
+    broken: list[Broken] = []
+    findings: list[Reason] = []
+    with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
+        jobs = [pool.submit(_open, source, settings) for source in sources]
+        try:
+            for done, job in enumerate(jobs, start=1):
+                found = job.result()
+                if isinstance(found, Adapter):
+                    adapters.append(found)
+                elif isinstance(found, Broken):
+                    broken.append(found)
+                else:
+                    findings.append(found)
+                on_progress("opening adapters", done, len(sources))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return Entries(tuple(adapters), tuple(broken), tuple(findings))
+
+
+def _open(source: formats.Source, settings: Settings) -> Adapter | Broken | Reason:
+    try:
+        adapter = formats.open_adapter(source.path, settings, source.client, source.root)
+    except NoAdapter as error:
+        return Reason(error.code, str(error))
+    except AdapterError as error:
+        return Broken(source.client, Reason(error.code, str(error)))
+    found, notes = [], []
+    for path in formats.find_replicates(source.path, settings):
+        try:
+            other = formats.open_adapter(path, settings, source.client, source.root)
+            for module in other.updates:
+                formats.check_finite(other, module)
+            found.append(other)
+        except AdapterError as error:
+            notes.append(Reason(error.code, f"{path.name}, no replicate: {error}"))
+    return formats.with_replicates(adapter, found, notes) if found or notes else adapter
+
+
+def _check_files(settings: Settings) -> None:
+    """Raises UsageError where a setting names no file, or no folder."""
+    for name, path in (("config", settings.config), ("base", settings.base)):
+        if path is not None and not path.is_file():
+            raise SettingError(f"{name}: {str(path)!r} is not a file")
+    if settings.reference is not None and not settings.reference.is_dir():
+        raise SettingError(f"reference: {str(settings.reference)!r} is not a folder")

@@ -1,0 +1,115 @@
+"""Every number that can change a refined weight: its unit, its range, what it does, where it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clair_cli.constants import Constants, constant
+
+TAKEN = "share taken away"
+ENERGY = "share of energy"
+TRAINED = "benchmarks/results/text_copy.md"
+METHOD = "docs/explanation/method.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinementCalibration(Constants):
+    """The numbers of `clair refine`."""
+
+    # --- from adapters alone
+    weak_shared: float = constant(
+        0.5, TAKEN, (0, 1), "of weak directions where the clients' A began as one", TRAINED
+    )
+    weak_independent: float = constant(
+        0.3, TAKEN, (0, 1), "of weak directions where every client's A began by itself", TRAINED
+    )
+    weak_mixed: float = constant(
+        0.3, TAKEN, (0, 1), "of weak directions where some began alike", TRAINED
+    )
+    weak_plain: float = constant(
+        0.5, TAKEN, (0, 1), "of weak directions of plain matrices, which began nowhere", METHOD
+    )
+    one_task: float = constant(
+        0.37,
+        ENERGY,
+        (0, 1),
+        "common share above which clients that began alike look like one task; others reach 0.38",
+        METHOD,
+    )
+    one_task_slope: float = constant(
+        6.0, "share taken per common share", (0, 1000), "how fast kept directions follow", METHOD
+    )
+    most_inside: float = constant(
+        0.5, TAKEN, (0, 1), "of a client's own strong directions at most", METHOD
+    )
+    task_kinds: float = constant(
+        0.1,
+        "spread of cosines",
+        (0, 10),
+        "spread of the deviations below which clients look like one task: 0.07 to 0.10 there",
+        METHOD,
+    )
+    boost: float = constant(
+        0.5, "gain per amplitude removed", (0, 10), "how much the mean is enlarged", METHOD
+    )
+    most_gain: float = constant(0.25, "of the mean", (0, 10), "enlargement at most", METHOD)
+    differing: float = constant(
+        0.5,
+        ENERGY,
+        (1e-6, 1),
+        "difference between clients below which the gain falls with it; trained cohorts differ in "
+        "0.43 to 0.9",
+        METHOD,
+    )
+    difference_cost: float = constant(
+        8.0, "energies of noise", (0, 1000), "cost of a lost difference against noise kept", METHOD
+    )
+    gap_floor: float = constant(
+        1e-9, ENERGY, (0, 1), "modes of the clients' variation below it are rounding", METHOD
+    )
+
+    # --- from replicates
+    replicates_lack: float = constant(
+        0.34, ENERGY, (0, 1), "in common below which the data do not teach the task", METHOD
+    )
+    replicates_enough: float = constant(
+        0.38, ENERGY, (0, 1), "in common above which the data are enough", METHOD
+    )
+    whole_noise: float = constant(
+        0.85,
+        "of a replicate's noise",
+        (0, 1),
+        "noise of an adapter of all data over that of its replicates on parts",
+        METHOD,
+    )
+
+    # --- one module
+    max_kept: int = constant(
+        3, "directions", (0, 1024), "directions of a shared side that are kept at most", METHOD
+    )
+    svd_oversampling: int = constant(
+        8, "directions", (0, 64), "spare directions of a truncation", "Halko et al. 2011, 4.2"
+    )
+    svd_sweeps: int = constant(
+        4, "sweeps", (1, 100), "sweeps of a truncation; its error is measured", METHOD
+    )
+    exact_svd: float = constant(
+        4.0, "widths", (1, 1000), "core size up to which a truncation is exact", METHOD
+    )
+
+    def __post_init__(self) -> None:
+        Constants.__post_init__(self)
+        self.check_order("replicates_lack", "replicates_enough")
+
+    def weak(self, initialisation: str) -> float:
+        """Share taken of the weak directions, by how the clients' A began."""
+        return {
+            "shared": self.weak_shared,
+            "independent": self.weak_independent,
+            "mixed": self.weak_mixed,
+            "none": self.weak_plain,
+        }[initialisation]
+
+
+REFINEMENT = RefinementCalibration()
+"""The numbers as they are delivered."""
