@@ -295,7 +295,7 @@ def test_a_file_that_cannot_be_written_exits_4(path: str, detected: Detected) ->
     done = clair("report", detected.json, "--fail-on", "never", "-o", f"json={path}")
     assert (done.returncode, done.stderr.count("\n")) == (4, 1)
     assert path in done.stderr
-    assert "PASS" in done.stdout  # what was computed is shown all the same
+    assert "no gate set" in done.stdout  # what was computed is shown all the same
 
 
 def limit_files() -> None:
@@ -316,7 +316,8 @@ FULL = """
 
 
 def refine_limited(adapters: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    return clair("refine", adapters, "--out", out, preexec_fn=limit_files)
+    whole = {"PYTHONDONTWRITEBYTECODE": "1"}  # the limit would cut Python's own files off, too
+    return clair("refine", adapters, "--out", out, preexec_fn=limit_files, env=whole)
 
 
 def refine_full(adapters: Path, out: Path) -> subprocess.CompletedProcess[str]:
