@@ -56,8 +56,8 @@ def look(path: Path, settings: Settings = LIMITS, write: bool = False) -> Adapte
     finite = [module for module in adapter.updates if _read(adapter, module)]
     try:
         found = inspect(path, settings)
-        assert clean(found.as_text())
-        json.loads(found.as_json())
+        assert clean(RENDERERS["text"](found))
+        json.loads(RENDERERS["json"](found))
     except AdapterError as error:
         refused(error)
     if write and len(finite) == len(adapter.updates):

@@ -86,7 +86,7 @@ def test_what_is_written_is_what_numpy_saved(
     large: int, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """zip64 records, which only gigabytes need, are written from `large` bytes on."""
-    monkeypatch.setattr(zip_file, "LARGE", large)
+    monkeypatch.setattr(zip_file, "ZIP64_FROM", large)
     file, found = opened(saved(tmp_path / "x.npz", compressed=compressed))
     for target, order in (("y.npz", list(found)), ("z.npz", list(reversed(found)))):
         out = npz.SameNpz(tmp_path / target, found)

@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clair_cli.cohort import Adapter, align
+from clair_cli.cohort import Adapter, Entries, align
 from clair_cli.errors import (
     AdapterError,
-    ClairError,
     LimitExceeded,
     NoAdapter,
     OtherBase,
@@ -41,6 +40,11 @@ def with_base(path: Path, **more: Any) -> Settings:
 def dense(adapter: Adapter, module: str) -> np.ndarray[Any, Any]:
     found: np.ndarray[Any, Any] = read_update(adapter, module, "float64").dense().numpy()
     return found
+
+
+def apart(found: list[Adapter], same: bool = False) -> list[tuple[str, str]]:
+    """Who cannot be compared with the others, and by which code."""
+    return [(b.client, b.reason.code) for b in align(Entries(tuple(found)), same=same).broken]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -241,16 +245,21 @@ def test_the_base_is_no_client(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"read_as": "weights"}, "give the base"),
-        ({"base": Path(__file__)}, "not for --as lora"),
-        ({"base": Path(__file__), "read_as": "update"}, "not for --as update"),
-        ({"base": Path("nowhere"), "read_as": "weights"}, "'nowhere' is not a file"),
-        ({"read_as": "full"}, "lora, update or weights"),
+        ({"read_as": "weights"}, "^base: whole weights"),
+        ({"base": Path(__file__)}, "^base: is for reading weights, not for lora"),
+        ({"base": Path(__file__), "read_as": "update"}, "weights, not for update"),
+        ({"read_as": "full"}, "^read_as: expected lora or update or weights"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: Any, words: str) -> None:
-    with pytest.raises(ClairError, match=words):
+    with pytest.raises(UsageError, match=words):
         Settings(**settings)
+
+
+def test_a_base_that_is_not_there_is_the_users_error(tmp_path: Path) -> None:
+    save(tmp_path / "c.npz", tensors())
+    with pytest.raises(UsageError, match=r"--base nowhere: cannot be read: No such file"):
+        open_adapter(tmp_path / "c.npz", with_base(tmp_path / "nowhere"))
 
 
 # --- clients that do not match
@@ -269,11 +278,15 @@ def test_a_matrix_missing_or_extra_is_a_difference_of_modules(tmp_path: Path) ->
     state = tensors(4)
     less = {k: v for k, v in state.items() if k != "out.weight"}
     found, _ = cohort(tmp_path / "less", **less)
-    assert align(found)[0].modules == ("in",)
-    assert [(b.client, b.reason.code) for b in align(found, same=True)[1]] == [("c3", "CLR107")]
+    assert align(Entries(tuple(found))).modules == ("in",)
+    assert [(b.client, b.reason.code) for b in align(Entries(tuple(found)), same=True).broken] == [
+        ("c3", "CLR107")
+    ]
     found, said = cohort(tmp_path / "more", **state, head=np.eye(4))
-    assert align(found)[0].modules == ("in", "out")
-    assert [(b.client, b.reason.code) for b in align(found, same=True)[1]] == [("c3", "CLR107")]
+    assert align(Entries(tuple(found))).modules == ("in", "out")
+    assert [(b.client, b.reason.code) for b in align(Entries(tuple(found)), same=True).broken] == [
+        ("c3", "CLR107")
+    ]
     assert said == ["not in the base, so that the whole tensor counts as the update: 'head'"]
     np.testing.assert_array_equal(dense(found[-1], "head"), np.eye(4))
 
@@ -287,7 +300,7 @@ def test_another_shape_than_the_others_is_set_aside(tmp_path: Path) -> None:
     states = [tensors(k) for k in range(3)]
     states[1] |= {"out.weight": np.ones((3, 7), "f4")}
     found = [open_adapter(save(tmp_path / f"c{k}.npz", s), UPDATE) for k, s in enumerate(states)]
-    assert [(b.client, b.reason.code) for b in align(found)[1]] == [("c1", "CLR104")]
+    assert apart(found) == [("c1", "CLR104")]
 
 
 def test_reading_headers_and_norms_needs_no_torch(tmp_path: Path) -> None:
