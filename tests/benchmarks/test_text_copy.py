@@ -214,7 +214,9 @@ def test_clients_without_a_refined_adapter_keep_their_own(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_cohort_runs_through_and_is_kept(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_copy, "BAD", 2)
-    monkeypatch.setattr("evaluate.held_out_data", lambda spec, samples: held_out_data(spec, 16))
+    monkeypatch.setattr(
+        "examples.text_copy.evaluate.held_out_data", lambda spec, samples: held_out_data(spec, 16)
+    )
     for group in ("peers", "clair"):
         text_copy.place(COHORT, group, work).parent.mkdir(parents=True)
         text_copy.cell(COHORT, group, work)
