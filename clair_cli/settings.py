@@ -128,7 +128,7 @@ class Settings:
         fine = self.rank in ("keep", "exact") or (isinstance(self.rank, int) and self.rank >= 1)
         _require(fine, "rank", "keep, exact, or 1 and more", self.rank)
         if both := set(self.include) & set(self.exclude):
-            raise SettingError(f"include: {min(both)!r} is excluded, too")
+            raise SettingError(f"include: {min(both)!r} is in both, include and exclude")
 
     def _check_reading(self) -> None:
         """What to read: each kind of input knows only some of the choices."""

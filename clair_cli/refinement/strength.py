@@ -20,6 +20,8 @@ from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.report import Expected, InitialisationName
 from clair_cli.settings import Settings
 
+DEFAULTS = Settings()
+
 
 @dataclass(frozen=True, slots=True)
 class Shrinkage:
@@ -66,22 +68,22 @@ class Knowledge:
     gap_after: int
     noise: float | None = None
     agreed: float | None = None
-    lack: float = 1.0
-    """Of data, by what replicates agree on: from 0, they teach the tasks, to 1, they do not."""
+    numbers: RefinementCalibration = REFINEMENT
 
-
-def _lack(initialisation: str, agreed: float | None, numbers: RefinementCalibration) -> float:
-    if agreed is None or initialisation == "none":
-        return 1.0
-    least, enough = numbers.replicates_lack, numbers.replicates_enough
-    return min(max((enough - agreed) / (enough - least), 0.0), 1.0)
+    @property
+    def lack(self) -> float:
+        """Of data, by what replicates agree on: from 0, they teach the tasks, to 1, they do not."""
+        if self.agreed is None or self.initialisation == "none":
+            return 1.0
+        least, enough = self.numbers.replicates_lack, self.numbers.replicates_enough
+        return min(max((enough - self.agreed) / (enough - least), 0.0), 1.0)
 
 
 def look(
     inner: Array,
     rows: Array | None,
     members: Mask,
-    settings: Settings,
+    settings: Settings = DEFAULTS,
     noise: tuple[float, float | None] | None = None,
 ) -> Knowledge:
     """Knowledge from tables (modules, K, K) of `members` (K,); see `ModuleStack` for the tables.
@@ -116,7 +118,7 @@ def look(
         gap_after=after,
         noise=share,
         agreed=agreed,
-        lack=_lack(began, agreed, settings.refinement),
+        numbers=settings.refinement,
     )
 
 
@@ -184,7 +186,7 @@ def client_mix(how: Shrinkage, known: Knowledge, members: Mask) -> Array:
     return mix
 
 
-def kept_share(noise: float, cost: float) -> float:
+def kept_share(noise: float, cost: float = REFINEMENT.difference_cost) -> float:
     """Of a deviation with this share of noise, how much to keep.
 
     cost s / (cost s + noise) with s = 1 - noise minimises cost (1 - w)^2 s + w^2 noise over w: a Wiener
@@ -194,12 +196,14 @@ def kept_share(noise: float, cost: float) -> float:
     return cost * (1 - noise) / (cost * (1 - noise) + noise)
 
 
-def expected(kept: float, known: Knowledge, cost: float) -> Expected:
+def expected(kept: float, known: Knowledge) -> Expected:
     """What keeping the share `kept` of the deviations does to the error, in units of their energy.
 
-    Noise falls by (1 - w^2)(1 - 1/n); differences that are real cost `cost` (1 - w)^2. `break_even` is
-    the share of noise above which the first outweighs the second. `gain` needs replicates.
+    Noise falls by (1 - w^2)(1 - 1/n); real differences cost difference_cost (1 - w)^2.
+    `break_even` is the share of noise above which the first outweighs the second. `gain` needs
+    replicates.
     """
+    cost = known.numbers.difference_cost
     averaged = (1 - kept**2) * (1 - 1 / max(known.clients, 1))
     lost = cost * (1 - kept) ** 2
     gain = None if known.noise is None else known.noise * averaged - (1 - known.noise) * lost

@@ -278,7 +278,7 @@ class _Writing:
             spectrum=tuple(float(x) for x in known.spectrum),
             gap=known.gap,
             gap_after=known.gap_after,
-            expected=expected(first.kept, known, plan.settings.refinement.difference_cost),
+            expected=expected(first.kept, known),
             max_lora_rank=self._served(clients),
             modules=tuple(self.modules),
             clients=clients,

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from clair_cli.detection import agreement
-from clair_cli.detection.solver import tables
-from clair_cli.detection.stacks import stack_module
+from clair_cli.detection.stacks import stack_module, tables
 from clair_cli.update import LowRankUpdate
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from clair_cli import Settings, detect, refine
-from clair_cli.detection.differences import LIFT, centred
+from clair_cli.detection.calibration import DETECTION
+from clair_cli.detection.differences import centred
 from clair_cli.detection.stacks import stack_module
 from clair_cli.errors import UsageError
 from clair_cli.update import LowRankUpdate
@@ -47,7 +48,7 @@ def test_only_differences_matter() -> None:
         tables.append(torch.stack([(a - b).norm() for a in dense for b in dense]))
         cosine = stack.inner / (stack.energies[:, None] * stack.energies).sqrt()
         usual = cosine[~torch.eye(7, dtype=torch.bool)].median()
-        assert abs(usual - LIFT / (1 + LIFT)) < 0.15
+        assert abs(usual - DETECTION.lift / (1 + DETECTION.lift)) < 0.15
     plain = [u.dense() for u in updates(0.0)]
     truth = torch.stack([(a - b).norm() for a in plain for b in plain])
     for table in tables:

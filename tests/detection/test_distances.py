@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.distances import Distances, Evidence
 from clair_cli.detection.verdicts import Judgement
 from clair_cli.report import Verdict
-from clair_cli.settings import Settings
 from clair_cli.update import LowRankUpdate
 from tests.detection.test_small_cohorts import jittered
 from tests.detection.test_verdicts import (
@@ -28,7 +28,7 @@ from tests.detection.test_verdicts import (
 
 __all__ = ["benign"]  # the fixture
 
-SETTINGS = Settings()
+NUMBERS = DETECTION
 MODULES = 14
 
 
@@ -42,7 +42,7 @@ def last(found: Judgement) -> Verdict:
 
 def split_evidence(clients: Clients, group: np.ndarray) -> tuple[list[Evidence], Evidence]:
     """The single distances, and the one they make together."""
-    decisive = Distances(tabled(clients), SETTINGS).decisive(group)
+    decisive = Distances(tabled(clients), NUMBERS).decisive(group)
     (joint,) = [e for e in decisive if e.parts]
     return [e for e in decisive if not e.parts], joint
 
@@ -61,10 +61,10 @@ def test_evidence_adds_up_to_what_no_single_distance_says(
     found = judged(clients)
     single, joint = split_evidence(clients, found.consensus)
     assert {e.code for e in single} == {"CLR201", "CLR202", "CLR203", "CLR204"}
-    assert max(float(e.scores[-1]) for e in single) < 0.9 * SETTINGS.limit
+    assert max(float(e.scores[-1]) for e in single) < 0.9 * NUMBERS.limit
     assert last(found).verdict == "contaminated"
     assert last(found).score == pytest.approx(joint.scores[-1])
-    assert joint.scores[-1] >= SETTINGS.limit > max(joint.scores[:-1])
+    assert joint.scores[-1] >= NUMBERS.limit > max(joint.scores[:-1])
 
 
 @pytest.mark.parametrize("size", [0.3, 0.8, 1.5, 3.0])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from clair_cli.settings import Settings
+from clair_cli.detection.calibration import DETECTION
 from clair_cli.update import LowRankUpdate
 from tests.detection.test_verdicts import Client, Clients, benign, judged, noise, scaled
 
@@ -80,7 +80,7 @@ def test_the_odd_one_of_four_needs_half_as_much_again(
     found = judged(honest | {"s": attack(benign["client-05"])})
     verdict = found.verdicts[-1]
     assert verdict.verdict == "contaminated"
-    assert verdict.limit == 1.5 * Settings().limit
+    assert verdict.limit == DETECTION.unstable * DETECTION.limit
     assert verdict.stability == 0
     assert verdict.depends_on == tuple(honest)
     assert {v.verdict for v in found.verdicts[:-1]} == {"benign"}

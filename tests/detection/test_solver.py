@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.solver import decompose, refit
-from clair_cli.settings import Settings
 from clair_cli.update import LowRankUpdate
 from tests.helpers.builders import Planted, basis_of, planted, regauge
 from tests.helpers.reference import outlier_pursuit
@@ -83,7 +85,7 @@ def test_error_is_proportional_to_noise() -> None:
     for noise in noises:
         truth = planted(20, 6, shared_rank=2, noise=noise, modules=1, seed=3)
         members = np.array(truth.members)
-        found = refit(truth.stacks(), members, Settings(max_shared_rank=2))
+        found = refit(truth.stacks(), members, replace(DETECTION, max_shared_rank=2))
         assert found.subspaces[0].rank == 2
         errors.append(subspace_error(truth, found.subspaces[0].vectors, 0))
     slope = np.polyfit(np.log(noises), np.log(errors), 1)[0]
@@ -128,7 +130,7 @@ def test_one_more_copy_of_the_cohort_changes_nothing() -> None:
     truth = planted(8, 2, noise=0.1, seed=4)
     doubled = Planted(truth.updates * 2, truth.bases, truth.commons, [])
     members = np.array(truth.members)
-    settings = Settings(max_shared_rank=2)  # the offer grows with the number of clients
+    settings = replace(DETECTION, max_shared_rank=2)  # the offer grows with the number of clients
     one = refit(truth.stacks(), members, settings)
     two = refit(doubled.stacks(), np.tile(members, 2), settings)
     np.testing.assert_allclose(np.tile(one.residuals, 2), two.residuals, atol=1e-6)
@@ -150,7 +152,7 @@ def test_range_finder_reports_what_it_leaves_out_and_keeps_the_members() -> None
 
 def test_status_says_when_the_limit_was_reached() -> None:
     truth = planted(12, 4, noise=0.3, seed=2)
-    found = decompose(truth.stacks(), Settings(max_iterations=4, tolerance=0.0))
+    found = decompose(truth.stacks(), replace(DETECTION, max_iterations=4, tolerance=0.0))
     assert found.status == "iteration limit"
     assert found.iterations == 4
     assert found.gap > 0

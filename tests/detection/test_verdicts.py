@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from clair_cli.detection.distances import Tables
-from clair_cli.detection.solver import decompose, tables
-from clair_cli.detection.stacks import stack_module
+from clair_cli.detection.solver import decompose
+from clair_cli.detection.stacks import stack_module, tables
 from clair_cli.detection.verdicts import Judgement, judge
 from clair_cli.formats import open_adapter, read_update
 from clair_cli.settings import Settings
@@ -39,7 +39,7 @@ def tabled(clients: Clients, settings: Settings | None = None, digests: Digests 
     names = tuple(clients)
     modules = tuple(next(iter(clients.values())))
     stacks = [stack_module(m, [clients[c][m] for c in names]) for m in modules]
-    found = decompose(stacks, settings)
+    found = decompose(stacks, (settings or Settings()).detection)
     return Tables(names, modules, *tables(stacks), found.members, digests or names)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from clair_cli.refinement import members as module
 from clair_cli.refinement.members import Membership, membership, read_counts
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
-from tests.helpers.reports import COMPLETE
 
 VERDICTS = {
     "a": "benign",
@@ -33,13 +31,10 @@ CLAIMS = Path("counts.json")
 def chosen(counts: Mapping[str, float] | None = None, **settings: Any) -> Membership:
     """Membership of the clients above; the broken one is not in the cohort."""
     clients = [Adapter(c, Path(c), "peft", c, {}, {}, {}, {}) for c in VERDICTS if c != "cut"]
-    report = replace(
-        COMPLETE,
-        clients=tuple(Verdict(c, v) for c, v in VERDICTS.items()),  # type: ignore[arg-type]
-    )
+    verdicts = [Verdict(c, v) for c, v in VERDICTS.items()]  # type: ignore[arg-type]
     weights = None if counts is None else CLAIMS
     asked = Settings(**settings, weights=weights)
-    return membership(report, Cohort(tuple(clients), (), {}), asked, counts or {})
+    return membership(verdicts, Cohort(tuple(clients), (), {}), asked, counts or {})
 
 
 def shares(found: Membership) -> dict[str, float]:
@@ -191,11 +186,8 @@ def test_a_missing_file_a_folder_and_one_too_large_are_refused(
 
 def said(**settings: Any) -> list[str]:
     counts = settings.pop("counts", None)
-    report = replace(
-        COMPLETE,
-        clients=tuple(Verdict(c, v) for c, v in VERDICTS.items()),  # type: ignore[arg-type]
-    )
-    return module.remarks(report, chosen(counts, **settings), Settings(**settings))
+    verdicts = [Verdict(c, v) for c, v in VERDICTS.items()]  # type: ignore[arg-type]
+    return module.remarks(verdicts, chosen(counts, **settings), Settings(**settings))
 
 
 def test_a_choice_against_a_verdict_is_said() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from clair_cli.refinement.module import MAX_KEPT, ModuleRefiner, RefinedModule, refine_module
-from clair_cli.refinement.strength import MOST_GAIN, Shrinkage, kept_share
+from clair_cli.refinement.calibration import REFINEMENT
+from clair_cli.refinement.module import ModuleRefiner, RefinedModule, refine_module
+from clair_cli.refinement.strength import Shrinkage, kept_share
 from clair_cli.update import LowRankUpdate
 from tests.helpers.builders import factor, orthonormal, planted, regauge
 from tests.helpers.reference import shrunk
@@ -96,7 +97,7 @@ def test_the_figures_of_a_client_are_those_of_dense_matrices() -> None:
 def test_the_gain_is_what_was_removed_times_the_boost_up_to_its_limit() -> None:
     updates = module()
     mean = sum(numbers(updates)) / 6
-    for taken, boost, gain in [(0.3, 0.5, 0.15), (0.3, 0.0, 0.0), (0.8, 0.5, MOST_GAIN)]:
+    for taken, boost, gain in [(0.3, 0.5, 0.15), (0.3, 0.0, 0.0), (0.8, 0.5, REFINEMENT.most_gain)]:
         done = run(updates, Shrinkage("own", 0, taken, taken, boost))
         assert done.amplitude == pytest.approx(1 - taken)
         for got, own in zip(dense(done), numbers(updates), strict=True):
@@ -242,7 +243,7 @@ def test_auto_keeps_the_directions_that_stand_out_up_to_its_limit(
     side: Any, planted_rank: int
 ) -> None:
     done = run(strong(planted_rank, side), Shrinkage(side, "auto", 0.0, 0.5), rank=24)
-    assert done.subspace_rank == min(planted_rank, MAX_KEPT)
+    assert done.subspace_rank == min(planted_rank, REFINEMENT.max_kept)
 
 
 @pytest.mark.parametrize(

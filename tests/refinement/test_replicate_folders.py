@@ -14,7 +14,7 @@ from torch import Tensor
 from clair_cli import Settings, open_adapter, refine
 from clair_cli.cohort import Adapter
 from clair_cli.formats import find_replicates
-from clair_cli.scan import Scan, silent
+from clair_cli.pipeline import detect, opened
 from tests.helpers.adapters import factors, write_folder
 from tests.helpers.cohorts import SHAPE, drawn, save_dense, truths
 from tests.helpers.commands import WEIGHTS
@@ -22,7 +22,7 @@ from tests.helpers.commands import WEIGHTS
 
 def scanned(folder: Path, settings: Settings | None = None) -> list[Adapter]:
     """The clients of a folder, as a scan opens them."""
-    return list(Scan(folder, settings or Settings(), silent).cohort.clients)
+    return list(opened(folder, settings or Settings()).clients)
 
 
 def cohort(folder: Path, clients: int = 3) -> Path:
@@ -125,7 +125,7 @@ def test_other_shapes_and_other_modules_are_a_note_and_not_used(tmp_path: Path) 
 def test_their_files_are_in_the_report_under_their_folders(tmp_path: Path) -> None:
     cohort(tmp_path)
     save_dense(tmp_path / "client-1" / "rep-1", near())
-    inputs = Scan(tmp_path, Settings(), silent).report().inputs["clients"]
+    inputs = detect(tmp_path).inputs["clients"]
     listed = [f["name"] for f in inputs[0]["files"]]
     assert f"rep-1/{WEIGHTS}" in listed
     assert len(listed) == 2 * len(inputs[1]["files"])

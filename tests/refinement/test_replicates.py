@@ -10,10 +10,11 @@ import pytest
 
 from clair_cli import Settings, detect, open_adapter, read_update, refine
 from clair_cli.cohort import Adapter
+from clair_cli.detection.reading import read_estimate
 from clair_cli.formats import find_replicates, with_replicates
-from clair_cli.refinement import strength
-from clair_cli.refinement.replicates import Noise, energy, errors, estimate, noise_of, replicated
-from clair_cli.refinement.strength import HALVES
+from clair_cli.refinement.calibration import REFINEMENT
+from clair_cli.refinement.replicates import Noise, errors, noise_of, replicated
+from clair_cli.update import energy
 from tests.helpers.cohorts import SHAPE, Array, drawn, module, save_dense, truths
 
 MODULES = [module(0), module(1)]
@@ -45,7 +46,7 @@ def dense(adapter: Adapter) -> Array:
 
 
 def estimated(adapter: Adapter) -> Array:
-    found = [estimate(adapter, m, "float64", "cpu") for m in MODULES]
+    found = [read_estimate(adapter, m, "float64", "cpu") for m in MODULES]
     return np.stack([update.dense().numpy() for update in found])
 
 
@@ -90,8 +91,8 @@ def test_one_replicate_beside_the_adapter_shows_the_error_of_both(
 def test_replicates_on_parts_of_the_data_err_more_than_the_adapter_on_all(
     noise: float, tmp_path: Path
 ) -> None:
-    giving = plant(tmp_path, noise, 3, main=noise * HALVES**0.5)
-    error = HALVES * noise**2
+    giving = plant(tmp_path, noise, 3, main=noise * REFINEMENT.whole_noise**0.5)
+    error = REFINEMENT.whole_noise * noise**2
     assert share(giving) == pytest.approx(error / (error + OWN), rel=0.12)
 
 
@@ -124,12 +125,12 @@ def test_the_estimate_is_the_adapter_or_the_mean_of_replicates(tmp_path: Path) -
         replicates = np.mean([dense(r) for r in adapter.replicates], axis=0)
         wanted = replicates if main is None else dense(adapter)
         for m, name in enumerate(MODULES):
-            found = estimate(adapter, name, "float64", "cpu").dense().numpy()
+            found = read_estimate(adapter, name, "float64", "cpu").dense().numpy()
             np.testing.assert_allclose(found, wanted[m], atol=1e-6)
         assert np.linalg.norm(wanted - dense(adapter.replicates[0])) > 0.1
 
 
-@pytest.mark.parametrize(("main", "factor"), [(None, 1 / 3), (0.5, HALVES)])
+@pytest.mark.parametrize(("main", "factor"), [(None, 1 / 3), (0.5, REFINEMENT.whole_noise)])
 def test_errors_sum_to_the_energy_of_the_spread(
     main: float | None, factor: float, tmp_path: Path
 ) -> None:
@@ -165,17 +166,18 @@ def test_what_is_averaged_is_what_was_judged(tmp_path: Path) -> None:
 
 
 def test_wild_replicates_of_one_client_do_not_average_the_others_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(strength, "AGREED", (2.0, 3.0))  # as if nobody had data enough
+    scarce = replace(REFINEMENT, replicates_lack=0.9, replicates_enough=1.0)
+    settings = Settings(side="left", refinement=scarce)  # as if nobody had data enough
     plant(tmp_path / "in", 0.3, 2, main=0.3)
-    before = refine(tmp_path / "in", tmp_path / "1", Settings(side="left")).refinement
+    before = refine(tmp_path / "in", tmp_path / "1", settings).refinement
     save_dense(tmp_path / "in" / "client-3" / "rep-2", 100 * drawn(2, 2, *SHAPE))
-    after = refine(tmp_path / "in", tmp_path / "2", Settings(side="left")).refinement
+    after = refine(tmp_path / "in", tmp_path / "2", settings).refinement
     assert before is not None
     assert after is not None
-    assert before["averaged_away"] > 0.02
-    assert after["averaged_away"] < before["averaged_away"] + 0.1
+    assert before.averaged_away > 0.02
+    assert after.averaged_away < before.averaged_away + 0.1
 
 
 # --- enough data

@@ -8,14 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clair_cli.refinement.calibration import REFINEMENT as R
 from clair_cli.refinement.strength import (
-    BOOST,
-    COST,
-    KINDS,
-    MOST,
-    OUTSIDE,
-    SAME_TASK,
-    SLOPE,
     Knowledge,
     Shrinkage,
     choose,
@@ -33,7 +27,7 @@ def known(clients: int = 6, **changes: Any) -> Knowledge:
     """What a cohort of one task, trained from one A, might tell."""
     modes = np.linalg.qr(np.random.default_rng(0).standard_normal((clients, clients)))[0]
     flat = np.full(max(clients - 1, 0), 1 / max(clients - 1, 1))
-    usual = Knowledge(clients, "shared", SAME_TASK + 0.05, 0.08, modes[:, 1:], flat, 1.0, 1)
+    usual = Knowledge(clients, "shared", R.one_task + 0.05, 0.08, modes[:, 1:], flat, 1.0, 1)
     return replace(usual, **changes)
 
 
@@ -43,18 +37,21 @@ def known(clients: int = 6, **changes: Any) -> Knowledge:
 @pytest.mark.parametrize(("began", "outside"), [("shared", 0.5), ("independent", 0.3)])
 def test_weak_directions_lose_what_their_beginning_allows(began: str, outside: float) -> None:
     found = choose(Settings(), known(initialisation=began))
-    assert (found.side, found.outside, found.boost) == ("own", outside, BOOST)
-    assert outside == OUTSIDE[began]
+    assert (found.side, found.outside, found.boost) == ("own", outside, R.boost)
+    assert outside == R.weak(began)
 
 
 @pytest.mark.parametrize(
     ("common_share", "inside"),
     [
         (0.0, 0.0),
-        (SAME_TASK, 0.0),
-        (SAME_TASK + 0.05, 0.05 * SLOPE),
-        (SAME_TASK + 0.5 * MOST / SLOPE, 0.5 * MOST),
-        (0.9, MOST),
+        (R.one_task, 0.0),
+        (R.one_task + 0.05, 0.05 * R.one_task_slope),
+        (
+            R.one_task + 0.5 * R.most_inside / R.one_task_slope,
+            0.5 * R.most_inside,
+        ),
+        (0.9, R.most_inside),
     ],
 )
 def test_own_directions_lose_by_how_much_clients_look_like_one_task(
@@ -66,7 +63,7 @@ def test_own_directions_lose_by_how_much_clients_look_like_one_task(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"spread": KINDS},
+        {"spread": R.task_kinds},
         {"spread": 0.3},
         {"initialisation": "independent"},
         {"initialisation": "mixed"},
@@ -80,7 +77,7 @@ def test_own_directions_lose_nothing_in_kinds_or_from_different_beginnings(chang
 
 def test_plain_matrices_keep_shared_directions_without_a_gain() -> None:
     found = choose(Settings(), known(initialisation="none", common_share=0.9))
-    assert found == Shrinkage("left", "auto", 0.0, OUTSIDE["none"], noise_like=1.0)
+    assert found == Shrinkage("left", "auto", 0.0, R.weak_plain, noise_like=1.0)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
@@ -92,7 +89,9 @@ def test_a_strength_that_is_given_wins_over_all_that_is_known(
     assert choose(asked, known(noise=noise)) == Shrinkage("right", 3, 0.0, strength)
 
 
-@pytest.mark.parametrize(("began", "boost"), [("shared", BOOST), ("mixed", BOOST), ("none", 0.0)])
+@pytest.mark.parametrize(
+    ("began", "boost"), [("shared", R.boost), ("mixed", R.boost), ("none", 0.0)]
+)
 def test_on_a_path_every_direction_moves_unless_some_are_asked_for(
     began: str, boost: float
 ) -> None:
@@ -137,8 +136,8 @@ def test_who_differs_in_little_loses_little_and_is_enlarged_by_little(
     common: float, share: float
 ) -> None:
     found = choose(Settings(), known(common_share=common))
-    assert found.boost == pytest.approx(BOOST * share)
-    assert found.gain(1.0) == pytest.approx(min(BOOST * share, 0.25))
+    assert found.boost == pytest.approx(R.boost * share)
+    assert found.gain(1.0) == pytest.approx(min(R.boost * share, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_kept_share_falls_from_one_to_zero_with_the_noise() -> None:
 @pytest.mark.parametrize("noise", [0.1, 0.5, 0.8, 0.95])
 def test_kept_share_minimises_the_cost_it_states(noise: float) -> None:
     def cost(w: np.ndarray | float) -> Any:
-        return COST * (1 - w) ** 2 * (1 - noise) + w**2 * noise
+        return R.difference_cost * (1 - w) ** 2 * (1 - noise) + w**2 * noise
 
     grid = np.linspace(0, 1, 2001)
     assert grid[cost(grid).argmin()] == pytest.approx(kept_share(noise), abs=1e-3)
@@ -173,25 +172,25 @@ def test_kept_share_minimises_the_cost_it_states(noise: float) -> None:
 @pytest.mark.parametrize("noise", [0.1, 0.5, 0.9])
 def test_of_very_many_clients_kept_share_promises_most(noise: float) -> None:
     about = replace(known(noise=noise), clients=10**9)
-    gains = [expected(w, about)["gain"] for w in np.linspace(0, 1, 201)]
-    best = expected(kept_share(noise), about)["gain"]
+    gains = [expected(w, about).gain for w in np.linspace(0, 1, 201)]
+    best = expected(kept_share(noise), about).gain
     assert best >= max(gains) - 1e-9
     assert best > 0
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.8, 0.99])
 def test_at_break_even_nothing_is_gained(kept: float) -> None:
-    even = expected(kept, known())["break_even"]
+    even = expected(kept, known()).break_even
     assert 0 < even < 1
     for noise, sign in [(even, 0), (even + 0.01, 1), (even - 0.01, -1)]:
-        gain = expected(kept, known(noise=noise))["gain"]
+        gain = expected(kept, known(noise=noise)).gain
         assert gain == pytest.approx(0, abs=1e-12) if sign == 0 else gain * sign > 0
 
 
 def test_without_replicates_nothing_is_promised_and_keeping_all_costs_nothing() -> None:
-    assert expected(0.5, known())["gain"] is None
-    assert expected(1.0, known(noise=0.5))["gain"] == 0
-    assert expected(1.0, known())["break_even"] == 0
+    assert expected(0.5, known()).gain is None
+    assert expected(1.0, known(noise=0.5)).gain == 0
+    assert expected(1.0, known()).break_even == 0
 
 
 # --- look
@@ -232,7 +231,7 @@ def test_planted_kinds_show_as_a_gap_after_one_mode_less(kinds: int) -> None:
     found, flat = look(*tables(cohort(kinds, 2.0))), look(*tables(cohort(kinds, 0.0)))
     assert found.gap_after == kinds - 1
     assert found.gap > 3 > 1.5 > flat.gap
-    assert found.spread > KINDS > flat.spread
+    assert found.spread > R.task_kinds > flat.spread
 
 
 def test_the_common_share_and_the_beginning_are_those_of_the_members() -> None:
