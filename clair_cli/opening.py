@@ -21,7 +21,7 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
 
     Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
     """
-    _check_files(settings)
+    check_files(settings)
     sources = formats.discover(path, settings.ignore)
     adapters: list[Adapter] = []
     broken: list[Broken] = []
@@ -62,7 +62,7 @@ def _open(source: formats.Source, settings: Settings) -> Adapter | Broken | Reas
     return formats.with_replicates(adapter, found, notes) if found or notes else adapter
 
 
-def _check_files(settings: Settings) -> None:
+def check_files(settings: Settings) -> None:
     """Raises UsageError where a setting names no file, or no folder."""
     for name, path in (("config", settings.config), ("base", settings.base)):
         if path is not None and not path.is_file():

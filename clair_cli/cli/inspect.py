@@ -25,7 +25,9 @@ def inspect(
     """Show one adapter: its modules, shapes, ranks, scaling and norms."""
     settings = o.settings_from(locals())
     from clair_cli import inspection
+    from clair_cli.opening import check_files
 
+    check_files(settings)
     if not os.path.lexists(adapter):
         raise UsageError(f"{adapter}: no such file or folder")
     try:

@@ -188,8 +188,8 @@ def test_inspect_names_the_format_and_what_is_passed_through(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--as", "weights"], "--base FILE"),
-        (["--as", "lora", "--base", "base.npz"], "not for --as lora"),
+        (["--as", "weights"], "--base: whole weights are read as what they add"),
+        (["--as", "lora", "--base", "base.npz"], "--base: is for reading weights, not for lora"),
         (["--base", "nowhere.npz"], "is not a file"),
         (["--base", "odd.npz"], "no zip directory"),
         (["--as", "matrix"], "'matrix' is not one of"),

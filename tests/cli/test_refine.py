@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -475,3 +476,32 @@ def test_checkpoints_as_replicates_are_warned_of(tmp_path: Path) -> None:
     assert any("checkpoints of one run" in w for w in report["refinement"]["warnings"])
     report, _ = refine(tmp_path / "in", tmp_path / "2")
     assert report["refinement"]["knowledge"] == "adapters alone"
+
+
+# --- the gate, and what is no client
+
+
+def test_including_a_client_clears_its_gate_and_nobody_elses(cohort: Path, tmp_path: Path) -> None:
+    gate = ("--fail-on", "contaminated")
+    done = quick(tmp_path, "refine", cohort, "--out", tmp_path / "1", *gate)
+    assert (done.returncode, done.stdout.count("FAIL: 1 contaminated\n")) == (1, 1)
+    report, done = refine(cohort, tmp_path / "2", *gate, "--include", STRANGER)
+    assert verdicts(report)[STRANGER] == "contaminated"
+    assert f"counted as benign because of --include: {STRANGER} (contaminated)" in done.stdout
+    assert "at or above --fail-on contaminated but 1 that --include counts" in done.stdout
+    stricter = quick(tmp_path, "report", tmp_path / "2" / "report.json", "--fail-on", "suspicious")
+    assert (stricter.returncode, "FAIL: 2 suspicious\n" in stricter.stdout) == (1, True)
+
+
+def test_what_is_ignored_is_no_client(cohort: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(cohort, folder)
+    (folder / "old.bak").mkdir()
+    (folder / "old.bak" / WEIGHTS).write_bytes(b"")
+    (folder / "run-1").mkdir()
+    (folder / "run-1" / WEIGHTS).write_bytes(b"")
+    seen, _ = refine(folder, tmp_path / "1")
+    assert {"old.bak", "run-1"} <= verdicts(seen).keys()
+    report, _ = refine(folder, tmp_path / "2", "--ignore", "*.bak", "--ignore", "run-?")
+    assert verdicts(report).keys() == verdicts(seen).keys() - {"old.bak", "run-1"}
+    assert report["settings"]["ignore"] == ["*.bak", "run-?"]
