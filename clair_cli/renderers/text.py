@@ -9,14 +9,15 @@ from io import StringIO
 from rich.console import Console
 from rich.text import Text
 
+from clair_cli.errors import NoAdapter
 from clair_cli.renderers.clients import NARROWEST, ORDER, STYLES, table
 from clair_cli.renderers.refinement import sentences
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import aligned, folded, many, percent, span
-from clair_cli.report import LADDER, VERDICTS, Report, Verdict, failing
+from clair_cli.report import LADDER, VERDICTS, Reason, Report, Verdict, failing
 
-NO_ADAPTER = "CLR116"
-"""A finding on entries of the folder that hold no adapter; its value is how many."""
+FEW = 3
+"""Entries without an adapter that are noted by name."""
 WORST = 3
 """Modules of a client that are listed with -vv."""
 SAID = {"broken": "unusable"}
@@ -31,10 +32,11 @@ def render(report: Report, color: bool = False, verbose: int = 0, width: int | N
     broken, and what is said of a client is on one line.
     """
     room = width if width is not None and width >= NARROWEST else None
-    lines = [*_prose([_headline(report)], room), Text()]
-    lines += table(report, verbose > 0, room)
-    if notes := [f"note: {r.code} {r.message}" for r in report.population.findings]:
-        lines += [Text(), *_prose(map(safe_text, notes), room)]
+    lines = _prose([_headline(report)], room)
+    if report.clients:
+        lines += [Text(), *table(report, verbose > 0, room)]
+    if notes := _notes(report, verbose > 0):
+        lines += [Text(), *_prose(notes, room)]
     if verbose > 1:
         lines += map(Text, _modules(report))
     lines.append(Text())
@@ -86,8 +88,9 @@ def _prose(said: Sequence[str] | Iterator[str], room: int | None, style: str = "
 def _headline(report: Report) -> str:
     modules, environment = report.population.modules, report.run.get("environment", {})
     usable = len(report.clients) - report.counts["broken"]
-    if report.clients and not usable:
-        return f"{many(len(report.clients), 'entry', 'entries')}, none readable"
+    if not usable:
+        entries = len(report.clients) + len(_empty(report))
+        return f"{many(entries, 'entry', 'entries')}, none readable"
     parts = [many(len(report.clients), "client")]
     parts.append(many(len(modules), "module") if modules else f"{usable} usable")
     if modules:
@@ -97,6 +100,22 @@ def _headline(report: Report) -> str:
     device = str(environment.get("device", "?"))
     parts += [] if device == "none" else [device]
     return safe_text(", ".join([*parts, f"{report.run.get('duration_s', 0):.1f} s"]))
+
+
+def _empty(report: Report) -> list[Reason]:
+    """The findings on entries of the folder that hold no adapter, one an entry."""
+    return [r for r in report.population.findings if r.code == NoAdapter.code]
+
+
+def _notes(report: Report, verbose: bool) -> list[str]:
+    """The findings, but of many entries without an adapter only the first unless `verbose`."""
+    empty, findings = _empty(report), list(report.population.findings)
+    if len(empty) > FEW and not verbose:
+        findings = [r for r in findings if r not in empty[1:]]
+    notes = [safe_text(f"note: {r.code} {r.message}") for r in findings]
+    if len(findings) < len(report.population.findings):
+        notes.append(f"note: {NoAdapter.code} {len(empty) - 1} more like that, which -v names")
+    return notes
 
 
 def _modules(report: Report) -> list[str]:
@@ -123,8 +142,7 @@ def _accounted(report: Report) -> str:
     parts = [f"{counts[v]} {v}" for v in ("benign", "suspicious", "contaminated", "broken")]
     if said < total:
         parts.append(f"{total - said} without a verdict")
-    found = [r for r in report.population.findings if r.code == NO_ADAPTER]
-    empty = sum(1 if r.value is None else round(r.value) for r in found)
+    empty = len(_empty(report))
     apart = f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
     return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart}"
 

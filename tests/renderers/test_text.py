@@ -245,12 +245,24 @@ def test_a_gate_that_passes_says_whom_it_let_through() -> None:
     assert bottom(one) == f"{bottom(clean)} but 1 that --include counts as benign"
 
 
-@pytest.mark.parametrize(
-    ("value", "said"), [(None, "1 entry"), (1.0, "1 entry"), (2.0, "2 entries")]
-)
-def test_entries_without_an_adapter_are_accounted_for(value: float | None, said: str) -> None:
-    finding = Reason(text.NO_ADAPTER, "logs: no adapter in it", value)
-    population = replace(COMPLETE.population, findings=(finding,))
-    lines = text.render(replace(COMPLETE, population=population)).splitlines()
+def without_adapter(report: Report, count: int) -> Report:
+    """The report of a folder that also has entries without an adapter."""
+    empty = [Reason("CLR117", f"logs-{k}: no adapter in it") for k in range(count)]
+    findings = (*empty, *report.population.findings)
+    return replace(report, population=replace(report.population, findings=findings))
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 entry"), (2, "2 entries"), (9, "9 entries")])
+def test_entries_without_an_adapter_are_accounted_for(count: int, said: str) -> None:
+    report = without_adapter(COMPLETE, count)
+    lines = text.render(report).splitlines()
     assert lines[-2].endswith(f"2 contaminated, 1 broken. {said} without an adapter.")
     assert "without an adapter" not in text.render(COMPLETE)
+    assert sum("no adapter in it" in line for line in lines) == (count if count <= 3 else 1)
+    assert ("note: CLR117 8 more like that, which -v names" in lines) == (count == 9)
+    assert text.render(report, verbose=1).count("no adapter in it") == count
+
+
+def test_a_folder_of_nothing_but_such_entries_is_said_to_have_none_readable() -> None:
+    report = without_adapter(replace(NO_VERDICT, clients=()), 2)
+    assert text.render(report).startswith("2 entries, none readable\n\nnote: CLR117 logs-0")
