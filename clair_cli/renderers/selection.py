@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from clair_cli._version import __version__
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import aligned, times
+from clair_cli.renderers.words import times
 from clair_cli.results import Selection, Tried
 
 
@@ -33,10 +33,10 @@ def as_json(selection: Selection) -> str:
 
 def as_text(selection: Selection) -> str:
     """One line per client with what was chosen and every score; then each way to fail once."""
-    lines = aligned(
-        (c.client, c.best.label if c.best else "none", f"({', '.join(map(_score, c.tried))})")
+    lines = [
+        f"{c.client}   {c.best.label if c.best else 'none'}   ({', '.join(map(_score, c.tried))})"
         for c in selection.choices
-    )
+    ]
     failures = Counter(t.error for c in selection.choices for t in c.tried if t.error is not None)
     lines += [f"failed {times(n)}: {error}" for error, n in failures.most_common()]
     without = [c.client for c in selection.choices if c.best is None]
