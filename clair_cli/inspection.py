@@ -1,4 +1,4 @@
-"""One adapter looked at by itself: its modules, shapes, ranks, scaling and norms; torch is not needed."""
+"""One adapter looked at by itself: modules, shapes, ranks, scaling and norms, without torch."""
 
 from __future__ import annotations
 

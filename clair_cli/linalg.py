@@ -89,9 +89,9 @@ def range_basis(rows: Tensor, size: int, seed: int, power: int = 1) -> Tensor:
     return whiten(gram(basis)).T @ basis
 
 
-SMALL = 128
+EXACT_SIZE = 128
 """Up to this size one SVD takes less than the tries that might spare it."""
-RANKS = (16, 32, 64, 128, 256, 512)
+TRIED_RANKS = (16, 32, 64, 128, 256, 512)
 """Ranks up to which a larger matrix is tried, one after the other, before it is taken as it is."""
 NEARLY = 10.0
 """A random basis may miss several times what the best one does; from here on it is worth improving."""
@@ -102,7 +102,7 @@ def thin_factors(matrix: Tensor, roundoff: float, seed: int = 0) -> tuple[Tensor
 
     The rank is the least whose best approximation is as near, in Frobenius norm, as rounding to a
     dtype of relative error `roundoff` leaves a matrix of that rank; at least one column is returned.
-    A matrix of no such rank below min(d_out, d_in), or of one that no number in RANKS reaches, is
+    A matrix of no such rank below min(d_out, d_in), or of one that no number in TRIED_RANKS reaches, is
     returned itself with an identity beside it, and so is one that is not finite.
     """
     d_out, d_in = matrix.shape
@@ -121,11 +121,11 @@ def _top_factors(matrix: Tensor, least: float, seed: int) -> tuple[Tensor, Tenso
     Larger matrices through a randomised range finder (Halko, Martinsson & Tropp 2011, algorithm
     4.2), whose error is measured.
     """
-    if min(matrix.shape) <= SMALL:
+    if min(matrix.shape) <= EXACT_SIZE:
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         return _truncated(u, s, vt, least)
     draw = torch.Generator().manual_seed(seed)
-    for size in (r for r in RANKS if r < min(matrix.shape)):
+    for size in (r for r in TRIED_RANKS if r < min(matrix.shape)):
         rows = torch.randn(matrix.shape[1], size, generator=draw, dtype=torch.float64).to(matrix)
         for _ in range(2):
             basis = torch.linalg.qr(matrix @ rows)[0]  # (d_out, size)

@@ -122,13 +122,13 @@ def test_peft_computes_base_plus_the_intended_update(rank: int | None, tmp_path:
         assert float((found - written).norm()) <= 1e-5 * size
         if rank == 64:
             assert float((found - exact).norm()) <= 1e-4 * size
-            assert done[client]["truncation_error"] <= 1e-4
+            assert done[client].truncation_error <= 1e-4
         cut = torch.cat(
             [(wanted[client][m] - d).flatten() for m, d in dense(tmp_path / "out" / client).items()]
         )
         whole = torch.cat([d.flatten() for d in dense(SAMPLES / client).values()])
         assert float(cut.norm() / whole.norm()) == pytest.approx(
-            done[client]["truncation_error"], rel=1e-3, abs=1e-4
+            done[client].truncation_error, rel=1e-3, abs=1e-4
         )
 
 
@@ -323,3 +323,19 @@ def test_the_device_changes_no_verdict_and_no_refined_update(tmp_path: Path) -> 
         for module, own in dense(tmp_path / "cpu" / client).items():
             other = dense(tmp_path / "cuda" / client)[module]
             assert float((own - other).norm()) <= 1e-3 * float(own.norm())
+
+
+def test_threads_are_as_they_were(tmp_path: Path) -> None:
+    """The library decides for its own work, and leaves the process as it found it."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        seen = []
+        report = detect(SAMPLES, on_progress=lambda *_: seen.append(torch.get_num_threads()))
+        assert report.run["environment"]["threads"] == 1
+        assert 1 in seen
+        assert torch.get_num_threads() == 2
+        refine(SAMPLES, tmp_path / "out", Settings(threads=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

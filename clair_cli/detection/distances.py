@@ -17,7 +17,7 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
-from clair_cli.detection.module_names import places
+from clair_cli.detection.module_names import describe
 from clair_cli.settings import MIN_CLIENTS
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Distances:
             loud = [p for p in parts if p.scores[k] >= LOUD]
             said = [p.words(k) for p in sorted(loud, key=lambda p: -p.scores[k])]
             return "; ".join(
-                [*said, *(["deviates as other suspects do"] if accord[k] >= 1 else [])]
+                [*said, *(["differs in the same way as other suspects"] if accord[k] >= 1 else [])]
             )
 
         limit = (-math.inf, self.numbers.limit)
@@ -239,25 +239,27 @@ class Distances:
             agreement.support(self.kernel, group),
             group,
             self.numbers.agreement_floor,
-            lambda k, x: f"off the shared subspace: {max(x, 0):.0%} of the usual agreement",
+            lambda k, x: (
+                f"changes other outputs than the others do: {100 * max(x, 0):.0f} % of the usual overlap"
+            ),
         )
 
     def _direction(self, group: Mask) -> Evidence | None:
         """None where the members' cosines are no more than chance: other row spaces of A."""
         floor = self.numbers.direction_floor
         values = agreement.support(self.direction, group)
-        if np.median(values[group]) < self.numbers.clear_of_chance * np.median(
-            self.chance[np.ix_(group, group)]
-        ):
+        chance = float(np.median(self.chance[np.ix_(group, group)]))
+        if np.median(values[group]) < self.numbers.clear_of_chance * chance:
             return None
 
         def words(k: int, x: float) -> str:
             if x >= -floor:
-                return f"direction: {max(x, 0):.0%} of the usual cosine"
+                aligned = f"{100 * max(x, 0):.0f} % as aligned with the others as a typical client"
+                return f"points elsewhere: {aligned}"
             signs, usual = self._per_module(self.cosine, group)
             against = [m for m in np.argsort(signs[:, k]) if signs[m, k] < 0 and usual[m] > 0]
             names = [self.tables.modules[m] for m in against]
-            return f"direction opposite to the consensus in {places(names, self.tables.modules)}"
+            return f"points against the others in {describe(names, self.tables.modules)}"
 
         return self._relative("CLR203", values, group, floor, words)
 
@@ -304,7 +306,7 @@ class Distances:
         def words(k: int) -> str:
             hint = "check alpha and scaling" if ratio[k] > 1 else "hardly trained?"
             size = f"{ratio[k]:.0f}" if ratio[k] >= 100 else f"{ratio[k]:.2g}"
-            return f"update is {size}x the usual norm; {hint}"
+            return f"update is {size}x the usual size; {hint}"
 
         return Evidence(
             "CLR202",
@@ -361,7 +363,7 @@ class Distances:
             ((relative - 1) / spread).clip(0, self.numbers.score_cap),
             (-math.inf, 1 + self.numbers.limit * spread),
             lambda k: (
-                f"nearer to the others' mean than anyone: agreement {relative[k]:.2f}x the usual"
+                f"nearer to the others' mean than anyone: overlap {relative[k]:.2f}x the usual"
             ),
             decisive=False,
         )
@@ -384,9 +386,10 @@ class Distances:
         """Which of the live modules speak against a client of this relative support (M,)."""
         order = [m for m in np.argsort(relative) if live[m]]
         bad = [self.tables.modules[m] for m in order if relative[m] < 0.5]
-        told = [self.tables.modules[m] for m in np.flatnonzero(live)]
-        noun = "modules" if live.all() else "comparable modules"
-        return f"deviates in {places(bad or [self.tables.modules[order[0]]], told, noun)}"
+        judged = [self.tables.modules[m] for m in np.flatnonzero(live)]
+        mute = len(live) - len(judged)
+        noun = f"modules that can be judged ({mute} of {len(live)} cannot)" if mute else "modules"
+        return f"odd in {describe(bad or [self.tables.modules[order[0]]], judged, noun)}"
 
     def _unit(self, values: Array, floor: float) -> float:
         """One unit of distance among the members: their robust scale, but no less than `floor`.

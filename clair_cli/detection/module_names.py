@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 
 
-def places(bad: Sequence[str], modules: Collection[str], noun: str = "modules") -> str:
+def describe(bad: Sequence[str], modules: Collection[str], noun: str = "modules") -> str:
     """`only layers 3-5`, `only q_proj`, `62 of 64 modules`: of names, worst first; never empty."""
     chosen = set(bad)
     if len(chosen) == len(modules):

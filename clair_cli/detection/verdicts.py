@@ -172,12 +172,12 @@ class _Bench:
             for e in sorted(evidence, key=lambda e: -e.scores[k])
             if e.scores[k] >= (s.suspicious if e.decisive else s.limit) and not _said(e, k, s.limit)
         ]
-        told = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
+        said = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
         local = next((e for e in speaks if e.code == "CLR204"), None)
         return [
             Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
             for e in speaks
-            if (e.parts or e.code not in told) and (e.code != "CLR204" or e is local)
+            if (e.parts or e.code not in said) and (e.code != "CLR204" or e is local)
         ] + self._copies(k)
 
     def _copies(self, k: int) -> list[Reason]:
@@ -197,17 +197,18 @@ class _Bench:
         if not near:
             return []
         names = ", ".join(self.tables.clients[j] for j in near[:5])
-        return [Reason("CLR208", f"agrees with {names} rather than with the majority")]
+        return [Reason("CLR208", f"overlaps with {names} more than with anyone in the majority")]
 
     def _allies(self, k: int, bad: Mask) -> list[int]:
-        """Those of `bad` that k agrees with more than with anyone else."""
+        """Those of `bad` that k agrees with more than with anyone who is not."""
         bad, good = bad.copy(), ~bad & ~self.zero
         bad[k] = good[k] = False
         if not bad.any() or not good.any() or self.zero[k]:
             return []
-        outside = float(np.median(self.kernel[k, good]))
+        nearest = float(self.kernel[k, good].max())
         usual = float(np.median(self.kernel[np.ix_(good, good)]))
-        return [int(j) for j in np.flatnonzero(bad & (self.kernel[k] > max(outside, usual / 2)))]
+        least = max(nearest, self.numbers.ally_agreement * usual)
+        return [int(j) for j in np.flatnonzero(bad & (self.kernel[k] > least))]
 
     def unidentified(self, group: Mask, count: int) -> Reason | None:
         """Why no verdict can be given on `count` distinct clients, if so."""

@@ -19,7 +19,7 @@ HEADER = ["client", "count"]
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class Recipients:
     """The clients that get a refined adapter; weight zero counts in no mean; they sum to one."""
 
     clients: tuple[Adapter, ...]
@@ -69,9 +69,9 @@ def _count(path: Path, client: str, value: object) -> float:
     return count
 
 
-def membership(
+def recipients(
     said: Sequence[Verdict], cohort: Cohort, settings: Settings, counts: Mapping[str, float]
-) -> Membership:
+) -> Recipients:
     """Benign clients, changed by --include and --exclude, and suspicious ones that only receive.
 
     Raises UsageError for names that are no usable client and for missing counts, NoVerdict where nobody
@@ -95,14 +95,14 @@ def membership(
     total = math.fsum(counts.get(c, 1.0) for c in given)
     clients = tuple(a for a in cohort.clients if a.client in got)
     weights = tuple(counts.get(a.client, 1.0) / total * (a.client in given) for a in clients)
-    return Membership(clients, weights)
+    return Recipients(clients, weights)
 
 
-def remarks(said: Sequence[Verdict], who: Membership, settings: Settings) -> list[str]:
+def remarks(said: Sequence[Verdict], who: Recipients, settings: Settings) -> list[str]:
     """What the choices of the user changed, in sentences."""
     verdicts = {c.client: c.verdict for c in said}
     odd = [f"{c} ({verdicts[c]})" for c in settings.include if verdicts[c] != "benign"]
-    told = {
+    changed = {
         "counted as benign because of --include": odd,
         "left out because of --exclude": list(settings.exclude),
         "most of the weight is one client's: --weights": [
@@ -112,10 +112,10 @@ def remarks(said: Sequence[Verdict], who: Membership, settings: Settings) -> lis
         ],
     }
     if sum(who.giving) == 1:
-        told["the means are those of one client"] = [
+        changed["the means are those of one client"] = [
             a.client for a, gives in zip(who.clients, who.giving, strict=True) if gives
         ]
-    return [f"{text}: {', '.join(names)}" for text, names in told.items() if names]
+    return [f"{text}: {', '.join(names)}" for text, names in changed.items() if names]
 
 
 def _known(option: str, names: Collection[str], known: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from clair_cli.cohort import Adapter, Cohort, Start
 from clair_cli.detection.agreement import Array
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
-from clair_cli.refinement.members import membership, remarks
+from clair_cli.refinement.members import recipients, remarks
 from clair_cli.refinement.replicates import noise_of
 from clair_cli.refinement.strength import Knowledge, Shrinkage, choose, client_mix, look
 from clair_cli.report import Verdict
@@ -80,17 +80,17 @@ def plan_refinement(
     is benign, UsageError for choices that name nobody, and AdapterError where an input changed.
     """
     cohort = found.cohort
-    who = membership(verdicts, cohort, settings, counts)
+    who = recipients(verdicts, cohort, settings, counts)
     giving = [a for a, gives in zip(who.clients, who.giving, strict=True) if gives]
-    members = np.isin([a.client for a in cohort.clients], [a.client for a in giving])
+    givers = np.isin([a.client for a in cohort.clients], [a.client for a in giving])
     stacks = found.absolute
     modules = [s.module for s in stacks]
     inner = tables(stacks)[0]
     rows = np.stack([s.rows.numpy() for s in stacks]) if formats.factored(cohort) else None
     dtype, device = _writing_dtype(cohort, settings), found.machine.device
-    theirs = inner[:, members][:, :, members]
+    theirs = inner[:, givers][:, :, givers]
     noise = noise_of(giving, theirs, modules, dtype, device, settings.refinement)
-    known = look(inner, rows, members, settings, (noise.share, noise.agreed) if noise else None)
+    known = look(inner, rows, givers, settings, (noise.share, noise.agreed) if noise else None)
     relative = not all(giving[0].updates[m].absolute for m in modules)
     if relative:  # what the clients have in common is not known apart from what the base lost
         known = replace(known, common_share=0.0)

@@ -82,16 +82,16 @@ class Knowledge:
 def look(
     inner: Array,
     rows: Array | None,
-    members: Mask,
+    givers: Mask,
     settings: Settings = DEFAULTS,
     noise: tuple[float, float | None] | None = None,
 ) -> Knowledge:
-    """Knowledge from tables (modules, K, K) of `members` (K,); see `ModuleStack` for the tables.
+    """Knowledge from tables (modules, K, K) of `givers` (K,); see `ModuleStack` for the tables.
 
     `rows` is None for plain matrices, which have no initialisation; `noise` is what replicates tell,
     as `Knowledge.noise` and `Knowledge.agreed`.
     """
-    whole = agreement.levelled(inner[:, members][:, :, members])
+    whole = agreement.levelled(inner[:, givers][:, :, givers])
     count = len(whole[0])
     centre = np.eye(count) - 1 / count
     kernel = centre @ whole.sum(axis=0) @ centre
@@ -105,7 +105,7 @@ def look(
     gap, after = _gap(shares, settings.refinement.gap_floor)
     began: InitialisationName = "none"
     if rows is not None:
-        began = agreement.initialisation(rows, members, settings.detection)[0]
+        began = agreement.initialisation(rows, givers, settings.detection)[0]
     share, agreed = noise or (None, None)
     return Knowledge(
         clients=count,
@@ -168,8 +168,8 @@ def choose(settings: Settings, known: Knowledge, on_path: bool = False) -> Shrin
     return replace(how, boost=boost)
 
 
-def client_mix(how: Shrinkage, known: Knowledge, members: Mask) -> Array:
-    """F (K, K) of the side "client" over all clients that get something; `members` (K,) define the mean.
+def client_mix(how: Shrinkage, known: Knowledge, givers: Mask) -> Array:
+    """F (K, K) of the side "client" over all clients that get something; `givers` (K,) define the mean.
 
     The modes before the gap are inside, or the `rank` first; with `by_direction` noise spreads evenly
     over the modes. Clients that give nothing keep the share 1 - `outside`.
@@ -181,8 +181,8 @@ def client_mix(how: Shrinkage, known: Knowledge, members: Mask) -> Array:
         noise = known.noise * known.lack / max(count, 1)
         ratios = np.divide(noise, known.spectrum.clip(min=1e-12))
         factors = np.array([kept_share(x, how.cost) for x in ratios])
-    mix = np.eye(len(members)) * (1 - how.outside)
-    mix[np.ix_(members, members)] += (known.modes * (factors - (1 - how.outside))) @ known.modes.T
+    mix = np.eye(len(givers)) * (1 - how.outside)
+    mix[np.ix_(givers, givers)] += (known.modes * (factors - (1 - how.outside))) @ known.modes.T
     return mix
 
 

@@ -284,8 +284,8 @@ class _Writing:
             clients=clients,
             mean=self.mean.close() if self.mean is not None else None,
         )
-        told = (*plan.remarks, *warnings(done, plan.settings, plan.relative))
-        return replace(done, warnings=told)
+        remarks = (*plan.remarks, *warnings(done, plan.settings, plan.relative))
+        return replace(done, warnings=remarks)
 
     def _served(self, clients: tuple[RefinedClient, ...]) -> int | None:
         """The least value a server takes that admits all; None where it serves no such files."""

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from clair_cli.detection.solver import decompose, deviations
 from clair_cli.detection.stacks import ModuleStack, stack_module
-from clair_cli.linalg import RANKS, SMALL, thin_factors
+from clair_cli.linalg import EXACT_SIZE, TRIED_RANKS, thin_factors
 from clair_cli.refinement.module import refine_module
 from clair_cli.update import LowRankUpdate
 from tests.helpers import reference
 from tests.helpers.builders import orthonormal
 
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
-SHAPES = [(6, 5), (5, 6), (90, 40), (SMALL, 200), (300, 260), (1000, 140)]
+SHAPES = [(6, 5), (5, 6), (90, 40), (EXACT_SIZE, 200), (300, 260), (1000, 140)]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -78,7 +78,7 @@ def test_zero_has_one_empty_column_and_what_is_not_finite_is_left_alone(
 
 
 def test_ranks_beyond_the_tries_are_read_exactly_too() -> None:
-    rank = RANKS[-1] + 20
+    rank = TRIED_RANKS[-1] + 20
     matrix = normal(560, rank) @ normal(rank, 550, seed=1)
     up, down = thin_factors(matrix, 2.0**-53)
     assert torch.equal(up @ down, matrix)

@@ -29,6 +29,7 @@ from tests.detection.test_verdicts import (
 __all__ = ["benign"]  # the fixture
 
 NUMBERS = DETECTION
+JUDGED = "12 modules that can be judged (2 of 14 cannot)"
 MODULES = 14
 
 
@@ -115,7 +116,9 @@ def test_suspects_that_deviate_alike_score_higher_against_the_same_consensus(
     for mine, theirs in zip(single, single_apart, strict=True):  # alone they say the same
         assert mine.scores[6:] == pytest.approx(theirs.scores[6:], abs=0.35)
     assert (joint.scores[6:] > joint_apart.scores[6:] + 0.25).all()
-    assert all("deviates as other suspects do" in joint.words(k) for k in range(6, 6 + count))
+    assert all(
+        "differs in the same way as other suspects" in joint.words(k) for k in range(6, 6 + count)
+    )
     assert not any("other suspects" in joint_apart.words(k) for k in range(6 + count))
 
 
@@ -213,24 +216,30 @@ def test_a_flip_of_most_modules_says_in_how_many(
     verdict = last(judged(without(benign, client) | flipped))
     assert verdict.verdict == "contaminated"
     said = reason(verdict, "CLR203")
-    assert said.startswith(
-        f"direction opposite to the consensus in {count} of 14 modules, worst in"
-    )
+    assert said.startswith(f"points against the others in {count} of 14 modules, worst in")
     assert said.rpartition(" ")[2] in sorted(benign[client])[modules]
 
 
 def test_a_whole_flip_says_all(benign: Clients) -> None:
     flipped = {"mallory": scaled(benign["client-01"], -1)}
     verdict = last(judged(without(benign, "client-01") | flipped))
-    assert reason(verdict, "CLR203") == "direction opposite to the consensus in all 14 modules"
+    assert reason(verdict, "CLR203") == "points against the others in all 14 modules"
 
 
 @pytest.mark.parametrize(
     ("modules", "words"),
     [
-        pytest.param(slice(0, 4), "4 of 12 comparable modules, worst in", id="a quarter"),
+        pytest.param(
+            slice(0, 4),
+            f"4 of {JUDGED}, worst in",
+            id="a quarter",
+        ),
         pytest.param(slice(0, 7), "only layer 0", id="a layer, which is half"),
-        pytest.param(slice(0, None, 2), "5 of 12 comparable modules, worst in", id="every second"),
+        pytest.param(
+            slice(0, None, 2),
+            f"5 of {JUDGED}, worst in",
+            id="every second",
+        ),
     ],
 )
 def test_a_flip_of_some_modules_says_in_how_many(
@@ -241,7 +250,7 @@ def test_a_flip_of_some_modules_says_in_how_many(
     verdict = last(judged(without(benign, "client-01") | flipped))
     assert verdict.verdict == "contaminated"
     said = reason(verdict, "CLR204")
-    assert said.startswith(f"deviates in {words}")
+    assert said.startswith(f"odd in {words}")
     if "worst" in said:
         assert said.rpartition(" ")[2] in sorted(benign["client-01"])[modules]
 
@@ -252,4 +261,4 @@ def test_noise_in_a_whole_layer_names_the_layer(benign: Clients, layer: int) -> 
     poisoned = {m: random[m] if f".layers.{layer}." in m else u for m, u in own.items()}
     verdict = last(judged(without(benign, "client-01") | {"mallory": poisoned}))
     assert verdict.verdict == "contaminated"
-    assert reason(verdict, "CLR204") == f"deviates in only layer {layer}"
+    assert reason(verdict, "CLR204") == f"odd in only layer {layer}"

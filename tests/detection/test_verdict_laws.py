@@ -6,12 +6,25 @@ The benign clients are the six trained ones of sample_adapters, as in test_judge
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
+import numpy as np
 import pytest
 
+from clair_cli.detection.calibration import DETECTION
+from clair_cli.detection.distances import Distances
 from clair_cli.detection.verdicts import Judgement
 from tests.detection.test_small_cohorts import chosen, jittered
-from tests.detection.test_verdicts import ATTACKS, BENIGN, Clients, benign, judged, noise, scaled
+from tests.detection.test_verdicts import (
+    ATTACKS,
+    BENIGN,
+    Clients,
+    benign,
+    judged,
+    noise,
+    scaled,
+    tabled,
+)
 
 __all__ = ["benign"]  # the fixture
 
@@ -192,3 +205,21 @@ def test_a_cohort_of_two_honest_kinds_is_warned_of(benign: Clients) -> None:
         assert "contaminated" not in {v.verdict for v in found.verdicts}
         kinds = [f for f in found.findings if "come in kinds" in f.message]
         assert [f.code for f in kinds] == ["CLR305"] * said
+
+
+def test_two_honest_clients_of_a_wrong_size_are_no_pair(benign: Clients) -> None:
+    """Each is nearer to an honest client than to the other, and many are nearer than usual."""
+    kernel = Distances(tabled(benign), DETECTION).kernel
+    names, more_than_usual = list(benign), 0
+    for i, j in combinations(range(len(names)), 2):
+        others = [k for k in range(len(names)) if k not in (i, j)]
+        if kernel[i, j] >= min(kernel[i, others].max(), kernel[j, others].max()):
+            continue
+        more_than_usual += bool(kernel[i, j] > np.median(kernel[i, others]))
+        wrong = {names[k]: scaled(benign[names[k]], 6.0) for k in (i, j)}
+        found = judged(benign | wrong)
+        bad = [v for v in found.verdicts if v.verdict == "contaminated"]
+        assert {v.client for v in bad} == wrong.keys()
+        assert "CLR208" not in {r.code for v in bad for r in v.reasons}
+        assert "CLR208" not in {r.code for r in found.findings}
+    assert more_than_usual > 0

@@ -12,7 +12,7 @@ import pytest
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.refinement import members as module
-from clair_cli.refinement.members import Membership, membership, read_counts
+from clair_cli.refinement.members import Recipients, read_counts, recipients
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
 
@@ -28,16 +28,16 @@ CLAIMS = Path("counts.json")
 """A file that says something: what it says is given beside it."""
 
 
-def chosen(counts: Mapping[str, float] | None = None, **settings: Any) -> Membership:
-    """Membership of the clients above; the broken one is not in the cohort."""
+def chosen(counts: Mapping[str, float] | None = None, **settings: Any) -> Recipients:
+    """Recipients of the clients above; the broken one is not in the cohort."""
     clients = [Adapter(c, Path(c), "peft", c, {}, {}, {}, {}) for c in VERDICTS if c != "cut"]
     verdicts = [Verdict(c, v) for c, v in VERDICTS.items()]  # type: ignore[arg-type]
     weights = None if counts is None else CLAIMS
     asked = Settings(**settings, weights=weights)
-    return membership(verdicts, Cohort(tuple(clients), (), {}), asked, counts or {})
+    return recipients(verdicts, Cohort(tuple(clients), (), {}), asked, counts or {})
 
 
-def shares(found: Membership) -> dict[str, float]:
+def shares(found: Recipients) -> dict[str, float]:
     return {a.client: w for a, w in zip(found.clients, found.weights, strict=True)}
 
 

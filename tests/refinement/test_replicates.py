@@ -213,6 +213,6 @@ def test_where_replicates_agree_nothing_is_averaged_away(tmp_path: Path) -> None
     plant(tmp_path / "in", 0.3, 2, main=0.3)
     done = refine(tmp_path / "in", tmp_path / "out").refinement
     assert done is not None
-    assert done["averaged_away"] == 0
-    assert any("data enough" in w for w in done["warnings"])
-    assert all(c["unchanged"] for c in done["clients"])
+    assert done.averaged_away == 0
+    assert any("data enough" in w for w in done.warnings)
+    assert all(c.unchanged for c in done.clients)
