@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from clair_cli.cohort import Adapter
-from clair_cli.errors import ChangedWhileRead, NonFinite, OutputError
+from clair_cli.cohort import Adapter, Cohort
+from clair_cli.errors import ChangedWhileRead, NonFinite, OutputError, Unsupported
 from clair_cli.formats import (
     FORMATS,
     check_finite,
+    factored,
     open_adapter,
     open_writer,
     read_update,
+    record,
     write_adapter,
 )
 from clair_cli.settings import Settings
@@ -118,6 +121,35 @@ def the_file(folder: Path) -> Path:
 
 def test_every_format_is_in_the_contract() -> None:
     assert {name.split()[0] for name in MAKERS} == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_record_says_what_becomes_of_an_adapter(name: str, tmp_path: Path) -> None:
+    adapter, settings = made(name, tmp_path)
+    (tmp_path / "out").mkdir()
+    write_adapter(adapter, own(adapter), tmp_path / "out")
+    again, form = open_adapter(tmp_path / "out", settings), record(adapter)
+    assert form is FORMATS[form.name]
+    assert form.name == adapter.format == name.split()[0]
+    assert form.converts == (again.format != adapter.format)
+    assert form.served == (again.format == "peft")
+    assert form.factored == (settings.read_as == "lora")
+    cohort = Cohort((adapter,), (), {})
+    assert factored(cohort) == form.factored
+    assert not factored(replace(cohort, clients=()))
+
+
+def test_records_say_what_formats_need_and_what_they_can_hold(tmp_path: Path) -> None:
+    arrays, references = set(), set()
+    for number, name in enumerate(MAKERS):
+        adapter, settings = made(name, tmp_path / str(number))
+        arrays |= {adapter.format} if the_file(adapter.path).suffix == ".npz" else set()
+        if settings.reference is not None:
+            references.add(adapter.format)
+            with pytest.raises(Unsupported, match="--reference"):
+                open_adapter(adapter.path, replace(settings, reference=None))
+    assert arrays == {name for name, form in FORMATS.items() if form.stores == "numpy"}
+    assert references == {name for name, form in FORMATS.items() if form.needs_reference}
 
 
 @pytest.mark.parametrize("name", sorted(CONVERTED))
