@@ -25,7 +25,7 @@ LAYERS = {
     "progress records _version",
 }
 """Eight floors. A part, which is a module or a folder of them, imports only from the floors below. On
-the two lowest, of records and of numbers, neighbours may know each other. There is no circle anywhere."""
+the two lowest neighbours may know each other. There is no circle anywhere."""
 
 DEPTH = {name: depth for depth, row in enumerate(LAYERS.values()) for name in row.split()}
 TORCH_LADEN = {"detection", "refinement", "linalg"}

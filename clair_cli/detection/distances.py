@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,49 +17,11 @@ from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.module_names import describe
+from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
-
-if TYPE_CHECKING:
-    from clair_cli.cohort import Cohort
-    from clair_cli.detection.stacks import ModuleStack
 
 LOUD = 0.5
 """Score from which on a part of joint evidence is put into words."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tables:
-    """What is known of K clients in M modules, natural order of both.
-
-    `inner`, `overlap` (M, K, K) as in `agreement`, `d_out`, `d_in` (M,), `members` (K,) the
-    clients the decomposition left without S, `digests` K content hashes.
-    """
-
-    clients: tuple[str, ...]
-    modules: tuple[str, ...]
-    inner: Array
-    overlap: Array
-    d_out: Array
-    d_in: Array
-    members: Mask
-    digests: tuple[str, ...]
-
-
-def tabulated(cohort: Cohort, stacks: Sequence[ModuleStack], members: Mask) -> Tables:
-    """The tables of a cohort from its stacks; `members` (K,) as in `Tables`."""
-    from clair_cli.detection.stacks import tables
-
-    inner, overlap, d_out, d_in = tables(stacks)
-    return Tables(
-        clients=tuple(a.client for a in cohort.clients),
-        modules=cohort.modules,
-        inner=inner,
-        overlap=overlap,
-        d_out=d_out,
-        d_in=d_in,
-        members=members,
-        digests=tuple(a.digest for a in cohort.clients),
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

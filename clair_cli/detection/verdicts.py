@@ -14,7 +14,8 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.distances import Distances, Evidence, Tables, robust_scale
+from clair_cli.detection.distances import Distances, Evidence, robust_scale
+from clair_cli.detection.tables import Tables
 from clair_cli.report import Reason, Verdict, VerdictName
 from clair_cli.settings import MIN_CLIENTS, Settings
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from clair_cli.detection.distances import Tables
 from clair_cli.detection.solver import decompose
 from clair_cli.detection.stacks import stack_module, tables
+from clair_cli.detection.tables import Tables
 from clair_cli.detection.verdicts import Judgement, judge
 from clair_cli.formats import open_adapter, read_update
 from clair_cli.settings import Settings
