@@ -86,7 +86,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
     """Read every module once, decompose the stacks, judge every client."""
     if too_few(cohort):
         return Detection(cohort)
-        from clair_cli.detection.reading import numerics, read_modules
+    from clair_cli.detection.reading import numerics, read_modules
     from clair_cli.detection.solver import decompose, settled
     from clair_cli.detection.tables import tabulated
     from clair_cli.detection.verdicts import judge
