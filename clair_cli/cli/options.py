@@ -13,7 +13,8 @@ from clair_cli.errors import UsageError
 from clair_cli.settings import Settings
 
 READING, COMPUTING = "What is read", "What is compared, and where"
-REFINING, WRITING, SHOWING = "How clients are refined", "What is written", "What is shown"
+REFINING, SCORING = "How clients are refined", "How candidates are scored"
+WRITING, SHOWING = "What is written", "What is shown"
 
 MAX_HEADER = Settings().max_header_bytes
 
@@ -284,7 +285,7 @@ Candidates = Annotated[
 Evaluate = Annotated[
     str,
     _option(
-        REFINING,
+        SCORING,
         "--eval",
         metavar="CMD",
         help="The command that scores one candidate. {adapter} in it becomes the candidate's folder "
@@ -294,13 +295,13 @@ Evaluate = Annotated[
 Higher = Annotated[
     bool,
     _option(
-        REFINING,
+        SCORING,
         "--higher-is-better",
         help="The command prints what is better when higher, such as an accuracy.",
     ),
 ]
 Timeout = Annotated[
-    float, _option(REFINING, min=0.1, help="Seconds after which a run of the command has failed.")
+    float, _option(SCORING, min=0.1, help="Seconds after which a run of the command has failed.")
 ]
 Chosen = Annotated[
     Path | None,

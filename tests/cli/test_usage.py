@@ -170,7 +170,7 @@ def defaults(command: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", ["detect", "refine", "inspect"])
 def test_a_command_without_options_has_the_default_settings(command: str) -> None:
-    gate = {"fail_on": "never"} if command == "refine" else {}
+    gate: dict[str, Any] = {"fail_on": "never"} if command == "refine" else {}
     assert settings_from(defaults(command)) == Settings(**gate)
 
 
