@@ -106,7 +106,7 @@ def remarks(said: Sequence[Verdict], who: Recipients, settings: Settings) -> lis
         "counted as benign because of --include": odd,
         "left out because of --exclude": list(settings.exclude),
         "most of the weight is one client's: --weights": [
-            f"{a.client} ({w:.0%})"
+            f"{a.client} ({100 * w:.0f} %)"
             for a, w in zip(who.clients, who.weights, strict=True)
             if 0.5 < w < 1
         ],

@@ -18,15 +18,19 @@ def warnings(done: Refinement, settings: Settings, relative: bool) -> list[str]:
     alone = done.knowledge == "adapters alone"
     if alone and done.averaged_away > 0 and done.expected is not None:
         found.append(
-            "adapters alone cannot tell estimation error from honest difference: refining gains where "
-            f"more than {done.expected.break_even:.0%} of what the clients differ by is error, and "
-            "costs elsewhere; replicates tell (rep-* folders), and so does a choice on each client's "
-            "own data (--path, then clair select)"
+            "adapters alone cannot tell noise from honest difference: refining pays where more than "
+            f"{100 * done.expected.break_even:.0f} % of the differences are noise, and costs where "
+            "less are; replicates tell (rep-* folders), and so does a choice on each client's own "
+            "data (--path, then clair select)"
         )
     if done.expected is not None and done.expected.gain is not None and done.expected.gain < 0:
-        found.append("by the replicates this strength takes away more difference than error")
+        found.append(
+            "by the replicates, this strength takes away more honest difference than noise"
+        )
     if settings.replicates == "checkpoints" and not alone:
-        found.append("checkpoints of one run share their data: the error is larger than they show")
+        found.append(
+            "checkpoints of one run share their data, so the noise is larger than they show"
+        )
     worst = max((c.truncation_error for c in done.clients), default=0.0)
     change = max((c.change for c in done.clients), default=0.0)
     if settings.rank != "exact" and not relative and worst > MUCH * change > 0:
