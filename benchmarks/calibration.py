@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -32,9 +33,9 @@ from benchmarks.saved import Saved, read
 from clair_cli import Settings, __version__
 from clair_cli.detection import agreement
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
-from clair_cli.detection.distances import Tables
 from clair_cli.detection.solver import Decomposition, decompose, refit
 from clair_cli.detection.stacks import ModuleStack, stack_module, tables
+from clair_cli.detection.tables import Tables
 from clair_cli.detection.verdicts import judge
 from clair_cli.errors import SettingError
 from clair_cli.update import LowRankUpdate
@@ -231,6 +232,7 @@ def document(cohorts: Sequence[Cohort], found: Sequence[Row], facts: str) -> str
     first, *others = found
     clients = [len(c.usual.verdicts) for c in cohorts]
     bad = sum(len(c.contaminated) for c in cohorts)
+    silent = sum(c.usual.ranks is None for c in cohorts)
     return f"""# What each constant changes
 
 {facts}
@@ -240,6 +242,7 @@ def document(cohorts: Sequence[Cohort], found: Sequence[Row], facts: str) -> str
 As delivered, clair convicts {first.found} of the {bad} contaminated clients.
 It convicts {first.honest} of the {sum(clients) - bad} honest ones.
 In {first.exact} of {len(cohorts)} cohorts the convicted are exactly the contaminated.
+In {silent} clair gives no verdict, and so convicts nobody.
 
 {summary(others)}
 
@@ -258,13 +261,14 @@ def made(cohorts: Sequence[Cohort]) -> str:
     sizes = [len(c.usual.verdicts) for c in cohorts]
     inits = Counter(c.init for c in cohorts)
     kinds = Counter(c.kind for c in cohorts)
-    named = ", ".join(f"{kind} ({n})" for kind, n in sorted(kinds.items()))
+    named = "; ".join(f"{kind} ({n})" for kind, n in sorted(kinds.items()))
     return f"""\
 The {len(cohorts)} cohorts have {min(sizes)} to {max(sizes)} clients, {sum(sizes)} in all.
 In {inits["shared"]} cohorts all clients began with the same A, in {inits["own"]} each with its own.
 Clients are LoRA adapters of a small Transformer, trained to copy text as in pools.py.
 Contaminated ones were trained on other data, or changed afterwards as in attacks.py.
-Kinds of cohort, and how many of each: {named}."""
+
+{textwrap.fill(f"Kinds of cohort, and how many of each: {named}.", 105)}"""
 
 
 def summary(found: Sequence[Row]) -> str:
@@ -280,7 +284,10 @@ def summary(found: Sequence[Row]) -> str:
         ("Change no verdict", still),
         ("Never asked for in these cohorts", silent),
     ]
-    return "\n".join(f"- {what}: {', '.join(which) or 'none'}." for what, which in lines)
+    return "\n".join(
+        textwrap.fill(f"- {what}: {', '.join(which) or 'none'}.", 105, subsequent_indent="  ")
+        for what, which in lines
+    )
 
 
 def results(found: Sequence[Row]) -> str:

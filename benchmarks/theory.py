@@ -28,9 +28,9 @@ from benchmarks.theory_records import EXACT, Array, Gain, Recovery, Results, Set
 from benchmarks.theory_truth import KINDS, VARIATION, Kind, Mask, Plan, Planted, plant
 from clair_cli import __version__
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
-from clair_cli.detection.distances import Tables
 from clair_cli.detection.solver import Decomposition, decompose, refit, tables
 from clair_cli.detection.stacks import ModuleStack, stack_module
+from clair_cli.detection.tables import Tables
 from clair_cli.detection.verdicts import Judgement, judge
 from clair_cli.refinement.module import refine_module
 from clair_cli.update import LowRankUpdate
