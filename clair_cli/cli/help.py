@@ -85,7 +85,8 @@ def _complaint(error: Any) -> str:
         nearest = _nearest(mistyped, error.ctx)
         return f"there is no option {mistyped}" + (f"; did you mean {nearest}?" if nearest else "")
     if param is not None and error.message:
-        name = param.opts[0] if param.param_type_name == "option" else param.make_metavar(error.ctx)
+        option = param.param_type_name == "option"
+        name = param.opts[0] if option else param.metavar or param.human_readable_name
         said = error.message.removeprefix("Value error, ").rstrip(".")
         return f"{name}: {said[:1].lower()}{said[1:]}"
     said = str(error.format_message()).rstrip(".")

@@ -177,7 +177,6 @@ BROKEN = {
     "most modules gone": Case(without(lambda i, n: i < 3), "CLR107", ("3 of the 14", "missing")),
     "pickle only": Case(pickle_only, "CLR109", ("adapter_model.bin", "pickle")),
     "pickle inside": Case(pickle_inside, "CLR109", (WEIGHTS, "pickle")),
-    "empty folder": Case(emptied, "CLR101", (SPOILED, WEIGHTS)),
     "FIFO": Case(fifo, "CLR110", (WEIGHTS, "not a regular file")),
     "link outside": Case(link_outside, "CLR110", (WEIGHTS, "link")),
     "zero bytes": Case(bytes_changed(lambda d: b""), "CLR102", (WEIGHTS, "empty")),
@@ -233,7 +232,19 @@ def test_a_spoiled_client_is_broken_and_the_others_are_judged(
     (client,) = (c for c in report["clients"] if c["id"] == SPOILED)
     assert is_said(BROKEN[name], client["reasons"][0]), client["reasons"]
     assert scores(report) == pytest.approx(alone, rel=1e-4)
-    assert said == "FAIL: 3 clients at or above --fail-on contaminated\n"
+    assert said == "FAIL: 2 contaminated, 1 unusable\n"
+
+
+def test_an_emptied_folder_is_no_client_and_is_named(
+    tmp_path: Path, alone: dict[str, float]
+) -> None:
+    """Nobody sent anything there, so nobody is accused; that something is missing is said."""
+    report, said = spoiled(Case(emptied, "CLR117", (SPOILED, WEIGHTS)), tmp_path)
+    assert verdicts(report) == OTHERS
+    (finding,) = report["population"]["findings"]
+    assert (finding["code"], SPOILED in finding["message"]) == ("CLR117", True)
+    assert scores(report) == pytest.approx(alone, rel=1e-4)
+    assert said == "FAIL: 2 contaminated\n"
 
 
 def test_the_canary_would_sing(tmp_path: Path) -> None:

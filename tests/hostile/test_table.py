@@ -1,4 +1,4 @@
-"""docs/threats.md is true as far as a test can tell: every threat has a row, every test in it exists."""
+"""The page of threats is true as far as a test can tell: every threat has a row, every test exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from tests import ROOT
 
 TESTS = ROOT / "tests"
-TABLE = (ROOT / "docs" / "threats.md").read_text()
+TABLE = (ROOT / "docs" / "explanation" / "threats.md").read_text()
 
 
 def test_every_threat_has_a_row() -> None:
