@@ -127,7 +127,7 @@ def _dora_says(clients: Sequence[Adapter]) -> list[str]:
 def _replicates_say(giving: Sequence[Adapter], known: Knowledge, settings: Settings) -> list[str]:
     """That the replicates say to keep all, or why those there are, or asked for, say nothing."""
     having = [a.client for a in giving if a.replicates]
-    if known.lack < 1:
+    if known.agreed is not None and known.lack < 1:
         text = f"replicates have {100 * known.agreed:.0f} % of an adapter's energy in common"
         share = "nothing" if known.lack == 0 else "less"
         return [f"{text}: the clients have data enough, and {share} is averaged away for it"]
