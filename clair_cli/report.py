@@ -147,7 +147,7 @@ class ModuleRefinement:
     """One module: directions in which clients keep their own, and leading shares of their deviations."""
 
     name: str
-    subspace_rank: float
+    subspace_rank: int | float
     spectrum: tuple[float, ...] = ()
 
 

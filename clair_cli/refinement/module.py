@@ -39,7 +39,7 @@ class RefinedModule:
 
     updates: tuple[LowRankUpdate | None, ...]
     common: LowRankUpdate
-    subspace_rank: float
+    subspace_rank: int | float
     spectrum: NDArray[np.float64]
     squared: NDArray[np.float64]
     moved: NDArray[np.float64]

@@ -247,7 +247,7 @@ class _Writing:
         if self.mean is not None:
             self.mean.put(module, first)
         spectrum = tuple(float(x) for x in first.spectrum)
-        self.modules.append(ModuleRefinement(module, float(first.subspace_rank), spectrum))
+        self.modules.append(ModuleRefinement(module, first.subspace_rank, spectrum))
 
     def abandon(self) -> None:
         """Let go of every file that was not finished."""
