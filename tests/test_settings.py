@@ -14,6 +14,7 @@ from clair_cli.detection.calibration import DETECTION
 from clair_cli.errors import SettingError
 from clair_cli.refinement.calibration import REFINEMENT
 from clair_cli.settings import RANGES, WORDS, Settings
+from tests import ROOT
 
 CALIBRATIONS = (DETECTION, REFINEMENT)
 EVERY = [(c, f.name) for c in CALIBRATIONS for f in fields(c)]
@@ -29,6 +30,8 @@ def test_a_constant_has_a_unit_a_range_a_meaning_and_a_source(
     low, high = field.metadata["range"]
     assert low <= getattr(numbers, name) <= high
     assert math.isfinite(high)
+    source = field.metadata["source"]
+    assert not source.endswith(".md") or (ROOT / source).is_file()
 
 
 @pytest.mark.parametrize(("numbers", "name"), EVERY, ids=[name for _, name in EVERY])

@@ -14,6 +14,7 @@ ROBUST = "robust standard deviations"
 FLOOR = "of the usual value"
 TRAINED = "benchmarks/results/detection-full-2000.md"
 SWEEP = "benchmarks/results/calibration.md"
+LIKEWISE = "benchmarks/results/calibration-differences.md"
 METHOD = "docs/explanation/method.md"
 
 
@@ -240,13 +241,13 @@ class DetectionCalibration(Constants):
         "of the usual deviation's energy",
         (0, 100),
         "common energy given to clients of which differences alone are known",
-        "docs/reference/formats.md",
+        LIKEWISE,
     )
     median_steps: int = constant(
-        50, "iterations", (1, 10**4), "steps of the geometric median (Weiszfeld)", SWEEP
+        50, "iterations", (1, 10**4), "steps of the geometric median (Weiszfeld)", LIKEWISE
     )
     common_sweeps: int = constant(
-        4, "sweeps", (1, 100), "sweeps for the part that all share, which need not be exact", SWEEP
+        4, "sweeps", (1, 100), "sweeps for the part that all share, which need not be exact", LIKEWISE
     )
 
     def __post_init__(self) -> None:
