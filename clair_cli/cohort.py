@@ -116,7 +116,7 @@ class Adapter:
 
     @property
     def size(self) -> int:
-        """Bytes of all tensor data."""
+        """How many bytes all its tensors take."""
         return sum(t.end - t.begin for t in self.tensors.values())
 
 

@@ -36,7 +36,7 @@ class Constants:
             raise SettingError(f"{low}: expected less than {high}, got {values}")
 
     def as_dict(self) -> dict[str, float]:
-        """Name to value, in order."""
+        """The value of every constant by its name, in the order of the fields."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod

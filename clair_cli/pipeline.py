@@ -104,7 +104,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
 
 
 def reported(detection: Detection, path: Path, settings: Settings, clock: _Clock) -> Report:
-    """The report, gated by `settings.fail_on`."""
+    """The report of a detection, gated by `settings.fail_on`."""
     from clair_cli.detection.reporting import inputs, population, verdicts
 
     judged = detection.judgement

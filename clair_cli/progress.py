@@ -9,4 +9,4 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """For whoever does not ask."""
+    """Say nothing, for whoever does not ask how far it is."""

@@ -99,7 +99,7 @@ class Consensus:
 
 @dataclass(frozen=True, slots=True)
 class SolverRun:
-    """How the decomposition ended.
+    """How the solver of the decomposition ended.
 
     `gap` is the last relative change of the objective and `start` the group it grew from. `refitted`:
     the verdicts' own members differ from the solver's, and M and U were fitted to them directly.

@@ -20,7 +20,7 @@ METHOD = "docs/explanation/method.md"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionCalibration(Constants):
-    """The numbers of `clair detect`."""
+    """The numbers that the verdicts of `clair detect` rest on."""
 
     # --- the decomposition
     max_shared_rank: int = constant(

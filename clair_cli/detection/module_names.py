@@ -25,7 +25,7 @@ def layer(module: str) -> str:
 
 
 def kind(module: str) -> str:
-    """`q_proj` of `model.layers.3.self_attn.q_proj`."""
+    """What a module is in its layer: `q_proj` of `model.layers.3.self_attn.q_proj`."""
     return module.rpartition(".")[2]
 
 
@@ -34,7 +34,7 @@ def _number(text: str) -> tuple[int, str]:
 
 
 def _layers(numbers: Sequence[str]) -> str:
-    """`layer 3`, `layers 3-5, 9`."""
+    """Layer numbers in words, neighbours as a span: `layer 3`, `layers 3-5, 9`."""
     runs: list[list[int]] = []
     for n in map(int, numbers):
         if runs and n == runs[-1][-1] + 1:

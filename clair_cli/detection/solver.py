@@ -43,13 +43,13 @@ class SharedSubspace:
 
     @property
     def rank(self) -> int:
-        """s."""
+        """How many directions are shared, s."""
         return self.vectors.shape[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decomposition:
-    """M + U C + S.
+    """The stacked updates split into a common part, shared directions and contamination: M + U C + S.
 
     `weights` (K,) sum to one: M is the weighted mean of the updates; they are equal on `members`, the
     clients with S_k = 0, and zero elsewhere. `subspaces` has U per module. `residuals` (modules, K)

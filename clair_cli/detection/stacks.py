@@ -45,12 +45,12 @@ class ModuleStack:
 
     @property
     def clients(self) -> int:
-        """K."""
+        """How many clients are stacked, K."""
         return self.blocks.shape[0]
 
     @property
     def width(self) -> int:
-        """r, the number of columns each client is padded to."""
+        """The number of columns that each client is padded to, r."""
         return self.blocks.shape[1]
 
     def left_dot(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class LocalEngine:
     """One after the other in this process: the linear algebra inside a job uses the threads."""
 
     def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """job(item) for every item, lazily."""
+        """Each result is computed when it is asked for."""
         return map(job, items)
 
 

@@ -174,7 +174,7 @@ class FactorsWriter:
         return name
 
     def metadata(self) -> Mapping[str, str]:
-        """Of the new file."""
+        """The metadata of the new file."""
         return {"format": "pt"}
 
     def passed(self, name: str) -> bytes | bytearray:

@@ -209,7 +209,7 @@ class FlowerWriter(PeftWriter):
         return file_name(self.adapter, FactorsWriter.file_name(self), self.folder)
 
     def key(self, name: str) -> str:
-        """An array keeps its name."""
+        """An array keeps its name in the new file."""
         return name
 
     def beside(self) -> None:

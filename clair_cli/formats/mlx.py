@@ -186,15 +186,15 @@ class MlxWriter(FactorsWriter):
         return dict.fromkeys(updates, max(ranks.get(m, s.rank) for m, s in updates.items()))
 
     def file_name(self) -> str:
-        """The one mlx-lm loads."""
+        """The file name that mlx-lm loads."""
         return "adapters.safetensors"
 
     def metadata(self) -> Mapping[str, str]:
-        """As mlx writes it."""
+        """The metadata that mlx itself writes."""
         return {"format": "mlx"}
 
     def beside(self) -> None:
-        """Config and model card."""
+        """Write the config and the model card."""
         write_bytes(self.folder / CONFIG, self.config)
         if (readme := read_readme(self.adapter)) is not None:
             write_bytes(self.folder / "README.md", readme)

@@ -199,7 +199,7 @@ class SameNpz:
         self.file.write(f"{name}.npy", head + data)
 
     def close(self) -> None:
-        """Everything is on disk."""
+        """See that everything is on disk."""
         self.file.close()
 
     def abandon(self) -> None:
@@ -227,7 +227,7 @@ class NpzWriter:
         self.file.write(f"{name}.npy", self.heads[name] + data)
 
     def close(self) -> None:
-        """Everything is on disk."""
+        """See that everything is on disk."""
         self.file.close()
 
     def abandon(self) -> None:

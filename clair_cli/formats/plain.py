@@ -54,7 +54,7 @@ WRITERS: Mapping[str, type[SameSafetensors] | type[SameNpz]] = {
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base model's weights."""
+    """The base model's weights, from which those of a client are told apart."""
 
     file: InputFile
     tensors: Mapping[str, TensorSpec]
@@ -293,7 +293,7 @@ class SameTensors(Protocol):
         """Other values in place of those in `file`. Raises OutputError where they overflow."""
 
     def close(self) -> None:
-        """Everything is on disk."""
+        """See that everything is on disk."""
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""

@@ -24,7 +24,7 @@ Factors = tuple[Array, Array]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One closed form.
+    """One closed form by which stored tensors make an update.
 
     `factors` makes up and down of one update. `store` is its inverse, for all updates that lie in
     the same tensors together; it keeps the row-major order, not the dimensions, which stay those of

@@ -47,7 +47,7 @@ MAX_DIMENSIONS = 64
 
 
 def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str, TensorSpec]:
-    """The tensors of `read_contents`."""
+    """The tensors alone, without what else `read_contents` gives."""
     return read_contents(fd, size, where, settings)[0]
 
 

@@ -60,7 +60,7 @@ class Member:
 
     @property
     def end(self) -> int:
-        """Where its packed bytes end."""
+        """The position where the packed bytes of the entry end."""
         return self.begin + self.packed
 
 

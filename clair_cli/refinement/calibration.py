@@ -14,7 +14,7 @@ METHOD = "docs/explanation/method.md"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefinementCalibration(Constants):
-    """The numbers of `clair refine`."""
+    """The numbers that the weights of `clair refine` rest on."""
 
     # --- from adapters alone
     weak_shared: float = constant(

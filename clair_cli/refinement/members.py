@@ -27,7 +27,7 @@ class Recipients:
 
     @property
     def giving(self) -> tuple[bool, ...]:
-        """Who counts in the means."""
+        """Which of the clients count in the means."""
         return tuple(w > 0 for w in self.weights)
 
 

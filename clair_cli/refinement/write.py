@@ -91,11 +91,11 @@ class _Energies:
 
     @classmethod
     def none(cls, count: int) -> _Energies:
-        """Nothing yet, of `count` clients."""
+        """The sums before any module, zero for `count` clients."""
         return cls(*(np.zeros(count) for _ in fields(cls)))
 
     def add(self, module: RefinedModule) -> None:
-        """One module more."""
+        """Add the energies of one module more."""
         for f in fields(self):
             setattr(self, f.name, getattr(self, f.name) + getattr(module, f.name))
 

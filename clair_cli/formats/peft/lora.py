@@ -211,7 +211,7 @@ def _completed(
 
 
 class PeftWriter(FactorsWriter):
-    """A PEFT LoRA folder.
+    """Writes a PEFT LoRA folder.
 
     Without `ranks` the config keeps its bytes; with them r = lora_alpha = the largest, and patterns
     name the modules that have another rank or scale: read alike by loaders that know no rsLoRA.
@@ -229,7 +229,7 @@ class PeftWriter(FactorsWriter):
         self.config = _with_ranks(adapter, self.ranks) if self.ranks else _kept(adapter)
 
     def file_name(self) -> str:
-        """The name that PEFT loads."""
+        """The file name that PEFT loads."""
         return WEIGHTS
 
     def spread(self, ranks: Mapping[str, int]) -> dict[str, int]:
@@ -261,7 +261,7 @@ class PeftWriter(FactorsWriter):
         return canonical_key(name)
 
     def beside(self) -> None:
-        """Config and model card."""
+        """Write the config and the model card."""
         write_bytes(self.folder / CONFIG, self.config)
         if (readme := read_readme(self.adapter)) is not None:
             write_bytes(self.folder / "README.md", readme)
