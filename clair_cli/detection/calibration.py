@@ -247,7 +247,11 @@ class DetectionCalibration(Constants):
         50, "iterations", (1, 10**4), "steps of the geometric median (Weiszfeld)", LIKEWISE
     )
     common_sweeps: int = constant(
-        4, "sweeps", (1, 100), "sweeps for the part that all share, which need not be exact", LIKEWISE
+        4,
+        "sweeps",
+        (1, 100),
+        "sweeps for the part that all share, which need not be exact",
+        LIKEWISE,
     )
 
     def __post_init__(self) -> None:
