@@ -18,7 +18,7 @@ from clair_cli.cli.streams import print_out
 
 WIDTH = 100
 """Characters of a line of prose."""
-KINDS = {int: "N", float: "X", Path: "PATH"}
+METAVARS = {int: "N", float: "X", Path: "PATH"}
 """What stands for a value whose option does not say, by its type."""
 
 
@@ -95,7 +95,7 @@ def _value(kind: Any) -> str:
         return "|".join(map(str, kinds))
     if get_origin(kinds[0]) is Literal:
         return _value(kinds[0])
-    return "" if kinds[0] is bool else KINDS.get(kinds[0], "TEXT")
+    return "" if kinds[0] is bool else METAVARS.get(kinds[0], "TEXT")
 
 
 def _extra(info: Any, default: Any) -> str:

@@ -15,6 +15,7 @@ FLOOR = "of the usual value"
 TRAINED = "benchmarks/results/detection-full-2000.md"
 SWEEP = "benchmarks/results/calibration.md"
 LIKEWISE = "benchmarks/results/calibration-differences.md"
+READING = "chosen for reading; no verdict depends on it"
 METHOD = "docs/explanation/method.md"
 
 
@@ -206,6 +207,17 @@ class DetectionCalibration(Constants):
     )
     ally_agreement: float = constant(
         0.5, FLOOR, (0, 10), "agreement that two allies have at least", SWEEP
+    )
+
+    # --- what is put into words: no verdict depends on it
+    spoken_score: float = constant(
+        0.5, ROBUST, (0, 100), "score from which a part of joint evidence is said", READING
+    )
+    spoken_accord: float = constant(
+        1.0, ROBUST, (0, 100), "score from which alike deviations are said", READING
+    )
+    odd_module: float = constant(
+        0.5, FLOOR, (0, 1), "support below which a module is called odd", READING
     )
 
     # --- remarks on the cohort

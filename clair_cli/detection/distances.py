@@ -2,7 +2,7 @@
 
 A distance is |x - median| / max(robust scale, floor) over the members of a group, the client itself
 left out of its own reference. The scale makes a score statistically far, the floor materially far:
-the floors are the widest honest spread that was measured, over the limit (docs/method.md).
+the floors are the widest honest spread that was measured, over the limit (docs/explanation/method.md).
 """
 
 from __future__ import annotations
@@ -152,10 +152,17 @@ class Distances:
         )
 
         def words(k: int) -> str:
-            loud = [p for p in parts if p.scores[k] >= LOUD]
+            loud = [p for p in parts if p.scores[k] >= self.numbers.spoken_score]
             said = [p.words(k) for p in sorted(loud, key=lambda p: -p.scores[k])]
             return "; ".join(
-                [*said, *(["differs in the same way as other suspects"] if accord[k] >= 1 else [])]
+                [
+                    *said,
+                    *(
+                        ["differs in the same way as other suspects"]
+                        if accord[k] >= self.numbers.spoken_accord
+                        else []
+                    ),
+                ]
             )
 
         limit = (-math.inf, self.numbers.limit)
@@ -346,7 +353,7 @@ class Distances:
     def _where(self, relative: Array, live: Mask) -> str:
         """Which of the live modules speak against a client of this relative support (M,)."""
         order = [m for m in np.argsort(relative) if live[m]]
-        bad = [self.tables.modules[m] for m in order if relative[m] < 0.5]
+        bad = [self.tables.modules[m] for m in order if relative[m] < self.numbers.odd_module]
         judged = [self.tables.modules[m] for m in np.flatnonzero(live)]
         mute = len(live) - len(judged)
         noun = f"modules that can be judged ({mute} of {len(live)} cannot)" if mute else "modules"
