@@ -20,9 +20,6 @@ from clair_cli.detection.module_names import describe
 from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
 
-LOUD = 0.5
-"""Score from which on a part of joint evidence is put into words."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
