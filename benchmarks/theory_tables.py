@@ -137,8 +137,8 @@ LIMITS = """\
   lower `breadth` finds it, and lets colluders in sooner.
 - **Separation from noise is not enough for the verdicts**: they ask for an S of about 0.7 to 0.8 of
   an update's norm, whatever the noise, because honest clients of real cohorts differ by less than
-  that (docs/method.md, section 4). Below it S stays, and with it an error of M of at most the
-  contaminated share times ||S||.
+  that (docs/explanation/method.md, section 4). Below it S stays, and with it an error of M of at
+  most the contaminated share times ||S||.
 - **Half and more**: by nature. The error is then of the size of S.
 - **Refinement at full strength harms** wherever the clients' own part is larger than their noise (h
   > sigma), with any number of clients; the best strength is 1 / (1 + (h / sigma)^2), and adapters

@@ -40,7 +40,9 @@ def constants(values: Constants) -> str:
     for f in values.described():
         low, high = f.metadata["range"]
         about = (f.metadata["unit"], f"{low:g} to {high:g}", f.metadata["meaning"])
-        rows.append((f"`{f.name}`", f"{getattr(values, f.name):g}", *about, _link(f.metadata["source"])))
+        rows.append(
+            (f"`{f.name}`", f"{getattr(values, f.name):g}", *about, _link(f.metadata["source"]))
+        )
     return table(("name", "value", "unit", "range", "meaning", "source"), rows)
 
 

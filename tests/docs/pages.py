@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
     """A small environment with the `clair` and the `python` of this one, and a screen of 100 columns."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{ENVIRONMENT.get('PATH', '')}"
     screen = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    return ENVIRONMENT | screen | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    return ENVIRONMENT | screen | {"PATH": path}
 
 
 def console(command: str, home: Path) -> str:

@@ -35,7 +35,9 @@ def refresh(page: Path) -> list[str]:
             if block.not_run or block.language not in ("console", "sh", "python"):
                 continue
             if block.language == "console":
-                text = text.replace(f"```console\n{block.text}", f"```console\n{refreshed(block, home)}")
+                text = text.replace(
+                    f"```console\n{block.text}", f"```console\n{refreshed(block, home)}"
+                )
             elif wrong := failure(block, home):
                 failed.append(f"{block.name}: {wrong}")
     if text != page.read_text():
