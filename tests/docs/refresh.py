@@ -51,7 +51,8 @@ def main() -> int:
     if not chosen:
         write_all()
     failed = [line for page in chosen or PAGES for line in refresh(page)]
-    print("\n".join(failed))
+    for line in failed:
+        print(line)
     return int(bool(failed))
 
 

@@ -10,9 +10,14 @@ import pytest
 from tests import ROOT
 from tests.docs.pages import PAGES
 
-OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "sample_adapters/README.md")
-OTHERS += ("examples/text_copy/README.md", "benchmarks/results/method-measurements.md")
-OTHERS += ("benchmarks/results/formats-measurements.md",)
+OTHERS = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "sample_adapters/README.md",
+    "examples/text_copy/README.md",
+    "benchmarks/results/method-measurements.md",
+    "benchmarks/results/formats-measurements.md",
+]
 ALL = [*PAGES, *(ROOT / name for name in OTHERS)]
 MOVED = re.compile(r"\bdocs/(?:method|formats|report|threats)\.md")
 """Pages that have another place today."""
