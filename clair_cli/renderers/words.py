@@ -57,15 +57,19 @@ def few(names: Sequence[str]) -> str:
 
 
 def folded(text: str, width: int, indent: str = "", more: str = "  ") -> list[str]:
-    """Lines of at most `width` characters, broken between words; `more` indents all but the first."""
-    return textwrap.wrap(
-        text,
+    """Lines of at most `width` characters, broken between words; `more` indents all but the first.
+
+    A number and its percent sign stay together.
+    """
+    lines = textwrap.wrap(
+        text.replace(" %", "\0%"),
         width,
         initial_indent=indent,
         subsequent_indent=indent + more,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace("\0%", " %") for line in lines]
 
 
 def aligned(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:

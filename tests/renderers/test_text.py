@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from clair_cli.renderers import text
+from clair_cli.renderers.words import folded
 from clair_cli.report import Reason, RefinedClient, Refinement, Report, gated
 from tests.helpers.reports import CLIENTS, COMPLETE, MODULES, NO_VERDICT, client
 
@@ -266,3 +267,11 @@ def test_entries_without_an_adapter_are_accounted_for(count: int, said: str) -> 
 def test_a_folder_of_nothing_but_such_entries_is_said_to_have_none_readable() -> None:
     report = without_adapter(replace(NO_VERDICT, clients=()), 2)
     assert text.render(report).startswith("2 entries, none readable\n\nnote: CLR117 logs-0")
+
+
+@pytest.mark.parametrize("width", range(12, 40))
+def test_a_number_and_its_percent_sign_stay_together(width: int) -> None:
+    lines = folded("moved half-way; 44 % of the differences removed, 100 % read", width)
+    assert " ".join(line.strip() for line in lines).count(" %") == 2
+    assert not any(line.strip().startswith("%") for line in lines)
+    assert max(map(len, lines)) <= width
