@@ -269,7 +269,7 @@ def test_a_folder_of_nothing_but_such_entries_is_said_to_have_none_readable() ->
     assert text.render(report).startswith("2 entries, none readable\n\nnote: CLR117 logs-0")
 
 
-@pytest.mark.parametrize("width", range(12, 40))
+@pytest.mark.parametrize("width", range(16, 40))
 def test_a_number_and_its_percent_sign_stay_together(width: int) -> None:
     lines = folded("moved half-way; 44 % of the differences removed, 100 % read", width)
     assert " ".join(line.strip() for line in lines).count(" %") == 2
