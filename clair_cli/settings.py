@@ -34,7 +34,7 @@ class Settings:
     dtype: DtypeName = "auto"
     """float32, or float64 where an adapter stores float64: products of bf16 are exact in float32."""
     threads: int = 0
-    """Threads of the linear algebra; 0 leaves the choice to torch."""
+    """Threads of the linear algebra; 0: one where modules are narrow, else as many as torch takes."""
     engine: EngineName = "local"
     """Where modules are computed, one after the other."""
     seed: int = 0

@@ -12,12 +12,12 @@ Exit codes:
     0  done, every client accounted for, nothing at or above --fail-on
     1  done, and at least one client at or above --fail-on
        (broken counts as above contaminated)
-    2  usage: bad option, folder missing, OUT inside it; nothing was read
+    2  usage: bad option, or something is not there; nothing was read
     3  no verdict: fewer than 3 usable clients, nothing comparable,
        not identifiable
     4  result computed but could not be written
    70  internal error
-  130  interrupted (143: terminated); staging removed"""
+  130  interrupted (143: terminated, 129: hung up); nothing is left behind"""
 
 INSPECT_CODES = """\b
 Exit codes:
@@ -43,7 +43,7 @@ Exit codes:
     3  no client has a choice; nothing was written
     4  the chosen adapters could not be written
    70  internal error
-  130  interrupted (143: terminated); staging removed"""
+  130  interrupted (143: terminated, 129: hung up); nothing is left behind"""
 
 NEAR = 0.6
 """Likeness from which on another option is what was meant, as difflib measures it."""

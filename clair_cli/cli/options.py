@@ -107,7 +107,7 @@ Threads = Annotated[
         COMPUTING,
         min=0,
         max=256,
-        help="Threads of the linear algebra; 0 goes by the modules' size.",
+        help="Threads of the linear algebra; 0: one where modules are narrow, else torch's own number.",
     ),
 ]
 

@@ -269,7 +269,9 @@ class Distances:
         ratio = np.exp(log)
 
         def words(k: int) -> str:
-            hint = "check alpha and scaling" if ratio[k] > 1 else "hardly trained?"
+            hint = (
+                "check alpha and scaling" if ratio[k] > 1 else "hardly trained, or a wrong alpha?"
+            )
             size = f"{ratio[k]:.0f}" if ratio[k] >= 100 else f"{ratio[k]:.2g}"
             return f"update is {size}x the usual size; {hint}"
 

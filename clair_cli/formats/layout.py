@@ -185,7 +185,7 @@ def _adapter_folder(path: Path, root: Path, anywhere: bool) -> tuple[Path, tuple
     named = [n for n in folders if n not in steps and _has_weights(path / n)]
     if len(named) > 1 and not all(map(REPLICATE.fullmatch, named)):
         text = f"{len(named)} adapters ({shown(named[0])}, {shown(named[1])}, ...) in one client"
-        remedy = "give each client a folder of its own, or scan this folder if they are the clients"
+        remedy = "give each client a folder of its own, or give this folder to `clair detect`"
         raise Unreadable(f"{shown(path.name)}: {text}; {remedy}")
     if not named and not steps:
         if len(arrays(names)) == 1:
