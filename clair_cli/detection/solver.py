@@ -205,8 +205,11 @@ class _Run:
         # the last step's directions are a warm start: one sweep keeps up with the weights
         sweeps = self.numbers.first_sweeps if self.iterations == 1 else 1
         _, self.lengths = self._fit(self.weights, sweeps)
-        self.gap = abs(self.objective - self.lengths.sum()) / self.lengths.sum()
-        self.objective = float(self.lengths.sum())
+        before, self.objective = self.objective, float(self.lengths.sum())
+        self.gap = abs(before - self.objective) / self.objective
+        rounding = len(self.lengths) * self.numbers.member_rounding * self.problem.floor
+        if max(before, self.objective) <= rounding:  # what is left changes with the processor
+            self.gap = 0.0
         self.weights = (1 / self.lengths) / (1 / self.lengths).sum()
         self.problem.steps += 1
         self.problem.on_progress("decomposing", self.problem.steps, 0)

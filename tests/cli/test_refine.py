@@ -463,7 +463,7 @@ def test_replicates_of_plain_matrices_decide_and_none_ignores_them(tmp_path: Pat
 def test_more_strength_than_replicates_justify_is_warned_of(repeated: Path, tmp_path: Path) -> None:
     report, _ = refine(repeated, tmp_path / "out", "--strength", 1, "--subspace-rank", 0)
     assert report["refinement"]["expected"]["gain"] < 0
-    assert any("more difference than error" in w for w in report["refinement"]["warnings"])
+    assert any("more honest difference than noise" in w for w in report["refinement"]["warnings"])
 
 
 def test_checkpoints_as_replicates_are_warned_of(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_a_choice_against_a_verdict_is_said() -> None:
 
 def test_a_weight_that_outweighs_all_others_is_said() -> None:
     assert said(counts={"a": 1e12, "b": 1, "c": 1}) == [
-        "most of the weight is one client's: --weights: a (100%)"
+        "most of the weight is one client's: --weights: a (100 %)"
     ]
     assert said(counts={"a": 2, "b": 1, "c": 1}) == []
 
