@@ -27,8 +27,9 @@ from tests.helpers.builders import factor
 from tests.helpers.cohorts import SHAPE, Array, drawn, module, truths
 from tests.helpers.commands import ENVIRONMENT
 
-SOURCE, LINE = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+((SOURCE, LINE),) = re.findall(
+    r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
 
 
