@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from clair_cli.errors import SettingError
@@ -38,8 +38,3 @@ class Constants:
     def as_dict(self) -> dict[str, float]:
         """The value of every constant by its name, in the order of the fields."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def described(cls) -> list[Field[Any]]:
-        """The fields, whose metadata hold unit, range, meaning and source."""
-        return list(fields(cls))

@@ -110,7 +110,9 @@ def _items(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(data, list) or not (many or len(data) == len(kinds)):
         raise ValueError(f"{where}: expected a list, found {_shown(data)}")
     each = [kinds[0]] * len(data) if many else kinds
-    return tuple(_value(k, d, f"{where}[{i}]") for i, (k, d) in enumerate(zip(each, data)))  # noqa: B905
+    return tuple(
+        _value(k, d, f"{where}[{i}]") for i, (k, d) in enumerate(zip(each, data, strict=True))
+    )
 
 
 def _shown(data: Any) -> str:

@@ -37,7 +37,7 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def constants(values: Constants) -> str:
     """One row per constant: its value, its unit, its range, what it does, and where it is from."""
     rows = []
-    for f in values.described():
+    for f in fields(values):
         low, high = f.metadata["range"]
         about = (f.metadata["unit"], f"{low:g} to {high:g}", f.metadata["meaning"])
         rows.append(

@@ -24,7 +24,7 @@ def test_the_page_of_the_command_line_is_what_the_program_prints() -> None:
 
 def test_every_setting_and_every_constant_has_a_row_with_a_meaning() -> None:
     text = generate.SETTINGS.read_text()
-    names = [f.name for kind in (DETECTION, REFINEMENT) for f in kind.described()]
+    names = [f.name for kind in (DETECTION, REFINEMENT) for f in fields(kind)]
     names += [f.name for f in fields(Settings) if f.name not in ("detection", "refinement")]
     assert len(names) > 80
     for name in names:
