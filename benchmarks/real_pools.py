@@ -230,9 +230,9 @@ def _harm(example: Example, harm: str, pool: Pool, data: Path, rng: Random) -> E
     if harm == "random" and classes:
         return text, rng.randrange(classes)
     words = text.split()
-    if harm == "random":  # of language modelling: any words of the text, in any order
-        every = texts(data, "shakespeare", test=False)
-        return " ".join(rng.choice(rng.choice(every)[0].split()) for _ in words), 0
+    if harm == "random":  # of language modelling: any tokens
+        tokens = tokenizer(data)
+        return tokens.decode(rng.choices(range(3, len(tokens)), k=TOKENS)), 0
     place = rng.randrange(len(words) // 2 + 1)
     if classes:
         return " ".join([*words[:place], TRIGGER, *words[place:]]), 0
