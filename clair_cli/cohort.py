@@ -6,6 +6,7 @@ Nothing here holds a tensor. `align` checks once what the rest of clair relies o
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -84,12 +85,32 @@ class UpdateSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class FullSpec:
+    """One tensor that was trained whole, as a saved head, a bias or an embedding: W = scale * stored.
+
+    `tensor` is its name in the adapter's files; `dtype` is in safetensors terms. The scale is other
+    than 1 for the bias of a LoRA factor alone.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """One client's checkpoint, known from its headers and its config.
 
-    `updates` maps module names to their specs; `tensors` holds every tensor of the files, those that
-    are passed through untouched included; `config` and `metadata` are what else decides the scales;
-    `traits` are words for what clients of one cohort should have alike: "peft_type", "init", "scaling".
+    `updates` maps module names to their specs, `full` the names of tensors trained whole; `tensors`
+    holds every tensor of the files, those that are passed through untouched included; `config` and
+    `metadata` are what else decides the scales; `traits` are words for what clients of one cohort
+    should have alike: "peft_type", "init", "scaling".
     `digest` is a sha256 over what the tensors and config hold.
     `replicates` are further adapters of the same client; where the client has nothing else, this
     adapter is one of them.
@@ -108,6 +129,7 @@ class Adapter:
     notes: tuple[Reason, ...] = ()
     traits: Mapping[str, str] = field(default_factory=dict)
     replicates: tuple[Adapter, ...] = ()
+    full: Mapping[str, FullSpec] = field(default_factory=dict)
 
     @property
     def only_replicates(self) -> bool:
@@ -135,7 +157,8 @@ class Cohort:
 
     `clients` are in natural order of their ids, `modules` in natural order of their names;
     `shapes` are (d_out, d_in). `broken` are the clients that cannot be compared, `findings` remarks
-    on the cohort as a whole.
+    on the cohort as a whole. `full` are the tensors trained whole that most clients have with one
+    shape, in natural order of their names, with that shape; `having` says who these clients are.
     """
 
     clients: tuple[Adapter, ...]
@@ -143,6 +166,13 @@ class Cohort:
     shapes: Mapping[str, tuple[int, int]]
     broken: tuple[Broken, ...] = ()
     findings: tuple[Reason, ...] = ()
+    full: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def having(self, name: str) -> tuple[int, ...]:
+        """Positions of the clients that have `full[name]` with its shape; the others have it otherwise
+        or not at all, and a finding names them."""
+        shape = self.full[name]
+        return tuple(k for k, a in enumerate(self.clients) if _shape(a, name) == shape)
 
     @property
     def dtypes(self) -> set[str]:
@@ -192,7 +222,9 @@ def align(entries: Entries, min_shared: float = 0.5, same: bool = False) -> Coho
     modules = tuple(sorted(shared, key=natural_key))
     first = clients[0].updates if clients else {}
     shapes = {m: (first[m].d_out, first[m].d_in) for m in modules}
-    return Cohort(tuple(clients), modules, shapes, tuple(broken), tuple(findings))
+    full, remarks = _full(clients)
+    findings += remarks
+    return Cohort(tuple(clients), modules, shapes, tuple(broken), tuple(findings), full)
 
 
 Checked = tuple[list[Broken], list[Reason]]
@@ -343,3 +375,40 @@ def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
         text = f"ranks differ between clients ({min(ranks)} to {max(ranks)}); updates are compared"
         findings.append(Reason("CLR304", text + " as products, which is exact"))
     return findings
+
+
+# --- tensors trained whole
+
+
+def _shape(adapter: Adapter, name: str) -> tuple[int, ...] | None:
+    spec = adapter.full.get(name)
+    return None if spec is None else spec.shape
+
+
+def _full(clients: list[Adapter]) -> tuple[dict[str, tuple[int, ...]], list[Reason]]:
+    """The full matrices that most clients have with one shape, and who has them otherwise."""
+    names = sorted({n for a in clients for n in a.full}, key=natural_key)
+    found: dict[str, tuple[int, ...]] = {}
+    odd: dict[str, list[str]] = {}
+    for name in names:
+        shapes = {a.client: _shape(a, name) for a in clients}
+        count = Counter(s for s in shapes.values() if s is not None)
+        usual, votes = count.most_common(1)[0]
+        if 2 * votes > len(clients):
+            found[name] = usual
+        others = [_has(c, s) for c, s in shapes.items() if s != usual]
+        if name not in found:
+            own = [_has(c, s) for c, s in shapes.items() if s is not None]
+            odd.setdefault(f"no shape is that of most clients, not judged: {_few(own)}", []).append(
+                name
+            )
+        elif others:
+            odd.setdefault(f"compared without {_few(others)}", []).append(name)
+    return found, [Reason("CLR304", f"{_few(names)}: {text}") for text, names in odd.items()]
+
+
+def _has(client: str, shape: tuple[int, ...] | None) -> str:
+    """A client with what it has in place of a full matrix."""
+    return (
+        f"{client} ({'has none' if shape is None else ' x '.join(map(str, shape)) or 'a number'})"
+    )

@@ -56,6 +56,8 @@ def _open(source: formats.Source, settings: Settings) -> Adapter | Broken | Reas
             other = formats.open_adapter(path, settings, source.client, source.root)
             for module in other.updates:
                 formats.check_finite(other, module)
+            for name in other.full:
+                formats.check_full(other, name)
             found.append(other)
         except AdapterError as error:
             notes.append(Reason(error.code, f"{path.name}, no replicate: {error}"))

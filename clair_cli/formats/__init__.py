@@ -22,6 +22,13 @@ from clair_cli.formats.discovery import (
     find_replicates,
     with_replicates,
 )
+from clair_cli.formats.full import (
+    check_full,
+    full_norm,
+    read_full_elements,
+    read_full_rows,
+    read_full_tensor,
+)
 from clair_cli.formats.interface import AdapterFormat, AdapterWriter, FactoredFormat
 from clair_cli.formats.layout import locate
 from clair_cli.settings import DtypeName, Settings
@@ -36,13 +43,18 @@ __all__ = [
     "FactoredFormat",
     "Source",
     "check_finite",
+    "check_full",
     "check_writable",
     "discover",
     "factored",
     "find_replicates",
+    "full_norm",
     "norm",
     "open_adapter",
     "open_writer",
+    "read_full_elements",
+    "read_full_rows",
+    "read_full_tensor",
     "read_update",
     "record",
     "with_replicates",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clair_cli.cohort import Adapter, InputFile, TensorSpec, UpdateSpec
-from clair_cli.errors import ConfigInvalid, Malformed, NonFinite
+from clair_cli.cohort import Adapter, FullSpec, InputFile, TensorSpec, UpdateSpec
+from clair_cli.errors import ConfigInvalid, Malformed, NonFinite, ShapeMismatch
 from clair_cli.formats import npz, safetensors_file
 from clair_cli.formats.files import hash_file, pread
 from clair_cli.formats.layout import CONFIG, Layout
+from clair_cli.formats.safetensors_file import FLOATS
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
@@ -48,6 +50,11 @@ class Container(Protocol):
 
     def read_bytes(self, file: InputFile, name: str, spec: TensorSpec) -> bytes | bytearray:
         """Its elements row by row, floats little-endian; raises the kinds of AdapterError."""
+
+    def read_elements(
+        self, file: InputFile, name: str, spec: TensorSpec, begin: int, end: int
+    ) -> Tensor:
+        """Elements [begin, end) row by row, of its dtype; raises what `read_tensor` does."""
 
 
 CONTAINERS: Mapping[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
@@ -118,13 +125,14 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a format makes of it. `config` has what the command line added; `traits` as in Adapter."""
+    """What a format makes of it: `config` with what the command line added, the rest as in Adapter."""
 
     updates: Mapping[str, UpdateSpec]
     config: Mapping[str, Any]
     base: str | None = None
     notes: tuple[Reason, ...] = ()
     traits: Mapping[str, str] = field(default_factory=dict)
+    full: Mapping[str, FullSpec] = field(default_factory=dict)
 
 
 Describe = Callable[[Contents, Settings], Described]
@@ -154,12 +162,40 @@ def _read_config(fd: int, size: int) -> dict[str, Any]:
     return parse_object(pread(fd, 0, size), CONFIG, ConfigInvalid)
 
 
-def not_judged(
-    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec]
-) -> tuple[Reason, ...]:
-    """A note on the matrices beside the updates; vectors go without saying."""
+def find_full(
+    tensors: Mapping[str, TensorSpec],
+    updates: Mapping[str, UpdateSpec],
+    name_of: Callable[[str], str | None] = str,
+) -> dict[str, FullSpec]:
+    """Name -> what was trained whole: tensors of floats beside the updates, in file order.
+
+    `name_of` says what a tensor is called, None where it is not to be judged. Raises ShapeMismatch
+    where two are called the same.
+    """
     used = {key for spec in updates.values() for key in spec.tensors.values()}
-    passed = [key for key, spec in tensors.items() if key not in used and len(spec.shape) > 1]
+    found: dict[str, FullSpec] = {}
+    for key, spec in tensors.items():
+        judged = key not in used and spec.dtype in FLOATS and 0 not in spec.shape
+        name = name_of(key) if judged else None
+        if name in found:
+            text = (
+                f"{spec.file}: tensors {found[name].tensor!r} and {key!r} both stand for {name!r}"
+            )
+            raise ShapeMismatch(f"{text}; keep one adapter per file")
+        if name is not None:
+            found[name] = FullSpec(key, spec.shape, spec.dtype)
+    return found
+
+
+def not_judged(
+    tensors: Mapping[str, TensorSpec],
+    updates: Mapping[str, UpdateSpec],
+    full: Mapping[str, FullSpec],
+) -> tuple[Reason, ...]:
+    """A note on what is neither an update nor trained whole; single numbers go without saying."""
+    used = {key for spec in updates.values() for key in spec.tensors.values()}
+    used |= {spec.tensor for spec in full.values()}
+    passed = [k for k, spec in tensors.items() if k not in used and math.prod(spec.shape) != 1]
     return (Reason("CLR115", f"not judged and passed through: {listed(passed)}"),) if passed else ()
 
 
@@ -184,6 +220,7 @@ def as_adapter(contents: Contents, client: str, form: str, found: Described) -> 
         base=found.base,
         notes=(*contents.layout.notes, *found.notes),
         traits=found.traits,
+        full=found.full,
     )
 
 

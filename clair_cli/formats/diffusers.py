@@ -22,6 +22,7 @@ from clair_cli.formats.lora_pairs import (
     Modules,
     PairsWriter,
     alpha_scale,
+    full_beside,
     gather,
     shaped,
     with_alpha,
@@ -77,8 +78,10 @@ def describe(contents: Contents, settings: Settings) -> Described:
     text = f"{contents.where}: no alpha is stored for {len(bare)} of {len(modules)} modules"
     text += "; they are read at scale 1, as diffusers does: any other was lost in saving"
     notes = [Reason("CLR105", text)] if bare else []
-    notes += not_judged(contents.tensors, updates)
-    return Described(updates, {}, None, tuple(notes), {"peft_type": "LORA", "scaling": "alpha / r"})
+    full = full_beside(contents.tensors, updates, modules)
+    notes += not_judged(contents.tensors, updates, full)
+    traits = {"peft_type": "LORA", "scaling": "alpha / r"}
+    return Described(updates, {}, None, tuple(notes), traits, full)
 
 
 # --- names
@@ -168,7 +171,7 @@ def _by_metadata(
         text = f"tensor {alphas[0]!r} gives an alpha, too, which diffusers refuses"
         raise ConfigInvalid(f"{where}: {text}; keep one of them")
     data = read_metadata(contents.metadata[METADATA], where)
-    found, bases, notes = dict(updates), [], [*not_judged(contents.tensors, updates)]
+    found, bases, notes = dict(updates), [], list[Reason]()
     traits = {"peft_type": "LORA"}
     for component, names in components(data, updates).items():
         config = parse_config(fields(data, component), where, None)
@@ -179,8 +182,9 @@ def _by_metadata(
         traits |= {"init": config.init, "scaling": _scaling(config)}
         for module, name in names.items():
             found[module] = _scaled(updates[module], name, config)
-    base = bases[0] if bases else None
-    return Described(found, data, base, tuple(notes), traits)
+    full = full_beside(contents.tensors, found, modules)
+    notes += not_judged(contents.tensors, found, full)
+    return Described(found, data, bases[0] if bases else None, tuple(notes), traits, full)
 
 
 def _scaled(spec: UpdateSpec, name: str, config: LoraConfig) -> UpdateSpec:

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clair_cli.cohort import Adapter, UpdateSpec
+from clair_cli.cohort import Adapter, FullSpec, UpdateSpec
 from clair_cli.errors import NonFinite, OutputError
 from clair_cli.formats.containers import non_finite, read_bytes, read_tensor, read_values
 from clair_cli.formats.files import read_range
+from clair_cli.formats.full import FullWriter
 from clair_cli.formats.npz import NpzWriter
 from clair_cli.formats.rules import RULES, Array, Factors
-from clair_cli.formats.safetensors_file import SafetensorsWriter, stored
+from clair_cli.formats.safetensors_file import BITS, SafetensorsWriter, stored
 from clair_cli.settings import DtypeName
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clair_cli.update import LowRankUpdate
 
 SHARED = 2**29
@@ -126,7 +129,7 @@ def stored_dtype(dtypes: Sequence[str]) -> str:
 # --- written back
 
 
-class FactorsWriter:
+class FactorsWriter(FullWriter):
     """`adapter` with other updates of `modules`, into the empty `folder`, module by module.
 
     A module in `ranks` is zero-padded to the rank given there, with the scale in its factors; all
@@ -147,10 +150,12 @@ class FactorsWriter:
         self.groups = groups(adapter.updates)
         self.ranks = self.spread(ranks or {})
         self.held: dict[Group, dict[str, Factors | None]] = {}
+        self.put_so_far = {}
         shapes = self.shapes()
         self.out = self.open(shapes)
         touched = {self.groups[m] for m in self.due | self.ranks.keys()}
         used = {name for g in touched for name in adapter.updates[g[0]].tensors.values()}
+        used |= {spec.tensor for spec in adapter.full.values()}
         for name in (shapes.keys() & adapter.tensors.keys()) - used:
             self.out.write(self.key(name), self.passed(name))
         for group in touched:
@@ -248,8 +253,16 @@ class FactorsWriter:
         """Everything on disk, and what lies beside it."""
         if self.due:
             raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+        self._finish_full()
         self.out.close()
         self.beside()
+
+    def _write_full(self, spec: FullSpec, begin: int, values: Tensor) -> None:
+        data = stored(values, spec.dtype, spec.tensor)
+        self.out.write(self.key(spec.tensor), data, begin * BITS[spec.dtype] // 8)
+
+    def _pass_full(self, spec: FullSpec) -> None:
+        self.out.write(self.key(spec.tensor), self.passed(spec.tensor))
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""

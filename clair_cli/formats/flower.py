@@ -15,7 +15,14 @@ from functools import lru_cache
 
 from clair_cli.cohort import Adapter, TensorSpec, UpdateSpec, natural_key
 from clair_cli.errors import AdapterError, ConfigInvalid, ShapeMismatch, Unsupported, UsageError
-from clair_cli.formats.containers import Contents, Described, as_adapter, read_contents
+from clair_cli.formats.containers import (
+    Contents,
+    Described,
+    as_adapter,
+    find_full,
+    not_judged,
+    read_contents,
+)
 from clair_cli.formats.factors import FactorsWriter, Shapes
 from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.layout import CONFIG, Layout, locate
@@ -125,11 +132,14 @@ def _described(
     names = dict(zip(keys, arrays, strict=False))
     tensors = {key: contents.tensors[name] for key, name in names.items()}
     found = lora.describe(replace(contents, tensors=tensors), settings)
+    rest = {name: contents.tensors[name] for name in arrays[len(keys) :]}
+    full = find_full(rest, {})
     updates = {
         module: replace(spec, tensors={role: names[key] for role, key in spec.tensors.items()})
         for module, spec in found.updates.items()
     }
-    return replace(found, updates=updates)
+    notes = (*found.notes, *not_judged(rest, {}, full))
+    return replace(found, updates=updates, notes=notes, full=full)
 
 
 def _scales(updates: Mapping[str, UpdateSpec]) -> tuple[tuple[str, float], ...]:

@@ -13,11 +13,15 @@ from clair_cli.formats.containers import Contents, Describe
 from clair_cli.settings import DtypeName
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clair_cli.update import LowRankUpdate
 
 
 class AdapterWriter(Protocol):
-    """An adapter being written: every module once, then closed, or abandoned."""
+    """An adapter being written: every module once, full matrices where others are to stand, then closed,
+    or abandoned.
+    """
 
     def put(self, module: str, update: LowRankUpdate) -> None:
         """Write one module's update."""
@@ -25,8 +29,18 @@ class AdapterWriter(Protocol):
     def keep(self, module: str) -> None:
         """Write one module as it was: the same bytes unless its rank changes."""
 
+    def put_full(self, name: str, tensor: Tensor) -> None:
+        """Write another full matrix of the shape of `adapter.full[name]` in its stored dtype, once.
+
+        `tensor` is what `read_full_tensor` is to give: the scale of a bias included. Names that
+        nothing is put under pass through byte by byte. Raises OutputError where it does not fit.
+        """
+
+    def put_full_rows(self, name: str, start: int, rows: Tensor) -> None:
+        """The same in rows (n, *shape[1:]) from row `start` on: in order, and every row once."""
+
     def close(self) -> None:
-        """See that everything is on disk. Raises OutputError where a module is missing."""
+        """See that everything is on disk. Raises OutputError where a module or a row is missing."""
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""

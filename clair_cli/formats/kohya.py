@@ -22,6 +22,7 @@ from clair_cli.formats.lora_pairs import (
     PairsWriter,
     alpha_scale,
     check_matrix,
+    full_beside,
     gather,
     shaped,
     with_alpha,
@@ -89,8 +90,10 @@ def describe(contents: Contents, settings: Settings) -> Described:
     kinds = sorted({spec.rule.upper() for spec in updates.values()})
     traits = {"peft_type": " and ".join(kinds), "scaling": "alpha / r"}
     base = contents.metadata.get("ss_base_model_version") or None
-    notes = (*_notes(contents, modules, zeros, set(kinds)), *not_judged(contents.tensors, updates))
-    return Described(updates, {}, base, notes, traits)
+    full = full_beside(contents.tensors, updates, modules)
+    notes = _notes(contents, modules, zeros, set(kinds))
+    notes += not_judged(contents.tensors, updates, full)
+    return Described(updates, {}, base, notes, traits, full)
 
 
 def _shaped(module: str, roles: Mapping[str, str], contents: Contents) -> tuple[UpdateSpec, int]:

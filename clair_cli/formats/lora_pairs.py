@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from clair_cli.cohort import TensorSpec, UpdateSpec
+from clair_cli.cohort import FullSpec, TensorSpec, UpdateSpec
 from clair_cli.errors import ConfigInvalid, NonFinite, ShapeMismatch, Unsupported
-from clair_cli.formats.containers import Contents, container, read_tensor
+from clair_cli.formats.containers import Contents, container, find_full, read_tensor
 from clair_cli.formats.factors import FactorsWriter, stored_dtype
 from clair_cli.formats.files import read_range
 from clair_cli.formats.safetensors_file import FLOATS, stored
@@ -79,6 +79,17 @@ def with_alpha(
     return replace(spec, tensors={**spec.tensors, "alpha": key})
 
 
+def full_beside(
+    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec], modules: Modules
+) -> dict[str, FullSpec]:
+    """What was trained whole; the bias of an up factor counts with its module's scale."""
+    found = find_full(tensors, updates)
+    for module, roles in modules.items():
+        if (bias := roles.get("bias")) in found:
+            found[bias] = replace(found[bias], scale=updates[module].scale)
+    return found
+
+
 def check_matrix(key: str, spec: TensorSpec) -> None:
     """Raises ShapeMismatch or Unsupported unless the tensor holds floats in two or more dimensions."""
     what = f"{spec.file}: tensor {key!r}"
@@ -142,6 +153,10 @@ class PairsWriter(FactorsWriter):
                 dtype = dtype if rank <= EXACT.get(dtype, 0) else "F32"
                 found[alpha], self.alphas[alpha] = (dtype, shape), (rank, dtype)
         return found
+
+    def _written_scale(self, spec: FullSpec) -> float:
+        """1 where the scale goes into the factors, and the bias with them."""
+        return 1.0 if spec.tensor in self.biases else spec.scale
 
     def passed(self, name: str) -> bytes | bytearray:
         """Its own bytes, or another alpha, or another bias."""

@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import Malformed, OutputError, PickleFound, Unsupported
-from clair_cli.formats.files import pread, read_range
+from clair_cli.formats.files import CHUNK, pread, read_range
 from clair_cli.formats.safetensors_file import FLOATS, MAX_DIMENSIONS
 from clair_cli.formats.zip_file import DEFLATED, Member, ZipWriter, damaged, read_directory
 from clair_cli.settings import Settings
@@ -171,12 +171,49 @@ def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
     return torch.from_numpy(read_values(file, name, spec)).to(dtype)
 
 
+def read_elements(file: InputFile, name: str, spec: TensorSpec, begin: int, end: int) -> Tensor:
+    """Elements [begin, end) row by row, in the stored dtype; what `read_tensor` raises.
+
+    The checksum is of the whole, and looked at with the first of them. What is deflated or stored
+    column by column is read whole every time.
+    """
+    import numpy as np
+    import torch
+
+    assert isinstance(spec, NpyTensor)
+    if spec.deflated or spec.fortran or spec.dtype not in FLOATS:
+        return read_tensor(file, name, spec).reshape(-1)[begin:end]
+    if begin == 0:
+        _check_sum(file, name, spec)
+    kind = np.dtype(spec.descr[:3])
+    at = spec.begin + spec.head
+    data = read_range(file, at + begin * kind.itemsize, at + end * kind.itemsize)
+    values = np.frombuffer(data, kind).astype(kind.newbyteorder("<"))
+    return torch.from_numpy(values)
+
+
+def _check_sum(file: InputFile, name: str, spec: NpyTensor) -> None:
+    crc = 0
+    for at in range(spec.begin, spec.end, CHUNK):
+        crc = zlib.crc32(read_range(file, at, min(at + CHUNK, spec.end)), crc)
+    if crc != spec.crc:
+        raise damaged(spec.file, f"the bytes of tensor {name!r} do not match their checksum")
+
+
+def head_of(file: InputFile, name: str, spec: NpyTensor) -> bytes:
+    """The header of an array, as it is stored."""
+    if spec.deflated:
+        return read_raw(file, name, spec)[: spec.head]
+    return bytes(read_range(file, spec.begin, spec.begin + spec.head))
+
+
 class SameNpz:
     """A new .npz of the same tensors, in any order, unpacked; equal tensors give equal bytes."""
 
     def __init__(self, path: Path, tensors: Mapping[str, TensorSpec]) -> None:
         sizes = {f"{k}.npy": t.unpacked for k, t in tensors.items() if isinstance(t, NpyTensor)}
         self.file = ZipWriter(path, sizes)
+        self.held: dict[str, NDArray[np.float64]] = {}
 
     def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
         """The tensor as it is in `file`."""
@@ -186,17 +223,37 @@ class SameNpz:
         self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]
     ) -> None:
         """Other values in place of those in `file`. Raises OutputError where they overflow."""
+        assert isinstance(spec, NpyTensor)
+        data = _stored(values, spec, name).tobytes(order="F" if spec.fortran else "C")
+        self.file.write(f"{name}.npy", head_of(file, name, spec) + data)
+
+    def put_part(
+        self,
+        file: InputFile,
+        name: str,
+        spec: TensorSpec,
+        values: NDArray[np.float64],
+        begin: int,
+    ) -> None:
+        """Other values (n,) of the elements from `begin` on, in order. Raises what `put` does.
+
+        What is stored column by column is kept until the last of it is there.
+        """
         import numpy as np
 
         assert isinstance(spec, NpyTensor)
-        with np.errstate(over="ignore"):
-            stored = values.astype(spec.descr[:3])
-        if not np.isfinite(stored).all():
-            text = f"tensor {name!r}: values are not finite in the stored dtype {spec.dtype}"
-            raise OutputError(f"{text}; save the input as float32 and refine that")
-        head = read_raw(file, name, spec)[: spec.head]
-        data = stored.tobytes(order="F" if spec.fortran else "C")
-        self.file.write(f"{name}.npy", head + data)
+        end = begin + len(values)
+        if spec.fortran:
+            whole = self.held.setdefault(name, np.empty(math.prod(spec.shape)))
+            whole[begin:end] = values
+            if end == len(whole):
+                self.put(file, name, spec, self.held.pop(name).reshape(spec.shape))
+            return
+        data = _stored(values, spec, name).tobytes()
+        at = spec.head + begin * (len(data) // max(len(values), 1))
+        if begin == 0:
+            data, at = head_of(file, name, spec) + data, 0
+        self.file.write(f"{name}.npy", data, at)
 
     def close(self) -> None:
         """See that everything is on disk."""
@@ -205,6 +262,18 @@ class SameNpz:
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""
         self.file.abandon()
+
+
+def _stored(values: NDArray[np.float64], spec: NpyTensor, name: str) -> NDArray[Any]:
+    """`values` in the dtype of the array. Raises OutputError where they are not finite in it."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        stored = values.astype(spec.descr[:3])
+    if not np.isfinite(stored).all():
+        text = f"tensor {name!r}: values are not finite in the stored dtype {spec.dtype}"
+        raise OutputError(f"{text}; save the input as float32 and refine that")
+    return stored
 
 
 class NpzWriter:
@@ -222,9 +291,11 @@ class NpzWriter:
         }
         self.file = ZipWriter(path, sizes)
 
-    def write(self, name: str, data: bytes | bytearray) -> None:
-        """All bytes of a tensor, once, as `read_bytes` gives them."""
-        self.file.write(f"{name}.npy", self.heads[name] + data)
+    def write(self, name: str, data: bytes | bytearray, at: int = 0) -> None:
+        """All bytes of a tensor, once, as `read_bytes` gives them; or piece by piece, in order."""
+        head = self.heads[name]
+        place = (f"{name}.npy", data, len(head) + at) if at else (f"{name}.npy", head + data, 0)
+        self.file.write(*place)
 
     def close(self) -> None:
         """See that everything is on disk."""

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from clair_cli.cohort import Adapter, InputFile, TensorSpec, UpdateSpec
+from clair_cli.cohort import Adapter, FullSpec, InputFile, TensorSpec, UpdateSpec
 from clair_cli.errors import (
     AdapterError,
     LimitExceeded,
@@ -27,7 +27,15 @@ from clair_cli.errors import (
     Unsupported,
     UsageError,
 )
-from clair_cli.formats.containers import container, listed, non_finite, open_file
+from clair_cli.formats.containers import (
+    container,
+    find_full,
+    listed,
+    non_finite,
+    not_judged,
+    open_file,
+)
+from clair_cli.formats.full import FullWriter
 from clair_cli.formats.interface import AdapterFormat
 from clair_cli.formats.layout import EXPECTED_FILE, SUFFIXES, Layout
 from clair_cli.formats.npz import SameNpz
@@ -38,6 +46,7 @@ from clair_cli.settings import DtypeName, ReadAs, Settings
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from clair_cli.update import LowRankUpdate
 
@@ -171,6 +180,7 @@ def _adapter(
 ) -> Adapter:
     files = {file.name: file} | ({base.file.name: base.file} if base else {})
     content = json.dumps([kind, *(f.sha256 for f in files.values())])
+    full = find_full(tensors, updates)
     return Adapter(
         client=client,
         path=layout.path,
@@ -181,25 +191,17 @@ def _adapter(
         files=files,
         config={"base": base.tensors} if base else {},
         base=base.file.name.removeprefix("--base ") if base else None,
-        notes=(*layout.notes, *_notes(tensors, updates, base)),
+        notes=(*layout.notes, *not_judged(tensors, updates, full), *_new(updates, base)),
+        full=full,
     )
 
 
-def _notes(
-    tensors: Mapping[str, TensorSpec], updates: Mapping[str, UpdateSpec], base: Base | None
-) -> list[Reason]:
-    """What is not judged, and what is measured from zero because the base does not have it.
-
-    Vectors and scalars go without saying: every network has biases, norms or counters.
-    """
+def _new(updates: Mapping[str, UpdateSpec], base: Base | None) -> list[Reason]:
+    """A note on what is measured from zero because the base does not have it."""
     used = [spec.file_key for spec in updates.values()]
-    passed = [key for key, t in tensors.items() if key not in used and len(t.shape) > 1]
     new = [key for key in used if base and key not in base.tensors]
-    texts = {
-        "not judged and passed through, being no matrices of floats": passed,
-        "not in the base, so that the whole tensor counts as the update": new,
-    }
-    return [Reason("CLR115", f"{text}: {listed(keys)}") for text, keys in texts.items() if keys]
+    text = "not in the base, so that the whole tensor counts as the update"
+    return [Reason("CLR115", f"{text}: {listed(new)}")] if new else []
 
 
 # --- one module
@@ -292,6 +294,16 @@ class SameTensors(Protocol):
     ) -> None:
         """Other values in place of those in `file`. Raises OutputError where they overflow."""
 
+    def put_part(
+        self,
+        file: InputFile,
+        name: str,
+        spec: TensorSpec,
+        values: NDArray[np.float64],
+        begin: int,
+    ) -> None:
+        """Other values (n,) of the elements from `begin` on, in order. Raises what `put` does."""
+
     def close(self) -> None:
         """See that everything is on disk."""
 
@@ -299,7 +311,7 @@ class SameTensors(Protocol):
         """Remove the unfinished file; after `close` this does nothing."""
 
 
-class PlainWriter:
+class PlainWriter(FullWriter):
     """`adapter` with other updates of `modules`, into the empty `folder`, module by module.
 
     A matrix becomes the update, or base + update, in its stored dtype; a dense matrix has room for
@@ -315,16 +327,15 @@ class PlainWriter:
         modules: Sequence[str],
         ranks: Mapping[str, int] | None = None,
     ) -> None:
-        self.adapter, self.due = adapter, set(modules)
+        self.adapter, self.due, self.put_so_far = adapter, set(modules), {}
         name = next(iter(adapter.files))
         suffix = Path(name).suffix
         self.out: SameTensors = WRITERS[suffix](
             folder / file_name(adapter, name, folder), adapter.tensors
         )
         updated = {adapter.updates[m].file_key for m in modules}
-        for key in adapter.tensors.keys() - updated:
-            spec = adapter.tensors[key]
-            self.out.copy(adapter.files[spec.file], key, spec)
+        for key in adapter.tensors.keys() - updated - {s.tensor for s in adapter.full.values()}:
+            self._copy(key)
 
     def put(self, module: str, update: LowRankUpdate) -> None:
         """Write one module's update, once."""
@@ -343,14 +354,25 @@ class PlainWriter:
     def keep(self, module: str) -> None:
         """Write one module's matrix as it was, byte for byte."""
         self.due.remove(module)
-        key = self.adapter.updates[module].file_key
+        self._copy(self.adapter.updates[module].file_key)
+
+    def _copy(self, key: str) -> None:
         spec = self.adapter.tensors[key]
         self.out.copy(self.adapter.files[spec.file], key, spec)
+
+    def _write_full(self, spec: FullSpec, begin: int, values: Tensor) -> None:
+        tensor = self.adapter.tensors[spec.tensor]
+        file = self.adapter.files[tensor.file]
+        self.out.put_part(file, spec.tensor, tensor, values.cpu().double().numpy(), begin)
+
+    def _pass_full(self, spec: FullSpec) -> None:
+        self._copy(spec.tensor)
 
     def close(self) -> None:
         """See that everything is on disk. Raises OutputError where a module is missing."""
         if self.due:
             raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+        self._finish_full()
         self.out.close()
 
     def abandon(self) -> None:

@@ -167,6 +167,13 @@ def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
     return torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
 
 
+def read_elements(file: InputFile, name: str, spec: TensorSpec, begin: int, end: int) -> Tensor:
+    """Elements [begin, end) of the tensor `name`, row by row, in its dtype. Raises as `read_tensor`."""
+    size = BITS[spec.dtype] // 8
+    part = (end - begin,), spec.begin + begin * size, spec.begin + end * size
+    return read_tensor(file, name, TensorSpec(spec.file, spec.dtype, *part))
+
+
 def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
     """The tensor `name`, of its shape, in float64 and without torch.
 
@@ -241,9 +248,9 @@ class SafetensorsWriter:
         self.file = NewFile(path)
         self.file.write(0, head)
 
-    def write(self, name: str, data: bytes | bytearray) -> None:
-        """All bytes of a tensor, once."""
-        self.file.write(self.begins[name], data)
+    def write(self, name: str, data: bytes | bytearray, at: int = 0) -> None:
+        """All bytes of a tensor, once; or piece by piece, each from byte `at` of the tensor on."""
+        self.file.write(self.begins[name] + at, data)
 
     def close(self) -> None:
         """Everything is on disk, and the library that will load it finds every tensor."""
@@ -281,6 +288,20 @@ class SameSafetensors(SafetensorsWriter):
         import torch
 
         self.write(name, stored(torch.from_numpy(values), spec.dtype, name))
+
+    def put_part(
+        self,
+        file: InputFile,
+        name: str,
+        spec: TensorSpec,
+        values: NDArray[np.float64],
+        begin: int,
+    ) -> None:
+        """Other values (n,) of the elements from `begin` on. Raises OutputError where they overflow."""
+        import torch
+
+        data = stored(torch.from_numpy(values), spec.dtype, name)
+        self.write(name, data, begin * BITS[spec.dtype] // 8)
 
 
 def stored(tensor: Tensor, dtype: str, name: str) -> bytes:

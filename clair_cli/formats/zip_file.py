@@ -232,13 +232,15 @@ class ZipWriter:
         self.directory, self.checksums = at, dict.fromkeys(self.sizes, 0)
         self.file = NewFile(path)
 
-    def write(self, name: str, data: bytes) -> None:
-        """All bytes of a member, once."""
-        assert len(data) == self.sizes[name]
-        self.checksums[name] = zlib.crc32(data)
-        head = _local_header(name, len(data), self.checksums[name])
-        self.file.write(self.begins[name], head)
-        self.file.write(self.begins[name] + len(head), data)
+    def write(self, name: str, data: bytes | bytearray, at: int = 0) -> None:
+        """All bytes of a member, once; or piece by piece, in order, each from its byte `at` on."""
+        size = self.sizes[name]
+        assert at + len(data) <= size
+        self.checksums[name] = zlib.crc32(data, self.checksums[name] if at else 0)
+        head = _local_header(name, size, self.checksums[name])  # as long, whatever the checksum
+        if at + len(data) == size:
+            self.file.write(self.begins[name], head)
+        self.file.write(self.begins[name] + len(head) + at, data)
 
     def close(self) -> None:
         """The directory too; everything is on disk."""

@@ -162,17 +162,18 @@ def test_a_convolution_in_groups_passes_through_with_a_note(tmp_path: Path) -> N
         write_adapter(adapter, {"parted": fresh(adapter)["head"]}, tmp_path)
 
 
-def test_whole_tensors_beside_the_updates_are_noted_and_biases_are_not(tmp_path: Path) -> None:
+def test_copies_of_base_weights_are_noted_and_what_was_trained_whole_is_not(tmp_path: Path) -> None:
+    (note,) = open_adapter(VARIANTS["embedding and head"].saved(tmp_path / "copies")).notes
+    assert note.code == "CLR115"
+    assert "embed_tokens.base_layer.weight" in note.message
     for name, key in {
         "modules_to_save": "lm_head.weight",
         "token rows": "trainable_tokens_delta",
-        "embedding and head": "embed_tokens.base_layer.weight",
+        "bias": "head.bias",
     }.items():
-        notes = open_adapter(VARIANTS[name].saved(tmp_path / name)).notes
-        assert [n.code for n in notes] == ["CLR115"]
-        assert key in notes[0].message
-    notes = open_adapter(VARIANTS["bias"].saved(tmp_path / "bias")).notes
-    assert "CLR115" not in {n.code for n in notes}
+        adapter = open_adapter(VARIANTS[name].saved(tmp_path / name))
+        assert "CLR115" not in {n.code for n in adapter.notes}
+        assert any(key in full for full in adapter.full), name
 
 
 def test_ranks_that_eva_has_distributed_are_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clair_cli.cohort import Adapter, Start, TensorSpec, UpdateSpec
+from clair_cli.cohort import Adapter, FullSpec, Start, TensorSpec, UpdateSpec
 from clair_cli.errors import (
     ConfigInvalid,
     LimitExceeded,
@@ -38,6 +38,7 @@ from clair_cli.formats.peft.keys import (
 )
 from clair_cli.formats.peft.patterns import exactly
 from clair_cli.formats.peft.types import check_type
+from clair_cli.formats.peft.whole import find_trained_whole
 from clair_cli.formats.safetensors_file import stored
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.output.publish import write_bytes
@@ -78,8 +79,9 @@ def describe(contents: Contents, settings: Settings) -> Described:
     once = _counted_once(updates, contents) if config.tied else updates
     completed = _completed(data or {}, once, settings.alpha)
     used = {name: t for name, t in tensors.items() if not UNUSED.fullmatch(name)}
-    notes += not_judged(used, once)
-    return Described(once, completed, config.base, tuple(notes), _traits(config))
+    full = find_trained_whole(used, once, data or {})
+    notes += not_judged(used, once, full)
+    return Described(once, completed, config.base, tuple(notes), _traits(config), full)
 
 
 def _traits(config: LoraConfig) -> dict[str, str]:
@@ -245,10 +247,18 @@ class PeftWriter(FactorsWriter):
         found = super().shapes()
         return {n: s for n, s in found.items() if not (self.ranks and UNUSED.fullmatch(n))}
 
+    def _written_scale(self, spec: FullSpec) -> float:
+        """1 where the scale goes into the factors, and the bias with them."""
+        return 1.0 if self._module_of_bias(spec.tensor) in self.ranks else spec.scale
+
+    def _module_of_bias(self, name: str) -> str:
+        """Of a tensor that is the bias of lora_B; of others the empty name."""
+        bias = BIAS.fullmatch(canonical_key(name))
+        return bias[1].removeprefix(PREFIX) if bias else ""
+
     def passed(self, name: str) -> bytes | bytearray:
         """A bias of lora_B takes the scale along where that goes into the factors."""
-        data, bias = super().passed(name), BIAS.fullmatch(canonical_key(name))
-        module = bias[1].removeprefix(PREFIX) if bias else ""
+        data, module = super().passed(name), self._module_of_bias(name)
         scale = self.adapter.updates[module].scale if module in self.ranks else 1.0
         if scale == 1:
             return data

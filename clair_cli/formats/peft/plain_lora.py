@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clair_cli.cohort import Adapter, UpdateSpec
+from clair_cli.cohort import Adapter, FullSpec, UpdateSpec
 from clair_cli.errors import OutputError
 from clair_cli.formats.factors import fitted, read_update
 from clair_cli.formats.files import read_range
+from clair_cli.formats.full import FullWriter
 from clair_cli.formats.layout import CONFIG, WEIGHTS
 from clair_cli.formats.peft.keys import PREFIX, canonical_key
 from clair_cli.formats.peft.lora import read_readme
 from clair_cli.formats.peft.patterns import exactly
-from clair_cli.formats.safetensors_file import SafetensorsWriter, stored
+from clair_cli.formats.safetensors_file import BITS, SafetensorsWriter, stored
 from clair_cli.output.publish import write_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clair_cli.update import LowRankUpdate
 
 CARRIED = (
@@ -33,7 +36,7 @@ CARRIED = (
 """Fields of a config that mean the same to every tuner."""
 
 
-class LoraWriter:
+class LoraWriter(FullWriter):
     """`adapter` with other updates of `modules`, as plain LoRA, into the empty `folder`.
 
     Every module has scale 1, and the rank in `ranks`, else that of its update; dtypes stay those of
@@ -57,8 +60,9 @@ class LoraWriter:
             for side, shape in lora_shapes(adapter, spec, self.ranks[module]).items():
                 shapes[_key(module, side)] = (spec.dtype, shape)
         self.out = SafetensorsWriter(folder / WEIGHTS, shapes)
-        for name, t in passed.items():
-            self.out.write(canonical_key(name), read_range(adapter.files[t.file], t.begin, t.end))
+        self.put_so_far = {}
+        for name in passed.keys() - {spec.tensor for spec in adapter.full.values()}:
+            self._pass(name)
         for module in adapter.updates.keys() - self.due:
             self._write(module, read_update(adapter, module, "float64"))
 
@@ -78,10 +82,23 @@ class LoraWriter:
             key = _key(module, side)
             self.out.write(key, stored(factor, spec.dtype, key))
 
+    def _pass(self, name: str) -> None:
+        t = self.adapter.tensors[name]
+        data = read_range(self.adapter.files[t.file], t.begin, t.end)
+        self.out.write(canonical_key(name), data)
+
+    def _write_full(self, spec: FullSpec, begin: int, values: Tensor) -> None:
+        data = stored(values, spec.dtype, spec.tensor)
+        self.out.write(canonical_key(spec.tensor), data, begin * BITS[spec.dtype] // 8)
+
+    def _pass_full(self, spec: FullSpec) -> None:
+        self._pass(spec.tensor)
+
     def close(self) -> None:
         """Everything on disk, with config and model card beside it."""
         if self.due:
             raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+        self._finish_full()
         self.out.close()
         config = json.dumps(lora_config(self.adapter.config, self.ranks), indent=2)
         write_bytes(self.folder / CONFIG, config.encode() + b"\n")

@@ -14,11 +14,12 @@ from typing import Any
 
 from clair_cli.cohort import TensorSpec, UpdateSpec
 from clair_cli.errors import ConfigInvalid, ShapeMismatch, Unsupported
-from clair_cli.formats.containers import Contents, Described
+from clair_cli.formats.containers import Contents, Described, not_judged
 from clair_cli.formats.factors import stored_dtype
 from clair_cli.formats.layout import CONFIG
 from clair_cli.formats.peft.config import LoraConfig, parse_config
 from clair_cli.formats.peft.keys import PREFIX, WRAPPERS, owner
+from clair_cli.formats.peft.whole import find_trained_whole
 from clair_cli.formats.safetensors_file import FLOATS
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
@@ -220,7 +221,9 @@ def describe(contents: Contents, settings: Settings) -> Described:
         updates[name] = update_of(kind, found, config)
     notes = (*config.notes, *config.check_modules(modules))
     note = Reason("CLR115", f"{CONFIG}: {kind}: {TUNERS[kind].note}")
-    return Described(updates, data, config.base, (*notes, note), {"peft_type": kind})
+    full = find_trained_whole(contents.tensors, updates, data)
+    notes = (*notes, note, *not_judged(contents.tensors, updates, full))
+    return Described(updates, data, config.base, notes, {"peft_type": kind}, full)
 
 
 def _config(kind: str, data: Mapping[str, Any], settings: Settings) -> LoraConfig:

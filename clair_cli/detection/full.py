@@ -1,0 +1,141 @@
+"""Tensors trained whole of all clients, read once in parts and kept as inner products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clair_cli import engines, formats
+from clair_cli.cohort import Adapter, Cohort
+from clair_cli.detection.record import Machine
+from clair_cli.errors import AdapterError, NonFinite
+from clair_cli.formats.full import spans
+from clair_cli.progress import Progress, silent
+from clair_cli.report import Reason
+from clair_cli.settings import Settings
+
+BLOCK = 2**26
+"""Bytes of all clients' elements that are in memory together, in float64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FullTables:
+    """F full matrices of K clients: `sizes` (F,) numbers of elements, `present` (F, K) who has which.
+
+    `inner` (F, K, K) holds <W_i, W_j> of the matrices as they are stored, in float64; it is zero in
+    the rows and columns of clients that lack the matrix, and of those in `failed` (position ->
+    reason) everywhere.
+    """
+
+    names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    inner: NDArray[np.float64]
+    failed: Mapping[int, Reason]
+
+    def select(self, clients: Sequence[int]) -> FullTables:
+        """The same of the clients at these positions alone, none of which may have failed."""
+        who = np.asarray(clients, dtype=int)
+        return replace(
+            self, present=self.present[:, who], inner=self.inner[:, who][:, :, who], failed={}
+        )
+
+
+def read_full(
+    cohort: Cohort, settings: Settings, machine: Machine, on_progress: Progress = silent
+) -> FullTables:
+    """Every matrix of `cohort.full` of every client that has it, read once.
+
+    At most BLOCK bytes of all clients together are in memory. A client that cannot be read, or holds
+    numbers that are not finite, is in `failed`, and the others go on.
+    """
+    job, count = partial(_inner, cohort, machine.device), len(cohort.clients)
+    inner = np.zeros((len(cohort.full), count, count))
+    failed: dict[int, Reason] = {}
+    for f, found in enumerate(engines.choose(settings.engine).map(job, cohort.full)):
+        inner[f] = found.inner
+        failed = {**found.failed, **failed}
+        on_progress("reading full matrices", f + 1, len(inner))
+    gone = sorted(failed)
+    inner[:, gone] = 0
+    inner[:, :, gone] = 0
+    having = [cohort.having(name) for name in cohort.full]
+    return FullTables(
+        names=tuple(cohort.full),
+        sizes=np.array([math.prod(shape) for shape in cohort.full.values()], dtype=np.int64),
+        present=np.array([np.isin(np.arange(count), who) for who in having]).reshape(-1, count),
+        inner=inner,
+        failed=failed,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inner:
+    """Inner products (K, K) of one matrix, and the clients whose could not be read."""
+
+    inner: NDArray[np.float64]
+    failed: Mapping[int, Reason]
+
+
+def _inner(cohort: Cohort, device: str, name: str) -> _Inner:
+    who = cohort.having(name)
+    size = math.prod(cohort.full[name])
+    total = torch.zeros((len(who), len(who)), dtype=torch.float64, device=device)
+    failed: dict[int, Reason] = {}
+    for begin, end in spans(size, max(BLOCK // (8 * max(len(who), 1)), 1)):
+        block = torch.zeros((len(who), end - begin), dtype=torch.float64, device=device)
+        for row, k in enumerate(who):
+            if k in failed:
+                continue
+            try:
+                block[row] = read_full_estimate(cohort.clients[k], name, begin, end, device)
+            except AdapterError as error:
+                failed[k] = Reason(error.code, str(error))
+        total += block @ block.T
+    for row in torch.nonzero(~torch.isfinite(total.diagonal())).flatten().tolist():
+        failed[who[row]] = _not_finite(cohort.clients[who[row]], name)
+    inner = np.zeros((len(cohort.clients), len(cohort.clients)))
+    inner[np.ix_(who, who)] = total.cpu().numpy()
+    return _Inner(inner, failed)
+
+
+def read_full_estimate(
+    adapter: Adapter, name: str, begin: int, end: int, device: str = "cpu"
+) -> Tensor:
+    """Elements [begin, end) of the client's full matrix, row by row, in float64: of its adapter, or
+    the mean over its replicates where it has nothing else. Raises AdapterError.
+    """
+    found = [
+        formats.read_full_elements(one, name, begin, end, "float64", device)
+        for one in _estimates(adapter, name)
+    ]
+    return found[0] if len(found) == 1 else torch.stack(found).mean(dim=0)
+
+
+def _estimates(adapter: Adapter, name: str) -> list[Adapter]:
+    """Whose mean the client's matrix is: replicates may lack it, or have it in another shape."""
+    if not adapter.only_replicates:
+        return [adapter]
+    shape = adapter.full[name].shape
+    return [r for r in adapter.replicates if name in r.full and r.full[name].shape == shape]
+
+
+def _not_finite(adapter: Adapter, name: str) -> Reason:
+    """Which stored number is NaN or Inf, or that only the sum of squares is."""
+    try:
+        for one in _estimates(adapter, name):
+            formats.check_full(one, name)
+    except AdapterError as error:
+        return Reason(error.code, str(error))
+    spec = adapter.full[name]
+    text = (
+        f"{adapter.tensors[spec.tensor].file}: tensor {spec.tensor!r} is too large to be compared"
+    )
+    return Reason(NonFinite.code, f"{text}; retrain it, or leave this client out")
