@@ -53,8 +53,8 @@ class Container(Protocol):
 
     def read_elements(
         self, file: InputFile, name: str, spec: TensorSpec, begin: int, end: int
-    ) -> Tensor:
-        """Elements [begin, end) row by row, of its dtype; raises what `read_tensor` does."""
+    ) -> NDArray[np.float64]:
+        """Elements [begin, end), row by row; otherwise as `read_values`."""
 
 
 CONTAINERS: Mapping[str, Container] = {".safetensors": safetensors_file, ".npz": npz}

@@ -13,6 +13,8 @@ from clair_cli.formats.containers import container, non_finite
 from clair_cli.settings import DtypeName
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 PART = 2**22
@@ -35,11 +37,16 @@ def read_full_elements(
     import torch
 
     spec = adapter.full[name]
+    wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype
+    values = torch.from_numpy(_values(adapter, spec, begin, end))
+    return values.to(device, getattr(torch, wanted))
+
+
+def _values(adapter: Adapter, spec: FullSpec, begin: int, end: int) -> NDArray[np.float64]:
+    """Elements [begin, end) of a full matrix, without torch."""
     tensor = adapter.tensors[spec.tensor]
     file = adapter.files[tensor.file]
-    wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype
-    read = container(tensor.file).read_elements(file, spec.tensor, tensor, begin, end)
-    values = read.to(device, getattr(torch, wanted))
+    values = container(tensor.file).read_elements(file, spec.tensor, tensor, begin, end)
     return values if spec.scale == 1 else values * spec.scale
 
 
@@ -64,8 +71,14 @@ def read_full_tensor(
     adapter: Adapter, name: str, dtype: DtypeName = "auto", device: str = "cpu"
 ) -> Tensor:
     """The whole full matrix `name`, of its shape. Otherwise as `read_full_elements`."""
+    import torch
+
     spec = adapter.full[name]
-    return read_full_elements(adapter, name, 0, spec.size, dtype, device).reshape(spec.shape)
+    parts = [
+        read_full_elements(adapter, name, begin, end, dtype, device)
+        for begin, end in spans(spec.size, PART)
+    ]
+    return torch.cat(parts).reshape(spec.shape)
 
 
 def check_full(adapter: Adapter, name: str) -> None:
@@ -73,27 +86,31 @@ def check_full(adapter: Adapter, name: str) -> None:
 
     It counts those near that place alone: in a part of PART elements.
     """
-    import torch
-
-    spec = adapter.full[name]
-    for begin, end in spans(spec.size, PART):
-        values = read_full_elements(adapter, name, begin, end)
-        bad = ~torch.isfinite(values)
-        if count := int(bad.sum()):
-            place = _place(begin + int(torch.nonzero(bad)[0]), spec.shape)
-            nans, file = int(values.isnan().sum()), adapter.tensors[spec.tensor].file
-            raise non_finite(file, spec.tensor, nans, count, place)
+    for _ in _finite_parts(adapter, adapter.full[name]):
+        pass
 
 
 def full_norm(adapter: Adapter, name: str) -> float:
-    """||W||_F of the full matrix `name`, without torch. Raises NonFinite."""
+    """||W||_F of the full matrix `name`. Raises NonFinite, naming the first place."""
     import numpy as np
 
-    from clair_cli.formats.containers import read_values
+    return math.hypot(
+        *(float(np.linalg.norm(x)) for x in _finite_parts(adapter, adapter.full[name]))
+    )
 
-    spec = adapter.full[name]
-    with np.errstate(over="ignore"):
-        return spec.scale * float(np.linalg.norm(read_values(adapter, spec.tensor)))
+
+def _finite_parts(adapter: Adapter, spec: FullSpec) -> Iterator[NDArray[np.float64]]:
+    """All elements of a full matrix, PART of them at a time. Raises NonFinite."""
+    import numpy as np
+
+    for begin, end in spans(spec.size, PART):
+        values = _values(adapter, spec, begin, end)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            place, nans = _place(begin + int(bad[0]), spec.shape), int(np.isnan(values).sum())
+            file = adapter.tensors[spec.tensor].file
+            raise non_finite(file, spec.tensor, nans, len(bad), place)
+        yield values
 
 
 def spans(size: int, most: int) -> Iterator[tuple[int, int]]:

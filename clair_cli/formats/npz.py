@@ -171,25 +171,25 @@ def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
     return torch.from_numpy(read_values(file, name, spec)).to(dtype)
 
 
-def read_elements(file: InputFile, name: str, spec: TensorSpec, begin: int, end: int) -> Tensor:
-    """Elements [begin, end) row by row, in the stored dtype; what `read_tensor` raises.
+def read_elements(
+    file: InputFile, name: str, spec: TensorSpec, begin: int, end: int
+) -> NDArray[np.float64]:
+    """Elements [begin, end) of a tensor of a dtype in FLOAT_NAMES, row by row, in float64.
 
     The checksum is of the whole, and looked at with the first of them. What is deflated or stored
     column by column is read whole every time.
     """
     import numpy as np
-    import torch
 
     assert isinstance(spec, NpyTensor)
-    if spec.deflated or spec.fortran or spec.dtype not in FLOATS:
-        return read_tensor(file, name, spec).reshape(-1)[begin:end]
+    if spec.deflated or spec.fortran:
+        return read_values(file, name, spec).reshape(-1)[begin:end]
     if begin == 0:
         _check_sum(file, name, spec)
     kind = np.dtype(spec.descr[:3])
     at = spec.begin + spec.head
     data = read_range(file, at + begin * kind.itemsize, at + end * kind.itemsize)
-    values = np.frombuffer(data, kind).astype(kind.newbyteorder("<"))
-    return torch.from_numpy(values)
+    return np.frombuffer(data, kind).astype(np.float64)
 
 
 def _check_sum(file: InputFile, name: str, spec: NpyTensor) -> None:

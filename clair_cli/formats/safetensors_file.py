@@ -167,13 +167,6 @@ def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
     return torch.frombuffer(data, dtype=dtype).reshape(spec.shape)
 
 
-def read_elements(file: InputFile, name: str, spec: TensorSpec, begin: int, end: int) -> Tensor:
-    """Elements [begin, end) of the tensor `name`, row by row, in its dtype. Raises as `read_tensor`."""
-    size = BITS[spec.dtype] // 8
-    part = (end - begin,), spec.begin + begin * size, spec.begin + end * size
-    return read_tensor(file, name, TensorSpec(spec.file, spec.dtype, *part))
-
-
 def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.float64]:
     """The tensor `name`, of its shape, in float64 and without torch.
 
@@ -189,6 +182,15 @@ def read_values(file: InputFile, name: str, spec: TensorSpec) -> NDArray[np.floa
     else:
         values = np.frombuffer(data, f"<f{BITS[spec.dtype] // 8}")
     return values.reshape(spec.shape).astype(np.float64)
+
+
+def read_elements(
+    file: InputFile, name: str, spec: TensorSpec, begin: int, end: int
+) -> NDArray[np.float64]:
+    """Elements [begin, end) of the tensor `name`, row by row. Otherwise as `read_values`."""
+    size = BITS[spec.dtype] // 8
+    first, last = spec.begin + begin * size, spec.begin + end * size
+    return read_values(file, name, TensorSpec(spec.file, spec.dtype, (end - begin,), first, last))
 
 
 def read_bytes(file: InputFile, name: str, spec: TensorSpec) -> bytearray:

@@ -68,7 +68,9 @@ def classifier(labels: int = 3, bias: bool = False) -> Any:
     config = tiny_llama().config
     config.num_labels, config.attention_bias, config.pad_token_id = labels, bias, 0
     torch.manual_seed(3)
-    return LlamaForSequenceClassification(config).eval()
+    make: Any = LlamaForSequenceClassification
+    model = make(config)
+    return model.eval()
 
 
 def saved(name: str, folder: Path, seed: int = 1) -> Path:
@@ -204,7 +206,7 @@ def plain(kind: str, root: Path, dtype: str = "f4") -> Adapter:
     path = root / f"c.{kind.split()[0]}"
     if kind == "npz deflated":
         root.mkdir(exist_ok=True)
-        np.savez_compressed(path, **state)
+        np.savez_compressed(path, **dict[str, Any](state))
     else:
         save(path, state)
     return open_adapter(path, Settings(read_as="update"))
@@ -285,7 +287,7 @@ def test_peft_computes_with_the_head_that_was_put(ranks: int | None, tmp_path: P
     head = normal(3, 16, seed=8)
     wider = ranks and dict.fromkeys(adapter.updates, ranks)
     rewritten(adapter, tmp_path / "out", lambda w: w.put_full("score.weight", head), wider)
-    wanted = PeftModel.from_pretrained(classifier(), str(tmp_path / "c"))
+    wanted: Any = PeftModel.from_pretrained(classifier(), str(tmp_path / "c"))
     with torch.no_grad():
         wanted.base_model.model.score.modules_to_save["default"].weight.copy_(head)
     found = PeftModel.from_pretrained(classifier(), str(tmp_path / "out"))
@@ -357,14 +359,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     adapter = open_adapter(with_tensors(tmp_path / "c", {"score.weight": head}))
     (tmp_path / "out").mkdir()
     writer = open_writer(adapter, tmp_path / "out", [])
-    for put, words in (
+    refused: list[tuple[Callable[[], None], str]] = [
         (lambda: writer.put_full("score.weight", normal(4, 3)), "does not fit"),
         (lambda: writer.put_full_rows("score.weight", 0, normal(2, 3)), "does not fit"),
         (lambda: writer.put_full_rows("score.weight", 1, normal(1, 4)), "in order"),
         (lambda: writer.put_full_rows("score.weight", 0, normal(4, 4)), "in order"),
         (lambda: writer.put_full("other", normal(3, 4)), "no full matrix 'other'"),
         (lambda: writer.put_full("score.weight", torch.full((3, 4), 1e6)), "not finite"),
-    ):
+    ]
+    for put, words in refused:
         with pytest.raises(OutputError, match=words):
             put()
     writer.put_full_rows("score.weight", 0, normal(2, 4))
@@ -384,7 +387,11 @@ def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
     file = folder / "adapter_model.safetensors"
     save_file(load_file(file), tmp_path / "other")
     (tmp_path / "other").replace(file)
-    for action in (lambda: read_full_tensor(adapter, "score.weight"), writer.close):
+    actions: list[Callable[[], Any]] = [
+        lambda: read_full_tensor(adapter, "score.weight"),
+        writer.close,
+    ]
+    for action in actions:
         with pytest.raises(ChangedWhileRead, match="run again"):
             action()
     writer.abandon()
