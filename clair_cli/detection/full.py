@@ -14,7 +14,6 @@ from torch import Tensor
 
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
-from clair_cli.detection.record import Machine
 from clair_cli.errors import AdapterError, NonFinite
 from clair_cli.formats.full import spans
 from clair_cli.progress import Progress, silent
@@ -49,14 +48,14 @@ class FullTables:
 
 
 def read_full(
-    cohort: Cohort, settings: Settings, machine: Machine, on_progress: Progress = silent
+    cohort: Cohort, settings: Settings, device: str = "cpu", on_progress: Progress = silent
 ) -> FullTables:
-    """Every matrix of `cohort.full` of every client that has it, read once.
+    """Every matrix of `cohort.full` of every client that has it, read once; products on `device`.
 
     At most BLOCK bytes of all clients together are in memory. A client that cannot be read, or holds
     numbers that are not finite, is in `failed`, and the others go on.
     """
-    job, count = partial(_inner, cohort, machine.device), len(cohort.clients)
+    job, count = partial(_inner, cohort, device), len(cohort.clients)
     inner = np.zeros((len(cohort.full), count, count))
     failed: dict[int, Reason] = {}
     for f, found in enumerate(engines.choose(settings.engine).map(job, cohort.full)):

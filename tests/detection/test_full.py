@@ -12,13 +12,10 @@ from torch import Tensor
 from clair_cli.cohort import Adapter, Cohort, Entries, align
 from clair_cli.detection import full as module
 from clair_cli.detection.full import FullTables, read_full
-from clair_cli.detection.record import Machine
 from clair_cli.formats import open_adapter
 from clair_cli.opening import open_entries
 from clair_cli.settings import Settings
 from tests.helpers.adapters import PREFIX, factors, write_folder
-
-CPU = Machine("cpu", 1)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -52,7 +49,7 @@ def gram(tensors: list[Tensor]) -> np.ndarray:
 
 
 def found(cohort: Cohort) -> FullTables:
-    return read_full(cohort, Settings(), CPU)
+    return read_full(cohort, Settings())
 
 
 def test_they_are_the_inner_products_of_the_stored_numbers(tmp_path: Path) -> None:

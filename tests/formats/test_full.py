@@ -414,6 +414,15 @@ def test_a_client_that_has_it_otherwise_is_named_and_the_others_are_compared(
     assert found.full == {"norm.weight": (4,), "score.weight": (2, 4)}
     assert found.having("score.weight") == (0, 1, 2)
     assert found.having("norm.weight") == (0, 1, 2, 3)
+    notes = {a.client: [n.message for n in a.notes] for a in found.clients}
+    own = "trained whole, but not compared here: "
+    assert notes == {
+        "c-1": [],
+        "c-2": [],
+        "c-3": [],
+        "c-4": [f"{own}score.weight (3 x 4)"],
+        "c-5": [f"{own}norm.weight (has none), score.weight (has none)"],
+    }
     assert [a.client for a in found.clients] == [f"c-{k}" for k in range(1, 6)]
     said = {r.message for r in found.findings}
     assert {r.code for r in found.findings} == {"CLR304"}
@@ -428,9 +437,10 @@ def test_what_no_majority_has_in_one_shape_is_said_to_be_unjudged(tmp_path: Path
     found = cohort(tmp_path, *({"score.weight": normal(n, 4)} for n in sizes))
     assert found.full == {}
     (finding,) = found.findings
-    assert (
-        "score.weight: no shape is that of most clients, not judged: c-1 (2 x 4)" in finding.message
+    assert finding.message.startswith(
+        "score.weight: not judged, being no majority's in one shape: c-1"
     )
+    assert all("not compared here" in a.notes[-1].message for a in found.clients)
 
 
 def test_what_all_have_needs_no_words(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class LoraConfig:
     dora: bool = False
     tied: bool = False
     init: str = "default"
+    task: str | None = None
 
     def rank_of(self, module: str) -> int | None:
         """The rank PEFT gives to `module`."""
@@ -119,6 +120,7 @@ def parse_config(
         dora=_flag(data, "use_dora", where),
         tied=_flag(data, "ensure_weight_tying", where),
         init="default" if init in DEFAULT_INIT else init,
+        task=task if isinstance(task := data.get("task_type"), str) else None,
     )
 
 

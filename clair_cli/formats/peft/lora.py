@@ -87,7 +87,8 @@ def describe(contents: Contents, settings: Settings) -> Described:
 def _traits(config: LoraConfig) -> dict[str, str]:
     scaling = "alpha / sqrt(r)" if config.rslora else "alpha / r"
     variant = {"variant": "DoRA"} if config.dora else {}
-    return {"peft_type": "LORA", "init": config.init, "scaling": scaling} | variant
+    task = {"task_type": config.task} if config.task else {}
+    return {"peft_type": "LORA", "init": config.init, "scaling": scaling} | variant | task
 
 
 def _grouped(b: TensorSpec, a: TensorSpec) -> bool:

@@ -1,0 +1,33 @@
+"""What there is: adapters as their headers describe them, and the clients that can be compared.
+
+Nothing here holds a tensor. `align` checks once what the rest of clair relies on: every module of a
+`Cohort` exists in every client with one shape.
+"""
+
+from clair_cli.cohort.alignment import align
+from clair_cli.cohort.records import (
+    Adapter,
+    Broken,
+    Cohort,
+    Entries,
+    FullSpec,
+    InputFile,
+    Start,
+    TensorSpec,
+    UpdateSpec,
+    natural_key,
+)
+
+__all__ = [
+    "Adapter",
+    "Broken",
+    "Cohort",
+    "Entries",
+    "FullSpec",
+    "InputFile",
+    "Start",
+    "TensorSpec",
+    "UpdateSpec",
+    "align",
+    "natural_key",
+]

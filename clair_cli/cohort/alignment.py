@@ -1,0 +1,190 @@
+"""The clients that can be compared: of one base model, on modules that all have with one shape."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import partial
+
+from clair_cli.cohort.records import (
+    Adapter,
+    Broken,
+    Cohort,
+    Entries,
+    Start,
+    UpdateSpec,
+    natural_key,
+    set_aside,
+)
+from clair_cli.cohort.whole import align_full, few
+from clair_cli.report import Reason
+
+
+def align(entries: Entries, min_shared: float = 0.5, same: bool = False) -> Cohort:
+    """Choose what is compared: clients of one base model, on the modules that all of them have.
+
+    A client of another base model (CLR106), with another shape (CLR104), or sharing less than
+    `min_shared` of the modules most clients have (CLR107) is set aside as broken; with `same` also one
+    that has any module less or more than they do.
+    """
+    clients = sorted(entries.adapters, key=lambda a: natural_key(a.client))
+    broken, findings = list(entries.broken), list(entries.findings)
+    alike = partial(_other_modules, min_shared=min_shared, same=same)
+    for check in (_other_base, _other_shape, _other_start, alike):
+        bad, remarks = check(clients)
+        broken += bad
+        findings += remarks
+        gone = {b.client for b in bad}
+        clients = [a for a in clients if a.client not in gone]
+    shared = set.intersection(*(set(a.updates) for a in clients)) if clients else set()
+    findings += [*_partial_overlap(clients, shared), *_other_traits(clients)]
+    modules = tuple(sorted(shared, key=natural_key))
+    first = clients[0].updates if clients else {}
+    shapes = {m: (first[m].d_out, first[m].d_in) for m in modules}
+    full, clients, remarks = align_full(clients)
+    findings += remarks
+    return Cohort(tuple(clients), modules, shapes, tuple(broken), tuple(findings), full)
+
+
+Checked = tuple[list[Broken], list[Reason]]
+
+
+def _base_name(base: str) -> str:
+    """The last part of a model id or path: honest clients keep one model under different roots."""
+    return re.split(r"[\\/]", base.rstrip("\\/"))[-1].casefold()
+
+
+def _other_base(clients: list[Adapter]) -> Checked:
+    named = {a.client: _base_name(a.base) for a in clients if a.base}
+    count = Counter(named.values()).most_common(1)
+    if not count or count[0][1] == len(named):
+        return [], []
+    base, votes = count[0]
+    if 2 * votes <= len(named):
+        bases = Counter(named.values()).most_common()
+        said = few([f"{base!r} ({n} of {len(named)} clients)" for base, n in bases])
+        text = f"no base model is that of most clients: {said}; compared on shapes alone"
+        return [], [Reason("CLR106", f"{text}: give the clients of one base a folder of their own")]
+    return [
+        set_aside(
+            a,
+            Reason(
+                "CLR106",
+                f"adapter_config.json: base model is {a.base!r}, but {votes} of {len(named)} clients "
+                f"use {base!r}; retrain on that base or leave this client out",
+            ),
+        )
+        for a in clients
+        if a.client in named and named[a.client] != base
+    ], []
+
+
+def _other_shape(clients: list[Adapter]) -> Checked:
+    votes: dict[str, Counter[tuple[int, int]]] = {}
+    for adapter in clients:
+        for module, spec in adapter.updates.items():
+            votes.setdefault(module, Counter())[(spec.d_out, spec.d_in)] += 1
+    usual = {m: c.most_common(1)[0][0] for m, c in votes.items()}
+    broken = []
+    for adapter in clients:
+        for module, spec in adapter.updates.items():
+            if (spec.d_out, spec.d_in) != usual[module]:
+                text = (
+                    f"{adapter.tensors[spec.file_key].file}: {module!r} is {spec.d_out} x {spec.d_in}, "
+                    f"in the other clients {usual[module][0]} x {usual[module][1]}; "
+                    "was it trained on another base model?"
+                )
+                broken.append(set_aside(adapter, Reason("CLR104", text)))
+                break
+    return broken, []
+
+
+def _other_start(clients: list[Adapter]) -> Checked:
+    """Differences mean something where the part that clients share is the same."""
+    starts: dict[str, dict[str, tuple[str, int, float]]] = {}
+    for adapter in clients:
+        for module, s in adapter.updates.items():
+            starts.setdefault(module, {})[adapter.client] = _init(adapter, s), s.rank, s.scale
+    usual = {m: Counter(found.values()).most_common(1)[0][0] for m, found in starts.items()}
+    broken = []
+    for adapter in clients:
+        for module in adapter.updates:
+            own, most = starts[module][adapter.client], usual[module]
+            if own != most and (own[0] or most[0]):
+                text = (
+                    f"{module!r} began otherwise than in most clients ({_start(own)}, not "
+                    f"{_start(most)}): their difference is no difference of training; "
+                    "leave this client out"
+                )
+                broken.append(set_aside(adapter, Reason("CLR104", text)))
+                break
+    return broken, []
+
+
+def _init(adapter: Adapter, spec: UpdateSpec) -> str:
+    """What the update started from, by name; empty where that is nothing."""
+    if spec.start is Start.MAGNITUDE:
+        return "DoRA"
+    return "" if spec.absolute else adapter.traits["init"]
+
+
+def _start(found: tuple[str, int, float]) -> str:
+    return f"{found[0] or 'no base-changing init'}, rank {found[1]}, scale {found[2]:g}"
+
+
+def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Checked:
+    count = Counter(m for a in clients for m in a.updates)
+    usual = {m for m, c in count.items() if 2 * c > len(clients)}
+    broken = []
+    for adapter in clients:
+        missing = sorted(usual - set(adapter.updates), key=natural_key)
+        extra = sorted(set(adapter.updates) - usual, key=natural_key)
+        if same and usual and (missing or extra):
+            odd = [*(f"{m!r} is missing" for m in missing), *(f"{m!r} is extra" for m in extra)]
+            text = (
+                f"adapts other modules than most clients ({odd[0]}, {len(odd)} in all); train it with "
+                "their target_modules, or compare with --modules shared"
+            )
+            broken.append(set_aside(adapter, Reason("CLR107", text)))
+        elif usual and len(missing) > (1 - min_shared) * len(usual):
+            text = (
+                f"adapts {len(usual) - len(missing)} of the {len(usual)} modules the other clients "
+                f"share (missing {missing[0]!r}); too little to compare"
+            )
+            broken.append(set_aside(adapter, Reason("CLR107", text)))
+    return broken, []
+
+
+def _other_traits(clients: list[Adapter]) -> list[Reason]:
+    """Who differs in how the updates were parametrised: compared all the same, as products."""
+    findings = []
+    kinds = {"format": {a.client: a.format for a in clients}}
+    for trait in sorted({t for a in clients for t in a.traits}):
+        kinds[trait] = {a.client: a.traits[trait] for a in clients if trait in a.traits}
+    for trait, said in kinds.items():
+        count = Counter(said.values())
+        if len(count) > 1:
+            usual = count.most_common(1)[0][0]
+            odd = [f"{c} ({value})" for c, value in said.items() if value != usual]
+            text = f"{trait} differs between clients: {usual} in most, not in {few(odd)}"
+            findings.append(Reason("CLR304", f"{text}; updates are compared as products"))
+    return findings
+
+
+def _partial_overlap(clients: list[Adapter], shared: set[str]) -> list[Reason]:
+    findings = []
+    union = {m for a in clients for m in a.updates}
+    if union - shared:
+        usual = Counter(frozenset(a.updates) for a in clients).most_common(1)[0][0]
+        odd = [a.client for a in clients if set(a.updates) != usual]
+        text = (
+            f"clients adapt different modules: compared on the {len(shared)} of {len(union)} that all "
+            "share, and the others are not judged; "
+            f"unlike most: {few(odd)}"
+        )
+        findings.append(Reason("CLR304", text))
+    ranks = {s.rank for a in clients for m, s in a.updates.items() if m in shared}
+    if any(len({a.updates[m].rank for a in clients}) > 1 for m in shared):
+        text = f"ranks differ between clients ({min(ranks)} to {max(ranks)}); updates are compared"
+        findings.append(Reason("CLR304", text + " as products, which is exact"))
+    return findings

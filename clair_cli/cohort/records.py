@@ -1,0 +1,204 @@
+"""What there is: adapters as their headers describe them, and cohorts of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from clair_cli.report import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies: bytes [begin, end) of `file`, row-major, `dtype` in safetensors terms."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file as it was read: `identity` tells whether it is still the same file later."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+    identity: tuple[int, ...]
+
+
+class Start(Enum):
+    """What an update was before training, which decides what it means by itself."""
+
+    ZERO = "zero"
+    """LoRA: Delta W is what training added."""
+    MOVED_BASE = "moved base"
+    """PiSSA, OLoRA and others took a part of the base into the factors: known up to what all share."""
+    MAGNITUDE = "magnitude"
+    """DoRA's lengths of the rows of W + Delta W: near those of W, which all share."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSpec:
+    """One matrix-valued update Delta W (d_out x d_in) = scale * up @ down, of rank at most `rank`.
+
+    `rule` says how the tensors make up and down, and `tensors` which they are: role -> name in the
+    adapter's files. Several updates may lie in the same tensors, as those of a layer's experts do;
+    this one is the `part`-th of `parts`. Unless it is `absolute`, it is known only up to a part that
+    all clients share, and differences between clients alone mean something.
+    """
+
+    d_out: int
+    d_in: int
+    rank: int
+    scale: float
+    dtype: str
+    tensors: Mapping[str, str]
+    rule: str = "lora"
+    part: int = 0
+    parts: int = 1
+    start: Start = Start.ZERO
+
+    @property
+    def absolute(self) -> bool:
+        """It means something by itself, not only beside those of other clients."""
+        return self.start is Start.ZERO
+
+    @property
+    def file_key(self) -> str:
+        """The name of one tensor of the update, for messages."""
+        return next(iter(self.tensors.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class FullSpec:
+    """One tensor that was trained whole, as a saved head, a bias or an embedding: W = scale * stored.
+
+    `tensor` is its name in the adapter's files; `dtype` is in safetensors terms. The scale is other
+    than 1 for the bias of a LoRA factor alone.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One client's checkpoint, known from its headers and its config.
+
+    `updates` maps module names to their specs, `full` the names of tensors trained whole; `tensors`
+    holds every tensor of the files, those that are passed through untouched included; `config` and
+    `metadata` are what else decides the scales; `traits` are words for what clients of one cohort
+    should have alike: "peft_type", "init", "scaling".
+    `digest` is a sha256 over what the tensors and config hold.
+    `replicates` are further adapters of the same client; where the client has nothing else, this
+    adapter is one of them.
+    """
+
+    client: str
+    path: Path
+    format: str
+    digest: str
+    updates: Mapping[str, UpdateSpec]
+    tensors: Mapping[str, TensorSpec]
+    files: Mapping[str, InputFile]
+    config: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    base: str | None = None
+    notes: tuple[Reason, ...] = ()
+    traits: Mapping[str, str] = field(default_factory=dict)
+    replicates: tuple[Adapter, ...] = ()
+    full: Mapping[str, FullSpec] = field(default_factory=dict)
+
+    @property
+    def only_replicates(self) -> bool:
+        """No adapter was trained on all data: the mean of the replicates is the estimate."""
+        return any(r.path == self.path for r in self.replicates)
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """Of the full matrix `name`, where it has one."""
+        return self.full[name].shape if name in self.full else None
+
+    @property
+    def size(self) -> int:
+        """How many bytes all its tensors take."""
+        return sum(t.end - t.begin for t in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A client that cannot be judged, and why."""
+
+    client: str
+    reason: Reason
+    files: tuple[InputFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Clients that can be compared: every module is in every client with the shape given here.
+
+    `clients` are in natural order of their ids, `modules` in natural order of their names;
+    `shapes` are (d_out, d_in). `broken` are the clients that cannot be compared, `findings` remarks
+    on the cohort as a whole. `full` are the tensors trained whole that most clients have with one
+    shape, in natural order of their names, with that shape; `having` says who these clients are.
+    """
+
+    clients: tuple[Adapter, ...]
+    modules: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, int]]
+    broken: tuple[Broken, ...] = ()
+    findings: tuple[Reason, ...] = ()
+    full: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def having(self, name: str) -> tuple[int, ...]:
+        """Positions of the clients that have `full[name]` with its shape; the others have it otherwise
+        or not at all, and a finding names them."""
+        shape = self.full[name]
+        return tuple(k for k, a in enumerate(self.clients) if a.shape_of(name) == shape)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """How the clients' updates are stored, in safetensors terms."""
+        return {s.dtype for a in self.clients for s in a.updates.values()}
+
+    def without(self, failed: Mapping[int, Reason]) -> Cohort:
+        """The same but for the clients at these positions, which are broken."""
+        gone = [set_aside(self.clients[k], reason) for k, reason in sorted(failed.items())]
+        kept = tuple(a for k, a in enumerate(self.clients) if k not in failed)
+        return replace(self, clients=kept, broken=(*self.broken, *gone))
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which client-2 comes before client-10."""
+    parts = re.split(r"(\d{1,18})", name)
+    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What a folder holds: adapters, clients whose adapter cannot be used, and remarks on the rest."""
+
+    adapters: tuple[Adapter, ...]
+    broken: tuple[Broken, ...] = ()
+    findings: tuple[Reason, ...] = ()
+
+
+def set_aside(adapter: Adapter, reason: Reason) -> Broken:
+    """A client that cannot be judged, of one that could be opened."""
+    return Broken(adapter.client, reason, tuple(adapter.files.values()))
