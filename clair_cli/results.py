@@ -23,11 +23,21 @@ class InspectedModule:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectedFull:
+    """One tensor trained whole, such as a saved head; `norm` is its Frobenius norm."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What one adapter is, and that every number in it is finite.
 
     `files` holds a name, a size in bytes and a sha256 each; `passed_through` names the tensors that
-    are no part of an update.
+    are neither part of an update nor trained whole.
     """
 
     client: str
@@ -37,6 +47,44 @@ class Inspection:
     modules: tuple[InspectedModule, ...]
     passed_through: tuple[str, ...]
     notes: tuple[Reason, ...]
+    full: tuple[InspectedFull, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedClient:
+    """One client of a folder: how many modules it adapts, of which ranks, and what it trained whole.
+
+    `error` says why it is broken or not compared with the others, and then the rest may be missing.
+    """
+
+    client: str
+    format: str | None = None
+    base: str | None = None
+    modules: int = 0
+    ranks: tuple[int, ...] = ()
+    full: int = 0
+    notes: tuple[Reason, ...] = ()
+    error: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFull:
+    """One tensor trained whole that most clients have with this shape, `clients` of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedFolder:
+    """The clients of a folder, and what can be compared: `modules` that all of them adapt, `full`."""
+
+    folder: str
+    clients: tuple[InspectedClient, ...]
+    modules: int
+    full: tuple[SharedFull, ...]
+    findings: tuple[Reason, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from clair_cli.errors import NonFinite
-from clair_cli.inspection import inspect
+from clair_cli.inspection import inspect, inspect_folder
+from clair_cli.opening import open_entries
 from clair_cli.renderers import RENDERERS
 from clair_cli.settings import Settings
-from tests.helpers.adapters import CONFIG, MODULES, factors, write_folder
+from tests.helpers.adapters import CONFIG, MODULES, PREFIX, factors, write_folder
+from tests.helpers.commands import clair
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -51,3 +53,73 @@ def test_json_and_text_say_the_same(tmp_path: Path) -> None:
     assert data["modules"][0]["scale"] == pytest.approx(4 / 2**0.5)
     assert [m["name"] for m in data["modules"]] == [line.split()[0] for line in lines[-2:]]
     assert data["files"][0][2] in text
+
+
+def with_head(folder: Path, rows: int) -> Path:
+    """An adapter with a saved head of ones of so many rows, and a counter."""
+    extra = {"score.weight": torch.ones(rows, 4), "steps": torch.tensor([3, 4])}
+    return write_folder(folder, factors() | {PREFIX + name: t for name, t in extra.items()})
+
+
+def test_full_matrices_are_shown_with_their_norms_and_only_the_rest_is_passed_through(
+    tmp_path: Path,
+) -> None:
+    found = inspect(with_head(tmp_path / "c", 9), Settings())
+    (full,) = found.full
+    assert (full.name, full.shape, full.dtype, full.norm) == ("score.weight", (9, 4), "F32", 6.0)
+    assert found.passed_through == (f"{PREFIX}steps",)
+    lines = RENDERERS["text"](found).splitlines()
+    assert [line.split() for line in lines if "score" in line] == [
+        ["score.weight", "9x4", "F32", "6"]
+    ]
+    assert json.loads(RENDERERS["json"](found))["full"][0]["shape"] == [9, 4]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e200])
+def test_a_full_matrix_that_is_not_finite_or_too_large_is_found(
+    value: float, tmp_path: Path
+) -> None:
+    head = torch.full((2, 3), value, dtype=torch.float64)
+    folder = write_folder(tmp_path / "c", factors() | {f"{PREFIX}score.weight": head})
+    with pytest.raises(NonFinite, match="score"):
+        inspect(folder, Settings())
+
+
+def test_a_folder_of_clients_says_who_has_which_full_matrix(tmp_path: Path) -> None:
+    for client, rows in {"c-1": 2, "c-2": 2, "c-3": 2, "c-10": 3}.items():
+        with_head(tmp_path / client, rows)
+    found = inspect_folder(tmp_path, open_entries(tmp_path, Settings()), Settings())
+    assert [c.client for c in found.clients] == ["c-1", "c-2", "c-3", "c-10"]
+    assert {(c.modules, c.ranks, c.full) for c in found.clients} == {(2, (2,), 1)}
+    (shared,) = found.full
+    assert (found.modules, shared.name, shared.shape, shared.clients) == (
+        2,
+        "score.weight",
+        (2, 4),
+        3,
+    )
+    text = RENDERERS["text"](found)
+    assert "4 clients, compared on 2 modules and 1 full matrix" in text
+    assert ["score.weight", "2x4", "3", "of", "4"] in [line.split() for line in text.splitlines()]
+    assert "c-10: CLR304 trained whole, but not compared here: score.weight (3 x 4)" in text
+    assert json.loads(RENDERERS["json"](found))["full"][0]["clients"] == 3
+
+
+def test_inspecting_a_folder_exits_1_where_a_client_is_broken_or_another_model_is(
+    tmp_path: Path,
+) -> None:
+    for client in ("c-1", "c-2", "c-3"):
+        with_head(tmp_path / "round" / client, 2)
+    assert clair("inspect", tmp_path / "round").returncode == 0
+    config = CONFIG | {"base_model_name_or_path": "a"}
+    for client in ("c-4", "c-5"):
+        write_folder(tmp_path / "round" / client, config=config)
+    write_folder(tmp_path / "round" / "c-6", config=config | {"base_model_name_or_path": "b"})
+    done = clair("inspect", tmp_path / "round")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "c-6: CLR106" in done.stdout
+    (tmp_path / "round" / "c-6" / "adapter_model.safetensors").write_bytes(b"nothing")
+    done = clair("inspect", tmp_path / "round")
+    assert done.returncode == 1
+    assert ["c-6", "broken"] in [line.split() for line in done.stdout.splitlines()]
+    assert "CLR102" in done.stdout

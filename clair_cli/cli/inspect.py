@@ -1,13 +1,16 @@
-"""clair inspect: one adapter by itself."""
+"""clair inspect: one adapter by itself, or the clients of a folder."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from clair_cli.cli import options as o
 from clair_cli.cli.streams import fail, print_out
-from clair_cli.errors import AdapterError, UsageError
+from clair_cli.errors import AdapterError, ClairError, UsageError
 from clair_cli.renderers import RENDERERS
+from clair_cli.results import InspectedFolder
+from clair_cli.settings import Settings
 
 
 def inspect(
@@ -22,7 +25,7 @@ def inspect(
     max_header_bytes: o.MaxHeader = o.MAX_HEADER,
     format: o.Format = "text",
 ) -> int:
-    """Show one adapter: its modules, shapes, ranks, scaling and norms."""
+    """Show one adapter, with shapes, ranks, scaling and norms; or the clients of a folder."""
     settings = o.settings_from(locals())
     from clair_cli import inspection
     from clair_cli.opening import check_files
@@ -33,6 +36,22 @@ def inspect(
     try:
         found = inspection.inspect(adapter, settings)
     except AdapterError as error:
-        return fail(f"broken: {error.code} {error}", error.exit_code)
+        folder = _folder(adapter, settings)
+        if folder is None:
+            return fail(f"broken: {error.code} {error}", error.exit_code)
+        print_out(RENDERERS[format](folder))
+        return 1 if any(client.error for client in folder.clients) else 0
     print_out(RENDERERS[format](found))
     return 0
+
+
+def _folder(path: Path, settings: Settings) -> InspectedFolder | None:
+    """What is no adapter, looked at as a folder of clients; None where it is none of two or more."""
+    from clair_cli.inspection import inspect_folder
+    from clair_cli.opening import open_entries
+
+    try:
+        entries = open_entries(path, settings)
+    except ClairError:
+        return None
+    return inspect_folder(path, entries, settings) if len(entries.adapters) > 1 else None

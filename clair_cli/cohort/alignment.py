@@ -164,9 +164,10 @@ def _other_traits(clients: list[Adapter]) -> list[Reason]:
     for trait, said in kinds.items():
         count = Counter(said.values())
         if len(count) > 1:
-            usual = count.most_common(1)[0][0]
+            usual, votes = count.most_common(1)[0]
             odd = [f"{c} ({value})" for c, value in said.items() if value != usual]
-            text = f"{trait} differs between clients: {usual} in most, not in {few(odd)}"
+            most = "most" if 2 * votes > len(said) else f"{votes} of {len(said)}"
+            text = f"{trait} differs between clients: {usual} in {most}, not in {few(odd)}"
             findings.append(Reason("CLR304", f"{text}; updates are compared as products"))
     return findings
 

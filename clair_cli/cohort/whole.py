@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clair_cli.cohort.records import Adapter, natural_key
@@ -11,52 +11,55 @@ from clair_cli.report import Reason
 
 Full = dict[str, tuple[int, ...]]
 """Name -> shape of a full matrix."""
+Shape = tuple[int, ...] | None
+"""Of one client's, None where it has none."""
 
 
 def align_full(clients: list[Adapter]) -> tuple[Full, list[Adapter], list[Reason]]:
     """The full matrices that most clients have with one shape; the clients, each with a note on those
     of its own that are not compared; and remarks on who has them otherwise.
     """
-    names = sorted({n for a in clients for n in a.full}, key=natural_key)
     found: Full = {}
-    remarks: dict[str, list[str]] = {}
-    lacking: dict[str, list[str]] = {a.client: [] for a in clients}
-    for name in names:
+    odd: dict[str, Mapping[str, Shape]] = {}
+    for name in sorted({n for a in clients for n in a.full}, key=natural_key):
         shapes = {a.client: a.shape_of(name) for a in clients}
         usual, votes = Counter(s for s in shapes.values() if s is not None).most_common(1)[0]
-        common = 2 * votes > len(clients)
-        if common:
+        if 2 * votes > len(clients):
             found[name] = usual
-        odd = {c: s for c, s in shapes.items() if s != usual} if common else _without_none(shapes)
-        for client, shape in odd.items():
-            lacking[client].append(f"{name} ({_dimensions(shape)})")
-        if odd:
-            who = few([f"{c} ({_dimensions(s)})" for c, s in odd.items()])
-            why = "compared without" if common else "not judged, being no majority's in one shape:"
-            remarks.setdefault(f"{why} {who}", []).append(name)
-    noted = [_noted(a, lacking[a.client]) for a in clients]
-    return found, noted, [Reason("CLR304", f"{few(n)}: {t}") for t, n in remarks.items()]
+        left_out = usual if name in found else None
+        odd[name] = {client: s for client, s in shapes.items() if s != left_out}
+    return found, [_noted(a, odd) for a in clients], _remarks(found, odd)
 
 
-def _without_none(
-    shapes: Mapping[str, tuple[int, ...] | None],
-) -> dict[str, tuple[int, ...] | None]:
-    return {client: shape for client, shape in shapes.items() if shape is not None}
+def _remarks(found: Full, odd: Mapping[str, Mapping[str, Shape]]) -> list[Reason]:
+    """On the matrices that some clients have otherwise than most: one for all of the same clients."""
+    groups: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
+    for name, shapes in odd.items():
+        if shapes:
+            groups.setdefault((name in found, tuple(shapes)), []).append(name)
+    remarks = []
+    for (common, who), names in groups.items():
+        text = "compared without" if common else "not judged, being no majority's in one shape: of"
+        said = [f"{c} ({_dimensions(odd[names[0]][c])})" for c in who] if len(names) == 1 else who
+        remarks.append(Reason("CLR304", f"{few(names)}: {text} {few(said)}"))
+    return remarks
 
 
-def _noted(adapter: Adapter, lacking: list[str]) -> Adapter:
+def _noted(adapter: Adapter, odd: Mapping[str, Mapping[str, Shape]]) -> Adapter:
     """With a note on the full matrices that are not compared in it."""
-    if not lacking:
+    own = {name: shapes for name, shapes in odd.items() if adapter.client in shapes}
+    if not own:
         return adapter
-    note = Reason("CLR304", f"trained whole, but not compared here: {few(lacking)}")
+    said = [f"{name} ({_dimensions(shapes[adapter.client])})" for name, shapes in own.items()]
+    note = Reason("CLR304", f"trained whole, but not compared here: {few(said)}")
     return replace(adapter, notes=(*adapter.notes, note))
 
 
-def _dimensions(shape: tuple[int, ...] | None) -> str:
+def _dimensions(shape: Shape) -> str:
     """A shape in words."""
     return "has none" if shape is None else " x ".join(map(str, shape)) or "one number"
 
 
-def few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """The first five of the names, for a message."""
     return ", ".join(names[:5]) + " ..." * (len(names) > 5)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, FullSpec
-from clair_cli.errors import OutputError
+from clair_cli.errors import NonFinite, OutputError
 from clair_cli.formats.containers import container, non_finite
 from clair_cli.settings import DtypeName
 
@@ -91,12 +91,16 @@ def check_full(adapter: Adapter, name: str) -> None:
 
 
 def full_norm(adapter: Adapter, name: str) -> float:
-    """||W||_F of the full matrix `name`. Raises NonFinite, naming the first place."""
+    """||W||_F of the full matrix `name`. Raises NonFinite, where it is too large, too."""
     import numpy as np
 
-    return math.hypot(
-        *(float(np.linalg.norm(x)) for x in _finite_parts(adapter, adapter.full[name]))
-    )
+    spec = adapter.full[name]
+    with np.errstate(over="ignore"):
+        found = math.hypot(*(float(np.linalg.norm(x)) for x in _finite_parts(adapter, spec)))
+    if not math.isfinite(found):
+        where = f"{adapter.tensors[spec.tensor].file}: tensor {spec.tensor!r}"
+        raise NonFinite(f"{where} is too large to be compared; retrain it")
+    return found
 
 
 def _finite_parts(adapter: Adapter, spec: FullSpec) -> Iterator[NDArray[np.float64]]:

@@ -10,15 +10,16 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from clair_cli.renderers import inspection, json, selection, text, verification
 from clair_cli.report import Report
-from clair_cli.results import Inspection, Selection, Verification
+from clair_cli.results import InspectedFolder, Inspection, Selection, Verification
 
 FormatName = Literal["text", "json"]
-Record: TypeAlias = Report | Inspection | Selection | Verification
+Record: TypeAlias = Report | Inspection | InspectedFolder | Selection | Verification
 Renderer = Callable[[Record], str]
 
 TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     Report: {"text": text.render, "json": json.render},
     Inspection: {"text": inspection.as_text, "json": inspection.as_json},
+    InspectedFolder: {"text": inspection.folder_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
 }

@@ -133,9 +133,13 @@ def test_format_and_quiet_never_change_the_code(
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "broken"])
-def test_inspect_exits_1_only_where_the_adapter_is_broken(what: str, adapters: Path) -> None:
-    path = {"folder": CLIENTS[0], "file": f"{CLIENTS[0]}/{WEIGHTS}", "broken": "."}[what]
-    done = clair("inspect", adapters / path, "--alpha", "16")
+def test_inspect_exits_1_only_where_the_adapter_is_broken(
+    what: str, adapters: Path, tmp_path: Path
+) -> None:
+    (write_folder(tmp_path / "broken") / WEIGHTS).write_bytes(b"nothing")
+    own = adapters / CLIENTS[0]
+    path = {"folder": own, "file": own / WEIGHTS, "broken": tmp_path / "broken"}[what]
+    done = clair("inspect", path, "--alpha", "16")
     assert done.returncode == (1 if what == "broken" else 0)
     assert (done.stdout == "") == (what == "broken")
 

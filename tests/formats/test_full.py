@@ -438,9 +438,20 @@ def test_what_no_majority_has_in_one_shape_is_said_to_be_unjudged(tmp_path: Path
     assert found.full == {}
     (finding,) = found.findings
     assert finding.message.startswith(
-        "score.weight: not judged, being no majority's in one shape: c-1"
+        "score.weight: not judged, being no majority's in one shape: of c-1"
     )
     assert all("not compared here" in a.notes[-1].message for a in found.clients)
+
+
+def test_one_remark_names_all_matrices_of_the_same_clients(tmp_path: Path) -> None:
+    head = {"score.weight": normal(2, 4), "score.bias": normal(2)}
+    found = cohort(
+        tmp_path, head, head, head, {"score.weight": normal(3, 4), "score.bias": normal(3)}
+    )
+    (finding,) = found.findings
+    assert finding.message == "score.bias, score.weight: compared without c-4"
+    (note,) = found.clients[3].notes
+    assert note.message.endswith("score.bias (3), score.weight (3 x 4)")
 
 
 def test_what_all_have_needs_no_words(tmp_path: Path) -> None:
