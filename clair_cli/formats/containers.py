@@ -57,6 +57,34 @@ class Container(Protocol):
         """Elements [begin, end), row by row; otherwise as `read_values`."""
 
 
+class SameTensors(Protocol):
+    """A new file of the same tensors as another, each written once, in any order."""
+
+    def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
+        """The tensor as it is in `file`."""
+
+    def put(
+        self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]
+    ) -> None:
+        """Other values in place of those in `file`. Raises OutputError where they overflow."""
+
+    def put_part(
+        self,
+        file: InputFile,
+        name: str,
+        spec: TensorSpec,
+        values: NDArray[np.float64],
+        begin: int,
+    ) -> None:
+        """Other values (n,) of the elements from `begin` on, in order. Raises what `put` does."""
+
+    def close(self) -> None:
+        """See that everything is on disk."""
+
+    def abandon(self) -> None:
+        """Remove the unfinished file; after `close` this does nothing."""
+
+
 CONTAINERS: Mapping[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, FullSpec, InputFile, TensorSpec, UpdateSpec
 from clair_cli.errors import (
@@ -28,6 +28,7 @@ from clair_cli.errors import (
     UsageError,
 )
 from clair_cli.formats.containers import (
+    SameTensors,
     container,
     find_full,
     listed,
@@ -281,34 +282,6 @@ def norm(adapter: Adapter, module: str) -> float:
 
 
 # --- written back
-
-
-class SameTensors(Protocol):
-    """A new file of the same tensors as another, each written once, in any order."""
-
-    def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
-        """The tensor as it is in `file`."""
-
-    def put(
-        self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]
-    ) -> None:
-        """Other values in place of those in `file`. Raises OutputError where they overflow."""
-
-    def put_part(
-        self,
-        file: InputFile,
-        name: str,
-        spec: TensorSpec,
-        values: NDArray[np.float64],
-        begin: int,
-    ) -> None:
-        """Other values (n,) of the elements from `begin` on, in order. Raises what `put` does."""
-
-    def close(self) -> None:
-        """See that everything is on disk."""
-
-    def abandon(self) -> None:
-        """Remove the unfinished file; after `close` this does nothing."""
 
 
 class PlainWriter(FullWriter):

@@ -145,6 +145,17 @@ def test_replicates_alone_count_as_their_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(tables.inner[f], wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_a_replicate_whose_head_is_not_finite_is_none(tmp_path: Path) -> None:
+    for k, extra in enumerate(heads(3)):
+        client(tmp_path / f"c-{k}", extra)
+    spoiled = heads(1)[0]
+    spoiled["score.weight"][0, 0] = float("nan")
+    client(tmp_path / "c-0" / "rep-1", spoiled)
+    (note,) = open_entries(tmp_path, Settings()).adapters[0].notes
+    assert "rep-1, no replicate" in note.message
+    assert "score.weight" in note.message
+
+
 def test_without_full_matrices_there_is_nothing(tmp_path: Path) -> None:
     tables = found(cohort(tmp_path, {}, {}, {}))
     assert (tables.names, tables.inner.shape, tables.present.shape) == ((), (0, 3, 3), (0, 3))

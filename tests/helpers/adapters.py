@@ -51,6 +51,16 @@ def write_folder(
     return folder
 
 
+def with_tensors(folder: Path, extra: dict[str, Tensor], **config: Any) -> Path:
+    """A PEFT folder of plain factors and of `extra` tensors, under PEFT's prefix."""
+    named = {PREFIX + name: tensor for name, tensor in extra.items()}
+    return write_folder(folder, factors() | named, CONFIG | config)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def tiny_llama(seed: int = 0) -> Any:
     """A Llama with 2 layers of width 16: q 16x16, k and v 8x16."""
     from transformers import LlamaConfig, LlamaForCausalLM
