@@ -11,7 +11,7 @@ from clair_cli.errors import UsageError
 from clair_cli.records import decode, encode, key
 
 SCHEMA_VERSION = "1.2"
-VerdictName = Literal["benign", "suspicious", "contaminated", "broken"]
+VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 LADDER = (*VERDICTS, "never")
 """From bad to worse: `fail_on` names the least that fails; broken is above contaminated."""
@@ -127,7 +127,9 @@ class RefinedClient:
     """One adapter written: `path` below OUT, and per adapter norm what changed and what was cut off.
 
     `deviation` is its distance to the mean over its norm, `averaged_away` the share of that energy
-    which was taken, `unchanged` that its bytes were kept.
+    which was taken, `unchanged` that its bytes were kept. `strength` is the share taken of its weak
+    directions, `weight` what it counts in the mean of its `group`, `error` its error in units of the
+    group's usual one. `group` is 0 for the majority, 1 and more for the minorities.
     """
 
     client: str = field(metadata=key("id"))
@@ -140,6 +142,8 @@ class RefinedClient:
     deviation: float | None = None
     averaged_away: float | None = None
     unchanged: bool = False
+    error: float | None = None
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +157,15 @@ class ModuleRefinement:
 
 @dataclass(frozen=True, slots=True)
 class GlobalAdapter:
-    """The mean of the benign clients, written with the config of the client `template`."""
+    """The mean of the benign clients, written with the config of the client `template` at `rank`.
+
+    `truncation_error` is what the cut to that rank costs, over the norm.
+    """
 
     path: str
     template: str
     truncation_error: float | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,9 @@ class Refinement:
 
     `strength` is the share taken of a client's weak directions, `inside` of those it keeps, `gain` by
     how much the mean is enlarged. `knowledge` says what these rest on. `spectrum` are the shares of
-    the clients' variation, with its largest `gap` after `gap_after` of them.
+    the clients' variation, with its largest `gap` after `gap_after` of them. `tasks` is what the
+    clients' tasks were taken for, and `guessed` that nobody had said so. `coherence` is how alike two
+    clients are beside what all share, and `full_matrices` are the ones averaged like the rest.
     """
 
     strength: float
@@ -195,6 +205,10 @@ class Refinement:
     initialisation: str | None = None
     common_share: float | None = None
     spread: float | None = None
+    coherence: float | None = None
+    tasks: str | None = None
+    guessed: bool = False
+    full_matrices: tuple[str, ...] = ()
     spectrum: tuple[float, ...] = ()
     gap: float | None = None
     gap_after: int | None = None

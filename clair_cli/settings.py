@@ -21,6 +21,7 @@ FailOn = Literal["suspicious", "contaminated", "broken", "never"]
 Side = Literal["auto", "own", "left", "right", "client"]
 Replicates = Literal["auto", "checkpoints", "none"]
 Strength = float | Literal["auto"]
+Tasks = Literal["auto", "same", "related", "own"]
 Write = Literal["keep", "uniform", "compact"]
 
 
@@ -87,6 +88,9 @@ class Settings:
     """Directions per module in which a client keeps its own; auto: as many as carry its deviation."""
     strength: Strength = "auto"
     """0 keeps the local adapter, 1 moves all but the kept directions to the mean."""
+    tasks: Tasks = "auto"
+    """same: all clients do one task, and get its mean. related: in between. own: every client keeps its
+    own, and only the error of the badly trained is averaged away. auto: guessed from the adapters."""
     path: tuple[Strength, ...] = ()
     """Several strengths, each into a folder of its own, to choose from on a client's own data."""
     side: Side = "auto"
@@ -102,8 +106,11 @@ class Settings:
     weights: Path | None = None
     """Sample counts per client, for the means of the refinement. A claimed count buys no vote on who
     is contaminated."""
-    rank: int | Literal["keep", "exact"] = "keep"
-    """Rank of the adapters written: the client's, one for all, or whatever cuts nothing off."""
+    rank: int | Literal["keep", "auto", "exact"] = "keep"
+    """Rank of the adapters written: the client's, the least whose cut costs little, one for all, or
+    whatever cuts nothing off."""
+    global_rank: int | Literal["auto", "exact"] = "auto"
+    """Rank of the mean: the least whose cut costs little, one that cuts nothing off, or a number."""
     write: Write = "keep"
     """keep: the client's own config and scales. uniform: one rank for all modules and scale 1,
     which every loader reads alike. compact: scale 1, each module its rank, by patterns."""
@@ -125,8 +132,10 @@ class Settings:
             _require(fine, name, f"a whole number from {least} to {most}", value)
         self._check_reading()
         self._check_strength()
-        fine = self.rank in ("keep", "exact") or (isinstance(self.rank, int) and self.rank >= 1)
-        _require(fine, "rank", "keep, exact, or 1 and more", self.rank)
+        for name, words in (("rank", ("keep", "auto", "exact")), ("global_rank", ("auto", "exact"))):
+            rank = getattr(self, name)
+            fine = rank in words or (isinstance(rank, int) and rank >= 1)
+            _require(fine, name, f"{', '.join(words)}, or 1 and more", rank)
         if both := set(self.include) & set(self.exclude):
             raise SettingError(f"include: {min(both)!r} is in both, include and exclude")
 
@@ -174,6 +183,7 @@ WORDS = {
     "fail_on": get_args(FailOn),
     "side": get_args(Side),
     "replicates": get_args(Replicates),
+    "tasks": get_args(Tasks),
     "write": get_args(Write),
 }
 """Settings that are one of some words."""

@@ -157,6 +157,14 @@ Replicates = Annotated[
         "checkpoints, or nowhere.",
     ),
 ]
+Tasks = Annotated[
+    Literal["auto", "same", "related", "own"],
+    _option(
+        REFINING,
+        help="What the clients do: one task (same), related ones, or each its own. The default "
+        "guesses from the adapters, and the report says so.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     _option(
@@ -204,8 +212,18 @@ Rank = Annotated[
     str,
     _option(
         WRITING,
-        metavar="keep|exact|N",
-        help="The rank that is written: the client's own, one that cuts nothing off, or N.",
+        metavar="keep|auto|exact|N",
+        help="The rank that is written: the client's own, the least whose cut costs little (auto), one "
+        "that cuts nothing off, or N.",
+    ),
+]
+GlobalRank = Annotated[
+    str,
+    _option(
+        WRITING,
+        metavar="auto|exact|N",
+        help="The rank of OUT/global: the least whose cut costs little (auto), one that cuts nothing "
+        "off, or N.",
     ),
 ]
 Write = Annotated[
@@ -355,7 +373,8 @@ def _strengths(value: str) -> tuple[Any, ...]:
 PARSERS: dict[str, Callable[[str], Any]] = {
     "subspace_rank": _number_or("subspace_rank", int, "auto"),
     "strength": _number_or("strength", float, "auto"),
-    "rank": _number_or("rank", int, "keep", "exact"),
+    "rank": _number_or("rank", int, "keep", "auto", "exact"),
+    "global_rank": _number_or("global_rank", int, "auto", "exact"),
     "path": _strengths,
 }
 """Options that take a word or a number, and so arrive as text."""

@@ -9,6 +9,7 @@ from clair_cli.constants import Constants, constant
 TAKEN = "share taken away"
 ENERGY = "share of energy"
 TRAINED = "benchmarks/results/text_copy.md"
+REAL = "benchmarks/results/refinement-real.md"
 METHOD = "docs/explanation/method.md"
 
 
@@ -37,17 +38,90 @@ class RefinementCalibration(Constants):
         METHOD,
     )
     one_task_slope: float = constant(
-        6.0, "share taken per common share", (0, 1000), "how fast kept directions follow", METHOD
+        8.0, "share taken per common share", (0, 1000), "how fast kept directions follow", REAL
+    )
+    own_one_task: float = constant(
+        0.05,
+        ENERGY,
+        (-1, 1),
+        "the same where every A began by itself, of what is common beyond the overlap of row spaces",
+        REAL,
+    )
+    own_one_task_slope: float = constant(
+        12.0, "share taken per common share", (0, 1000), "how fast kept directions follow", REAL
+    )
+    told_same: float = constant(
+        0.07, ENERGY, (0, 1), "less that is needed where the operator says that tasks are the same", REAL
     )
     most_inside: float = constant(
-        0.5, TAKEN, (0, 1), "of a client's own strong directions at most", METHOD
+        0.5, TAKEN, (0, 1), "of a client's own strong directions at most, with related tasks", METHOD
     )
     task_kinds: float = constant(
-        0.1,
-        "spread of cosines",
+        0.09,
+        "cosine",
         (0, 10),
-        "spread of the deviations below which clients look like one task: 0.07 to 0.10 there",
-        METHOD,
+        "coherence of residuals below which clients look like one task: 0.02 to 0.09 there",
+        REAL,
+    )
+    kinds_apart: float = constant(
+        0.13, "cosine", (0, 10), "coherence of residuals from which on tasks look like own ones", REAL
+    )
+    label_prior: float = constant(
+        0.2,
+        ENERGY,
+        (0, 1),
+        "of a head's deviation in the direction that moves its labels' frequencies, from which on a "
+        "client has labels of its own; others have 0.14 at most",
+        REAL,
+    )
+    labels_differ: float = constant(
+        0.1, "share of clients", (0, 1), "with labels of their own, that make tasks look own", REAL
+    )
+    label_rows: int = constant(
+        512, "rows", (1, 2**20), "of a full matrix that can be a classifier's head", METHOD
+    )
+    full_common: float = constant(
+        0.1,
+        ENERGY,
+        (0, 1),
+        "common share of the clients' full matrices below which their mean means nothing",
+        REAL,
+    )
+
+    # --- each client by itself
+    usual_quantile: float = constant(
+        0.25, "quantile", (0, 1), "of the clients' errors that is honest variation", REAL
+    )
+    usual_error: float = constant(
+        1.5, "usual errors", (1, 100), "up to which a client is as well trained as any", REAL
+    )
+    error_power: float = constant(
+        2.0, "power", (0, 10), "how fast a client's own is left with its error beyond that", REAL
+    )
+    most_error: float = constant(
+        100.0, "usual errors", (1, 1e9), "beyond which errors are alike", METHOD
+    )
+    least_content: float = constant(
+        0.05, "of the usual", (1e-6, 1), "content that a client is credited with at least", METHOD
+    )
+    largest_size: float = constant(
+        1.25, "median norms", (1, 100), "size with which a client counts in the mean at most", REAL
+    )
+    most_left_out: float = constant(
+        0.4, "share of clients", (0, 0.5), "that the mean can do without: weights reach 1/0.6", REAL
+    )
+    direction_cost: float = constant(
+        0.5,
+        "per variance",
+        (0, 1000),
+        "cost of the mean's variance in its worst direction against that of its noise",
+        REAL,
+    )
+    weight_steps: int = constant(
+        200, "steps", (1, 10_000), "of the search for weights, which ends where it is best", METHOD
+    )
+    weight_rate: float = constant(
+        0.5, "log of a weight", (1e-3, 10), "that the first step changes at most", METHOD
     )
     boost: float = constant(
         0.5, "gain per amplitude removed", (0, 10), "how much the mean is enlarged", METHOD
@@ -92,6 +166,9 @@ class RefinementCalibration(Constants):
     )
     svd_sweeps: int = constant(
         4, "sweeps", (1, 100), "sweeps of a truncation; its error is measured", METHOD
+    )
+    rank_cost: float = constant(
+        0.1, "of the norm", (0, 1), "what the cut to the rank `auto` may lose", REAL
     )
     exact_svd: float = constant(
         4.0, "widths", (1, 1000), "core size up to which a truncation is exact", METHOD

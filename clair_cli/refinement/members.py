@@ -20,7 +20,8 @@ HEADER = ["client", "count"]
 
 @dataclass(frozen=True, slots=True)
 class Recipients:
-    """The clients that get a refined adapter; weight zero counts in no mean; they sum to one."""
+    """The clients of one group that get a refined adapter; weight zero counts in no mean; they sum to
+    one."""
 
     clients: tuple[Adapter, ...]
     weights: tuple[float, ...]
@@ -89,12 +90,43 @@ def recipients(
         raise NoVerdict(f"no client is {why}: there is nothing to refine; see `clair detect`")
     if settings.weights is not None:
         _known("--weights", counts, verdicts)
-        if missing := sorted(given - set(counts)):
-            names = ", ".join(map(repr, missing[:10])) + " ..." * (len(missing) > 10)
-            raise UsageError(f"--weights: no count for {names}; add a line for each")
-    total = math.fsum(counts.get(c, 1.0) for c in given)
-    clients = tuple(a for a in cohort.clients if a.client in got)
-    weights = tuple(counts.get(a.client, 1.0) / total * (a.client in given) for a in clients)
+        _counts_of(given, counts)
+    return _counted(cohort, given, got, counts)
+
+
+def minorities(
+    groups: Sequence[Collection[str]],
+    said: Sequence[Verdict],
+    cohort: Cohort,
+    settings: Settings,
+    counts: Mapping[str, float],
+) -> tuple[Recipients, ...]:
+    """The members of every minority, each refined within itself; who is included is the majority's.
+
+    `groups` are the members of each by name. Raises UsageError for missing counts.
+    """
+    verdicts = {c.client: c.verdict for c in said}
+    gone = {*settings.include, *settings.exclude}
+    apart = [{c for c in g if verdicts.get(c) == "minority"} - gone for g in groups]
+    apart = [members for members in apart if members]
+    if settings.weights is not None:
+        _counts_of(set().union(*apart), counts)
+    return tuple(_counted(cohort, members, members, counts) for members in apart)
+
+
+def _counts_of(clients: Collection[str], counts: Mapping[str, float]) -> None:
+    if missing := sorted(set(clients) - set(counts)):
+        names = ", ".join(map(repr, missing[:10])) + " ..." * (len(missing) > 10)
+        raise UsageError(f"--weights: no count for {names}; add a line for each")
+
+
+def _counted(
+    cohort: Cohort, giving: Collection[str], getting: Collection[str], counts: Mapping[str, float]
+) -> Recipients:
+    """The clients of one group, the giving ones weighted by their counts."""
+    total = math.fsum(counts.get(c, 1.0) for c in giving)
+    clients = tuple(a for a in cohort.clients if a.client in getting)
+    weights = tuple(counts.get(a.client, 1.0) / total * (a.client in giving) for a in clients)
     return Recipients(clients, weights)
 
 

@@ -51,6 +51,18 @@ class RefinedModule:
     common_lost: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Aims:
+    """`targets` before any cut, None where the client's own is kept; the rest as in RefinedModule."""
+
+    targets: list[Tensor | None]
+    kept: list[Tensor]
+    energies: list[float]
+    amplitude: float
+    inside: float
+    spectrum: NDArray[np.float64]
+
+
 class ModuleRefiner:
     """One module of all clients that get something: coordinates and the mean once, then any shrinkage.
 
@@ -79,29 +91,23 @@ class ModuleRefiner:
         ranks: Sequence[int],
         common_rank: int | None = None,
         mix: Tensor | None = None,
+        keeps: Sequence[float] | None = None,
     ) -> RefinedModule:
         """All clients under `how`, written at `ranks`; the mean at `common_rank` (default: largest).
 
-        `mix` (K, K) is F for the side "client".
+        `mix` (K, K) is F for the side "client"; client k keeps the share `keeps`[k] of what F leaves.
         """
-        shares, directions = self._directions("right" if how.side == "right" else "left")
-        kept, inside = self._kept(how, shares, directions) if mix is None else self._mixed(mix)
-        energies = [float(off.square().sum()) for off in self.offs]
-        amplitude = self._amplitude(kept, energies)
-        gain = how.gain(1 - amplitude)
+        aim = self.aims(how, mix, keeps)
         updates: list[LowRankUpdate | None] = []
         moved, lost = [], []
         own_ranks = [b.shape[1] for b in self.stack.lefts]
-        for core, off, rest, rank, own in zip(
-            self.cores, self.offs, kept, ranks, own_ranks, strict=True
-        ):
-            target = self.mean * (1 + gain) + rest
-            still = how.inside == how.outside == 0.0 or not float(off.square().sum())
-            if still and rank >= own:
+        for core, target, rank, own in zip(self.cores, aim.targets, ranks, own_ranks, strict=True):
+            if target is None and rank >= own:
                 updates.append(None)
                 moved.append(0.0)
                 lost.append(0.0)
                 continue
+            target = core if target is None else target
             update, error = self.stack.truncate(target, rank, guide=core)
             updates.append(update)
             moved.append(float((target - core).square().sum()))
@@ -110,17 +116,40 @@ class ModuleRefiner:
         return RefinedModule(
             updates=tuple(updates),
             common=common,
-            subspace_rank=inside,
-            spectrum=shares[:SPECTRUM],
+            subspace_rank=aim.inside,
+            spectrum=aim.spectrum,
             squared=np.array([float(c.square().sum()) for c in self.cores]),
             moved=np.array(moved),
             lost=np.array(lost),
-            deviation=np.array(energies),
-            kept=np.array([float(k.square().sum()) for k in kept]),
-            amplitude=amplitude,
+            deviation=np.array(aim.energies),
+            kept=np.array([float(k.square().sum()) for k in aim.kept]),
+            amplitude=aim.amplitude,
             common_squared=float(self.mean.square().sum()),
             common_lost=common_lost,
         )
+
+    def aims(
+        self, how: Shrinkage, mix: Tensor | None = None, keeps: Sequence[float] | None = None
+    ) -> _Aims:
+        """What every client is to become before any cut; see `refined`."""
+        shares, directions = self._directions("right" if how.side == "right" else "left")
+        kept, inside = self._kept(how, shares, directions) if mix is None else self._mixed(mix)
+        energies = [float(off.square().sum()) for off in self.offs]
+        amplitude = self._amplitude(kept, energies)
+        mean = self.mean * (1 + how.gain(1 - amplitude))
+        share = keeps or [1.0] * len(kept)
+        kept = [rest if s == 1 else rest * s for rest, s in zip(kept, share, strict=True)]
+        nothing = how.inside == how.outside == 0.0
+        targets = [
+            None if (nothing and s == 1) or not energy else mean + rest
+            for s, rest, energy in zip(share, kept, energies, strict=True)
+        ]
+        return _Aims(targets, kept, energies, amplitude, inside, shares[:SPECTRUM])
+
+    def spectra(self, aim: _Aims) -> list[NDArray[np.float64]]:
+        """Squared singular values of what every client is to become, descending."""
+        pairs = zip(self.cores, aim.targets, strict=True)
+        return [squared_spectrum(c if t is None else t) for c, t in pairs]
 
     # --- F
 
@@ -205,6 +234,12 @@ class ModuleRefiner:
         energy = values.flip(0).clamp_min(0).cpu().double().numpy()
         total = float(energy.sum())
         return energy / total if total > 0 else energy, vectors.flip(1)
+
+
+def squared_spectrum(core: Tensor) -> NDArray[np.float64]:
+    """Squared singular values, descending."""
+    values: NDArray[np.float64] = torch.linalg.svdvals(core).square().cpu().double().numpy()
+    return values
 
 
 def refine_module(

@@ -3,42 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, Start
-from clair_cli.detection.agreement import Array
+from clair_cli.detection.agreement import Array, levelled
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
-from clair_cli.refinement.members import recipients, remarks
+from clair_cli.refinement.labels import own_labels
+from clair_cli.refinement.members import Recipients, minorities, recipients, remarks
 from clair_cli.refinement.replicates import noise_of
 from clair_cli.refinement.strength import Knowledge, Shrinkage, choose, client_mix, look
+from clair_cli.refinement.uneven import Standing, even, standing
+from clair_cli.refinement.whole import FullMatrices, full_matrices
 from clair_cli.report import Verdict
 from clair_cli.settings import DtypeName, Settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Clients that share a mean: the majority, or one minority.
+
+    `clients` get an adapter and count with `weights` in the mean; `errors` are their errors in units of
+    the usual one. `shrinkages` holds F and g, one for each strength, `keeps` what each client keeps of
+    what F leaves, and `mixes` F (K, K) of those on the side "client", else None. `error_scales` are
+    what to multiply a client's replicate errors by, `full` the full matrices that are averaged.
+    """
+
+    clients: tuple[Adapter, ...]
+    weights: tuple[float, ...]
+    errors: tuple[float, ...]
+    shrinkages: tuple[Shrinkage, ...]
+    keeps: tuple[tuple[float, ...], ...]
+    mixes: tuple[Array | None, ...]
+    error_scales: Mapping[str, float]
+    known: Knowledge
+    full: FullMatrices
+
+    @property
+    def giving(self) -> list[Adapter]:
+        """The clients that count in the mean."""
+        return [a for a, weight in zip(self.clients, self.weights, strict=True) if weight]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Names, paths and numbers: everything that refining one module needs but the module.
 
-    `clients` get an adapter and count with `weights` in the means. `shrinkages` holds F and g, one for
-    each strength, and `mixes` F (K, K) of those on the side "client", else None. `error_scales` are
-    what to multiply a client's replicate errors by.
+    `groups` are the majority and then the minorities. `ranks` (client -> rank) and `mean_rank` are
+    known where "auto" was asked for and measured.
     """
 
-    clients: tuple[Adapter, ...]
-    weights: tuple[float, ...]
+    groups: tuple[Group, ...]
     modules: tuple[str, ...]
-    shrinkages: tuple[Shrinkage, ...]
-    mixes: tuple[Array | None, ...]
-    error_scales: Mapping[str, float]
-    known: Knowledge
     settings: Settings
     remarks: tuple[str, ...]
     device: str
     dtype: DtypeName
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    mean_rank: int | None = None
+
+    @property
+    def clients(self) -> tuple[Adapter, ...]:
+        """All clients that get an adapter."""
+        return tuple(a for group in self.groups for a in group.clients)
 
     @property
     def relative(self) -> bool:
@@ -47,24 +77,43 @@ class Plan:
 
     def rank(self, adapter: Adapter, module: str) -> int:
         """The rank to write one module at."""
-        if self.settings.rank == "keep":
+        asked = self.settings.rank
+        if asked == "keep":
             return adapter.updates[module].rank
-        if self.settings.rank == "exact":
-            specs = [a.updates[module] for a in self.clients]
-            copies = [max(len(a.replicates), 1) if a.only_replicates else 1 for a in self.clients]
-            stacked = sum(s.rank * c for s, c in zip(specs, copies, strict=True))
-            return min(stacked, specs[0].d_out, specs[0].d_in)
-        return self.settings.rank
+        if asked == "auto":
+            return min(self.ranks[adapter.client], self.exact_rank(adapter, module))
+        return self.exact_rank(adapter, module) if asked == "exact" else asked
+
+    def exact_rank(self, adapter: Adapter, module: str) -> int:
+        """The rank at which nothing of the module can be cut off, in the client's group."""
+        group = next(g for g in self.groups if adapter in g.clients)
+        specs = [a.updates[module] for a in group.clients]
+        copies = [max(len(a.replicates), 1) if a.only_replicates else 1 for a in group.clients]
+        stacked = sum(s.rank * c for s, c in zip(specs, copies, strict=True))
+        return min(stacked, specs[0].d_out, specs[0].d_in)
+
+    def rank_of_mean(self, adapter: Adapter, module: str) -> int:
+        """The rank to write one module of the mean at, with `adapter` for its template."""
+        asked, exact = self.settings.global_rank, self.exact_rank(adapter, module)
+        if asked == "auto":
+            return exact if self.mean_rank is None else min(self.mean_rank, exact)
+        return exact if asked == "exact" else asked
 
     def written_ranks(self, adapter: Adapter) -> dict[str, int] | None:
         """Module -> the rank it is padded to, its scale in the factors; None: as they are."""
-        style = self.settings.write
-        if style == "keep" and self.settings.rank == "keep":
+        if self.settings.write == "keep" and self.settings.rank == "keep":
             return None
-        judged = {m: self.rank(adapter, m) for m in self.modules}
+        return self._padded(adapter, {m: self.rank(adapter, m) for m in self.modules})
+
+    def mean_ranks(self, adapter: Adapter) -> dict[str, int]:
+        """The same of the mean."""
+        return self._padded(adapter, {m: self.rank_of_mean(adapter, m) for m in self.modules})
+
+    def _padded(self, adapter: Adapter, ranks: dict[str, int]) -> dict[str, int]:
+        style = self.settings.write
         if style == "keep":
-            return dict.fromkeys(judged, max(judged.values()))
-        ranks = {m: spec.rank for m, spec in adapter.updates.items()} | judged
+            return dict.fromkeys(ranks, max(ranks.values()))
+        ranks = {m: spec.rank for m, spec in adapter.updates.items()} | ranks
         return ranks if style == "compact" else dict.fromkeys(ranks, max(ranks.values()))
 
 
@@ -80,42 +129,111 @@ def plan_refinement(
     is benign, UsageError for choices that name nobody, and AdapterError where an input changed.
     """
     cohort = found.cohort
-    who = recipients(verdicts, cohort, settings, counts)
-    giving = [a for a, gives in zip(who.clients, who.giving, strict=True) if gives]
-    givers = np.isin([a.client for a in cohort.clients], [a.client for a in giving])
-    stacks = found.absolute
-    modules = [s.module for s in stacks]
-    inner = tables(stacks)[0]
-    rows = np.stack([s.rows.numpy() for s in stacks]) if formats.factored(cohort) else None
-    dtype, device = _writing_dtype(cohort, settings), found.machine.device
-    theirs = inner[:, givers][:, :, givers]
-    noise = noise_of(giving, theirs, modules, dtype, device, settings.refinement)
-    known = look(inner, rows, givers, settings, (noise.share, noise.agreed) if noise else None)
-    relative = not all(giving[0].updates[m].absolute for m in modules)
-    if relative:  # what the clients have in common is not known apart from what the base lost
-        known = replace(known, common_share=0.0)
-    asked = [replace(settings, strength=s, path=()) for s in settings.path] or [settings]
-    shrinkages = tuple(choose(s, known, bool(settings.path)) for s in asked)
-    if relative:
-        shrinkages = tuple(replace(h, boost=0.0) for h in shrinkages)
-    here = np.array(who.giving)
+    who = (
+        recipients(verdicts, cohort, settings, counts),
+        *minorities(_minorities(found), verdicts, cohort, settings, counts),
+    )
+    looking = _Looking(found, settings, _writing_dtype(cohort, settings))
+    groups = tuple(looking.group(one) for one in who)
+    first = groups[0]
     return Plan(
-        clients=who.clients,
-        weights=who.weights,
+        groups=groups,
         modules=cohort.modules,
-        shrinkages=shrinkages,
-        mixes=tuple(client_mix(h, known, here) if h.side == "client" else None for h in shrinkages),
-        error_scales={c: s * known.lack**0.5 for c, s in noise.scales.items()} if noise else {},
-        known=known,
         settings=settings,
         remarks=(
-            *remarks(verdicts, who, settings),
-            *_replicates_say(giving, known, settings),
-            *_dora_says(who.clients),
+            *remarks(verdicts, who[0], settings),
+            *_replicates_say(first.giving, first.known, settings),
+            *_dora_says([a for group in groups for a in group.clients]),
         ),
-        device=device,
-        dtype=dtype,
+        device=found.machine.device,
+        dtype=looking.dtype,
     )
+
+
+def _minorities(found: Detection) -> list[list[str]]:
+    """The members of every minority, by name."""
+    groups = found.judgement.minorities if found.judgement is not None else ()
+    return [[found.cohort.clients[k].client for k in members] for members in groups]
+
+
+class _Looking:
+    """The tables of a cohort, from which every group is planned."""
+
+    def __init__(self, found: Detection, settings: Settings, dtype: DtypeName) -> None:
+        self.found, self.settings, self.dtype = found, settings, dtype
+        stacks = found.absolute
+        self.modules = [s.module for s in stacks]
+        self.inner = tables(stacks)[0]
+        factored = formats.factored(found.cohort)
+        self.rows = np.stack([s.rows.numpy() for s in stacks]) if factored else None
+
+    def group(self, who: Recipients) -> Group:
+        """What is done to the clients of one group."""
+        settings, cohort, device = self.settings, self.found.cohort, self.found.machine.device
+        here = np.isin([a.client for a in cohort.clients], [a.client for a in who.clients])
+        giving = np.array(who.giving)
+        givers = np.flatnonzero(here)[giving]
+        given = np.zeros(len(here), bool)
+        given[givers] = True
+        theirs = self.inner[:, given][:, :, given]
+        members = [a for a, gives in zip(who.clients, giving, strict=True) if gives]
+        noise = noise_of(members, theirs, self.modules, self.dtype, device, settings.refinement)
+        relative = not all(members[0].updates[m].absolute for m in self.modules)
+        full = full_matrices(who, settings, device)
+        stand = even(giving) if relative else self._standing(here, giving, full)
+        labels = own_labels(who.clients, full.names, settings.refinement)
+        apart = labels >= settings.refinement.label_prior
+        known = look(
+            self.inner,
+            self.rows,
+            given,
+            settings,
+            (noise.share, noise.agreed) if noise else None,
+            None if relative else stand,
+            float(apart[giving].mean()),
+        )
+        if relative:  # what the clients have in common is not known apart from what the base lost
+            known = replace(known, common_share=0.0)
+        asked = [replace(settings, strength=s, path=()) for s in settings.path] or [settings]
+        shrinkages = tuple(choose(s, known, bool(settings.path)) for s in asked)
+        if relative:
+            shrinkages = tuple(replace(h, boost=0.0) for h in shrinkages)
+        return Group(
+            clients=who.clients,
+            weights=_weighted(who, stand),
+            errors=tuple(map(float, stand.error)),
+            shrinkages=shrinkages,
+            keeps=tuple(_keeps(h, stand, apart, settings) for h in shrinkages),
+            mixes=tuple(
+                client_mix(h, known, giving) if h.side == "client" else None for h in shrinkages
+            ),
+            error_scales={c: s * known.lack**0.5 for c, s in noise.scales.items()} if noise else {},
+            known=known,
+            full=full,
+        )
+
+    def _standing(self, here: Array, giving: Array, full: FullMatrices) -> Standing:
+        """Of the clients of a group, by all modules whose updates mean something by themselves."""
+        kernel = levelled(self.inner[:, here][:, :, here]).sum(axis=0)
+        whole = levelled(full.inner).sum(axis=0) if len(full.inner) else None
+        return standing(kernel, giving, self.settings.refinement, whole)
+
+
+def _weighted(who: Recipients, stand: Standing) -> tuple[float, ...]:
+    """Sample counts times what each client counts for by its precision."""
+    weights = np.array(who.weights) * stand.weights
+    return tuple(float(w) for w in weights / weights.sum())
+
+
+def _keeps(
+    how: Shrinkage, stand: Standing, apart: Array, settings: Settings
+) -> tuple[float, ...]:
+    """What each client keeps of what F leaves; who has labels of its own is not taken for noisy."""
+    if not how.per_client:
+        return (1.0,) * len(stand.error)
+    found = stand.strengths(settings.refinement)
+    spared = apart & (how.tasks != "same")
+    return tuple(float(x) for x in np.where(spared, 1.0, found))
 
 
 def _dora_says(clients: Sequence[Adapter]) -> list[str]:

@@ -17,8 +17,9 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
+from clair_cli.refinement.uneven import Standing
 from clair_cli.report import Expected, InitialisationName
-from clair_cli.settings import Settings
+from clair_cli.settings import Settings, Tasks
 
 DEFAULTS = Settings()
 
@@ -42,6 +43,10 @@ class Shrinkage:
     by_direction: bool = False
     noise_like: float | None = None
     """`outside` of modules in which few directions stand out and the rest has the spectrum of noise."""
+    tasks: Tasks = "related"
+    """What the clients' tasks were taken for."""
+    per_client: bool = False
+    """Clients with more error than usual keep less, each by its own."""
 
     def gain(self, removed: float) -> float:
         """g, from the share of the deviations' amplitude that is removed."""
@@ -55,7 +60,9 @@ class Knowledge:
     `modes` (K, K - 1) are the orthonormal client modes, `spectrum` their shares of energy,
     descending; `gap` is the largest ratio of two that follow each other, with `gap_after` modes before
     it. `noise` is the share of the deviations that is estimation error, None where no replicates tell;
-    `agreed` is what two replicates of a client have in common, over its adapter's energy.
+    `agreed` is what two replicates of a client have in common, over its adapter's energy. `coherence` is
+    that of `Standing`, `overlap` the median overlap of two clients' row spaces, `own_labels` the share
+    of clients whose head says that they have labels of their own.
     """
 
     clients: int
@@ -69,6 +76,30 @@ class Knowledge:
     noise: float | None = None
     agreed: float | None = None
     numbers: RefinementCalibration = REFINEMENT
+    coherence: float = 0.0
+    overlap: float = 0.0
+    own_labels: float = 0.0
+
+    def one_task(self, told: float = 0.0) -> float:
+        """How far what is common looks like one task, from 0 to 1; `told` lowers what is needed."""
+        n = self.numbers
+        if self.initialisation == "none":
+            return 0.0
+        if self.initialisation == "shared":
+            beyond = n.one_task_slope * (self.common_share - n.one_task + told)
+        else:
+            common = (self.common_share - self.overlap) / max(1 - self.overlap, 1e-9)
+            beyond = n.own_one_task_slope * (common - n.own_one_task + told)
+        return min(max(beyond, 0.0), 1.0)
+
+    @property
+    def guess(self) -> Literal["same", "related", "own"]:
+        """What the clients' tasks look like, from the adapters alone."""
+        n = self.numbers
+        if self.own_labels >= n.labels_differ or self.coherence >= n.kinds_apart:
+            return "own"
+        alike = self.coherence < n.task_kinds and self.one_task() >= n.most_inside
+        return "same" if alike else "related"
 
     @property
     def lack(self) -> float:
@@ -85,11 +116,14 @@ def look(
     givers: Mask,
     settings: Settings = DEFAULTS,
     noise: tuple[float, float | None] | None = None,
+    found: Standing | None = None,
+    own_labels: float = 0.0,
 ) -> Knowledge:
     """Knowledge from tables (modules, K, K) of `givers` (K,); see `ModuleStack` for the tables.
 
     `rows` is None for plain matrices, which have no initialisation; `noise` is what replicates tell,
-    as `Knowledge.noise` and `Knowledge.agreed`.
+    as `Knowledge.noise` and `Knowledge.agreed`; `found` is the standing of the givers, each counted by
+    its precision, and `own_labels` as in `Knowledge`.
     """
     whole = agreement.levelled(inner[:, givers][:, :, givers])
     count = len(whole[0])
@@ -104,13 +138,14 @@ def look(
     shares = values / total if total > 0 else values
     gap, after = _gap(shares, settings.refinement.gap_floor)
     began: InitialisationName = "none"
+    overlap = 0.0
     if rows is not None:
-        began = agreement.initialisation(rows, givers, settings.detection)[0]
+        began, overlap = agreement.initialisation(rows, givers, settings.detection)
     share, agreed = noise or (None, None)
     return Knowledge(
         clients=count,
         initialisation=began,
-        common_share=agreement.common_share(whole),
+        common_share=agreement.common_share(whole) if found is None else found.common,
         spread=float(cosines[np.triu_indices(count, 1)].std()) if count > 2 else 0.0,
         modes=modes,
         spectrum=shares,
@@ -119,6 +154,9 @@ def look(
         noise=share,
         agreed=agreed,
         numbers=settings.refinement,
+        coherence=0.0 if found is None else found.coherence,
+        overlap=overlap,
+        own_labels=own_labels,
     )
 
 
@@ -155,17 +193,31 @@ def choose(settings: Settings, known: Knowledge, on_path: bool = False) -> Shrin
         return replace(how, rank=0, inside=asked, outside=asked, boost=boost)
     if asked != "auto":
         return replace(how, outside=asked)
+    how = replace(how, per_client=True)
     if known.noise is not None:
         taken = (1 - kept_share(known.noise, numbers.difference_cost)) * known.lack
         by_direction = settings.side != "auto"
         return replace(how, inside=taken, outside=taken, boost=boost, by_direction=by_direction)
-    how = replace(how, outside=numbers.weak(known.initialisation))
-    if plain:
-        return replace(how, noise_like=1.0)
-    if known.initialisation == "shared" and known.spread < numbers.task_kinds:
-        beyond = numbers.one_task_slope * (known.common_share - numbers.one_task)
-        how = replace(how, inside=min(max(beyond, 0.0), numbers.most_inside))
-    return replace(how, boost=boost)
+    return _by_tasks(how, settings, known, boost)
+
+
+def _by_tasks(how: Shrinkage, settings: Settings, known: Knowledge, boost: float) -> Shrinkage:
+    """What is taken where all clients do one task, related ones, or each its own."""
+    numbers = settings.refinement
+    tasks = known.guess if settings.tasks == "auto" else settings.tasks
+    how = replace(how, tasks=tasks)
+    if tasks == "own":
+        return replace(how, inside=0.0, outside=0.0)
+    if known.initialisation == "none":
+        if tasks == "same":
+            return replace(how, inside=1.0, outside=1.0)
+        return replace(how, outside=numbers.weak_plain, noise_like=1.0)
+    alike = known.one_task(numbers.told_same if tasks == "same" else 0.0)
+    if tasks == "related":
+        alike = min(alike, numbers.most_inside) if known.coherence < numbers.task_kinds else 0.0
+    outside = max(numbers.weak(known.initialisation), alike)
+    # the more clients look like one task, the less function their mean has lost
+    return replace(how, inside=alike, outside=outside, boost=boost * (1 - alike))
 
 
 def client_mix(how: Shrinkage, known: Knowledge, givers: Mask) -> Array:

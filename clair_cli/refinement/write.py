@@ -16,21 +16,23 @@ from numpy.typing import NDArray
 from clair_cli import engines, formats
 from clair_cli._version import __version__
 from clair_cli.cohort import Adapter, Start
-from clair_cli.detection.reading import read_estimate
 from clair_cli.output import publish
 from clair_cli.output.folders import GLOBAL, folder_names, strength_folder
 from clair_cli.progress import Progress, silent
-from clair_cli.refinement.module import ModuleRefiner, RefinedModule
-from clair_cli.refinement.plan import Plan
-from clair_cli.refinement.remarks import warnings
-from clair_cli.refinement.replicates import errors, replicated
+from clair_cli.refinement.module import RefinedModule
+from clair_cli.refinement.plan import Group, Plan
+from clair_cli.refinement.ranks import with_ranks
+from clair_cli.refinement.refiner import refiner_of
+from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
+from clair_cli.refinement.whole import Rows, in_rows
 from clair_cli.report import GlobalAdapter, ModuleRefinement, RefinedClient, Refinement
-from clair_cli.update import LowRankUpdate
 
 PROVENANCE = "clair.json"
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes for --max-lora-rank."""
+Results = list[list[RefinedModule]]
+"""One module: of every group, once per strength."""
 
 
 def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Refinement:
@@ -38,6 +40,7 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Re
 
     Raises OutputError, and AdapterError where an input changed.
     """
+    plan = with_ranks(plan, on_progress)
     writing = _Writing(plan, stage)
     job = partial(refine_job, plan)
     results = engines.choose(plan.settings.engine).map(job, plan.modules)
@@ -45,38 +48,34 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Re
         for done, (module, refined) in enumerate(results, start=1):
             writing.put(module, refined)
             on_progress("refining modules", done, len(plan.modules))
+        writing.put_full()
         return writing.finish()
     finally:
         writing.abandon()
 
 
-def refine_job(plan: Plan, module: str) -> tuple[str, list[RefinedModule]]:
+def refine_job(plan: Plan, module: str) -> tuple[str, Results]:
     """One module of all clients, refined once for every strength of the plan."""
-    updates = [read_estimate(a, module, plan.dtype, plan.device) for a in plan.clients]
-    refiner = ModuleRefiner(
-        updates, plan.weights, _noise(plan, module), numbers=plan.settings.refinement
-    )
-    ranks = [plan.rank(a, module) for a in plan.clients]
     return module, [
-        refiner.refined(how, ranks, mix=None if mix is None else torch.from_numpy(mix))
-        for how, mix in zip(plan.shrinkages, plan.mixes, strict=True)
+        _refined(plan, group, module, which) for which, group in enumerate(plan.groups)
     ]
 
 
-def _noise(plan: Plan, module: str) -> list[LowRankUpdate]:
-    """Updates whose energies sum to the error of all that give, where directions are weighed by it."""
-    if not any(how.by_direction and how.side != "client" for how in plan.shrinkages):
-        return []
-    numbers = plan.settings.refinement
-    pairs = zip(plan.clients, plan.weights, strict=True)
-    telling = [a for a, weight in pairs if weight and replicated(a)]
-    share = (sum(w > 0 for w in plan.weights) / len(telling)) ** 0.5
-    noise: list[LowRankUpdate] = []
-    for adapter in telling:
-        found = errors(adapter, module, plan.dtype, plan.device, numbers)
-        factor = share * plan.error_scales.get(adapter.client, 1.0)
-        noise += [replace(u, scale=u.scale * factor) for u in found]
-    return noise
+def _refined(plan: Plan, group: Group, module: str, which: int) -> list[RefinedModule]:
+    refiner = refiner_of(plan, group, module)
+    ranks = [plan.rank(a, module) for a in group.clients]
+    of_mean = max(ranks)
+    if which == 0 and plan.settings.write_global:
+        of_mean = plan.rank_of_mean(template_of(group), module)
+    return [
+        refiner.refined(how, ranks, of_mean, None if mix is None else torch.from_numpy(mix), keeps)
+        for how, mix, keeps in zip(group.shrinkages, group.mixes, group.keeps, strict=True)
+    ]
+
+
+def template_of(group: Group) -> Adapter:
+    """Whose config and other tensors go with the mean: of the largest rank among those that count."""
+    return max(group.giving, key=lambda a: sum(s.rank for s in a.updates.values()))
 
 
 @dataclass(slots=True)
@@ -101,28 +100,32 @@ class _Energies:
 
 
 class _Candidate:
-    """Open writers of one strength, and what is to be reported of its clients."""
+    """Open writers of one group at one strength, and what is to be reported of its clients."""
 
-    def __init__(self, plan: Plan, which: int, folder: Path, names: dict[str, str]) -> None:
-        self.plan, self.how, self.names, self.folder = plan, plan.shrinkages[which], names, folder
+    def __init__(
+        self, plan: Plan, group: int, which: int, folder: Path, names: dict[str, str]
+    ) -> None:
+        self.plan, self.group, self.number = plan, plan.groups[group], group
+        self.how, self.keeps = self.group.shrinkages[which], self.group.keeps[which]
+        self.names, self.folder = names, folder
         self.writers, self.written = {}, {}
-        for adapter in plan.clients:
+        for adapter in self.group.clients:
             place = folder / names[adapter.client]
             place.mkdir(parents=True)
             ranks = self.written[adapter.client] = plan.written_ranks(adapter)
             self.writers[adapter.client] = formats.open_writer(adapter, place, plan.modules, ranks)
-        self.totals = _Energies.none(len(plan.clients))
+        self.totals = _Energies.none(len(self.group.clients))
         self.changed: set[str] = set()
         self.amplitude = [0.0, 0.0]
         self.gains: list[float] = []
 
     def put(self, module: str, result: RefinedModule) -> None:
         """Write one module of every client."""
-        if self.plan.clients[0].updates[module].start is Start.MAGNITUDE:
+        if self.group.clients[0].updates[module].start is Start.MAGNITUDE:
             for writer in self.writers.values():
                 writer.keep(module)
             return
-        for adapter, update in zip(self.plan.clients, result.updates, strict=True):
+        for adapter, update in zip(self.group.clients, result.updates, strict=True):
             writer = self.writers[adapter.client]
             if update is None:
                 writer.keep(module)
@@ -130,10 +133,21 @@ class _Candidate:
                 writer.put(module, update)
                 self.changed.add(adapter.client)
         self.totals.add(result)
-        energy = sum(w * float(d) for w, d in zip(self.plan.weights, result.deviation, strict=True))
+        pairs = zip(self.group.weights, result.deviation, strict=True)
+        energy = sum(w * float(d) for w, d in pairs)
         self.amplitude[0] += result.amplitude * energy
         self.amplitude[1] += energy
         self.gains.append(self.how.gain(1 - result.amplitude))
+
+    def put_rows(self, name: str, rows: Rows) -> None:
+        """Write rows of one full matrix of every client that does not keep its own."""
+        for adapter, own, share in zip(self.group.clients, rows.own, self.keeps, strict=True):
+            kept = share * (1 - self.how.outside)
+            if own is None or kept == 1:
+                continue
+            refined = rows.mean + kept * (own - rows.mean)
+            self.writers[adapter.client].put_full_rows(name, rows.start, refined)
+            self.changed.add(adapter.client)
 
     @property
     def kept(self) -> float:
@@ -149,7 +163,7 @@ class _Candidate:
     def averaged_away(self) -> float:
         """Share of the clients' energy around their mean that refinement takes away."""
         before, after = (
-            sum(w * float(e) for w, e in zip(self.plan.weights, energies, strict=True))
+            sum(w * float(e) for w, e in zip(self.group.weights, energies, strict=True))
             for energies in (self.totals.deviation, self.totals.kept)
         )
         return max(1 - after / before, 0.0) if before > 0 else 0.0
@@ -159,14 +173,14 @@ class _Candidate:
         for writer in self.writers.values():
             writer.close()
         applied = {"inside": self.how.inside, "side": self.how.side, "gain": self.gain}
-        for said, adapter in zip(self.clients(self.folder), self.plan.clients, strict=True):
+        for said, adapter in zip(self.clients(self.folder), self.group.clients, strict=True):
             facts = {k: v for k, v in asdict(said).items() if k not in ("client", "path")}
             made = _provenance(adapter, client=adapter.client, refinement=facts | applied)
             publish.write_bytes(self.folder / said.path / PROVENANCE, made)
 
     def clients(self, above: Path) -> tuple[RefinedClient, ...]:
         """One record per client; paths are relative to `above`."""
-        return tuple(self._of(k, a, above) for k, a in enumerate(self.plan.clients))
+        return tuple(self._of(k, a, above) for k, a in enumerate(self.group.clients))
 
     def _of(self, k: int, adapter: Adapter, above: Path) -> RefinedClient:
         squared, moved, lost, deviation, kept = (
@@ -181,13 +195,15 @@ class _Candidate:
             rank=max((ranks | (written or {})).values()),
             truncation_error=(lost / scale) ** 0.5,
             change=(moved / scale) ** 0.5,
-            strength=self.how.outside,
-            weight=self.plan.weights[k],
+            strength=1 - self.keeps[k] * (1 - self.how.outside),
+            weight=self.group.weights[k],
             deviation=(deviation / scale) ** 0.5,
             averaged_away=max(1 - kept / deviation, 0.0) if deviation > 0 else 0.0,
             unchanged=written is None
             and adapter.client not in self.changed
             and not formats.record(adapter).converts,
+            error=self.group.errors[k],
+            group=self.number,
         )
 
 
@@ -195,13 +211,11 @@ class _Mean:
     """The mean of the benign clients, written as an adapter of its own."""
 
     def __init__(self, plan: Plan, stage: Path) -> None:
-        self.plan, self.folder = plan, stage / GLOBAL
-        giving = [a for a, w in zip(plan.clients, plan.weights, strict=True) if w]
-        # the client of the largest rank that counts: its config and other tensors go with the mean
-        self.template = max(giving, key=lambda a: sum(s.rank for s in a.updates.values()))
+        self.plan, self.group, self.folder = plan, plan.groups[0], stage / GLOBAL
+        self.template = template_of(self.group)
         self.folder.mkdir()
-        ranks = plan.written_ranks(self.template)
-        self.writer = formats.open_writer(self.template, self.folder, plan.modules, ranks)
+        self.ranks = plan.mean_ranks(self.template)
+        self.writer = formats.open_writer(self.template, self.folder, plan.modules, self.ranks)
         self.squared = self.lost = 0.0
 
     def put(self, module: str, result: RefinedModule) -> None:
@@ -210,15 +224,21 @@ class _Mean:
         self.squared += result.common_squared
         self.lost += result.common_lost
 
+    def put_rows(self, name: str, rows: Rows) -> None:
+        """Write rows of one full matrix of the mean."""
+        if name in self.template.full:
+            self.writer.put_full_rows(name, rows.start, rows.mean)
+
     def close(self) -> GlobalAdapter:
         """Everything on disk, with whose mean it is."""
         self.writer.close()
-        who = zip(self.plan.clients, self.plan.weights, strict=True)
+        who = zip(self.group.clients, self.group.weights, strict=True)
         weights = {a.client: weight for a, weight in who if weight}
         data = _provenance(self.template, template=self.template.client, mean_of=weights)
         publish.write_bytes(self.folder / PROVENANCE, data)
         error = (self.lost / self.squared) ** 0.5 if self.squared > 0 else 0.0
-        return GlobalAdapter(GLOBAL, self.template.client, error)
+        rank = max(self.ranks.values())
+        return GlobalAdapter(GLOBAL, self.template.client, error, rank)
 
 
 @dataclass(slots=True)
@@ -227,31 +247,54 @@ class _Writing:
 
     plan: Plan
     stage: Path
-    candidates: list[_Candidate] = field(init=False)
+    candidates: list[list[_Candidate]] = field(init=False)
+    """Per strength and group."""
     mean: _Mean | None = field(init=False)
+    refused: str | None = field(init=False, default=None)
     modules: list[ModuleRefinement] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         names = folder_names([a.client for a in self.plan.clients])
-        path, self.candidates = self.plan.settings.path, []
-        for which in range(len(self.plan.shrinkages)):
+        path, self.candidates, self.mean = self.plan.settings.path, [], None
+        for which in range(len(self.plan.groups[0].shrinkages)):
             folder = self.stage / strength_folder(path[which]) if path else self.stage
-            self.candidates.append(_Candidate(self.plan, which, folder, names))
-        self.mean = _Mean(self.plan, self.stage) if self.plan.settings.write_global else None
+            self.candidates.append(
+                [_Candidate(self.plan, g, which, folder, names) for g in range(len(self.plan.groups))]
+            )
+        if self.plan.settings.write_global:
+            self.refused = not_averaged(template_of(self.plan.groups[0]), self.plan.groups[0].full)
+            self.mean = None if self.refused else _Mean(self.plan, self.stage)
 
-    def put(self, module: str, results: list[RefinedModule]) -> None:
+    @property
+    def _flat(self) -> list[_Candidate]:
+        return [one for groups in self.candidates for one in groups]
+
+    def put(self, module: str, results: Results) -> None:
         """Write one module of every client and let go of it."""
-        for candidate, result in zip(self.candidates, results, strict=True):
-            candidate.put(module, result)
-        first = results[0]
+        for which, groups in enumerate(self.candidates):
+            for candidate, of_group in zip(groups, results, strict=True):
+                candidate.put(module, of_group[which])
+        first = results[0][0]
         if self.mean is not None:
             self.mean.put(module, first)
         spectrum = tuple(float(x) for x in first.spectrum)
         self.modules.append(ModuleRefinement(module, first.subspace_rank, spectrum))
 
+    def put_full(self) -> None:
+        """Write the full matrices of every client, and of the mean."""
+        for number, group in enumerate(self.plan.groups):
+            full, device = group.full, self.plan.device
+            for name in full.names:
+                shape = full.shapes[name]
+                for rows in in_rows(name, shape, group.clients, group.weights, device):
+                    for groups in self.candidates:
+                        groups[number].put_rows(name, rows)
+                    if number == 0 and self.mean is not None:
+                        self.mean.put_rows(name, rows)
+
     def abandon(self) -> None:
         """Let go of every file that was not finished."""
-        for candidate in self.candidates:
+        for candidate in self._flat:
             for writer in candidate.writers.values():
                 writer.abandon()
         if self.mean is not None:
@@ -259,10 +302,11 @@ class _Writing:
 
     def finish(self) -> Refinement:
         """Close all files; what was done, as the report says it."""
-        for candidate in self.candidates:
+        for candidate in self._flat:
             candidate.close()
-        first, known, plan = self.candidates[0], self.plan.known, self.plan
-        clients = tuple(c for one in self.candidates for c in one.clients(self.stage))
+        first, plan = self.candidates[0][0], self.plan
+        known = plan.groups[0].known
+        clients = tuple(c for one in self._flat for c in one.clients(self.stage))
         done = Refinement(
             strength=first.how.outside,
             inside=first.how.inside,
@@ -275,6 +319,10 @@ class _Writing:
             initialisation=known.initialisation,
             common_share=known.common_share,
             spread=known.spread,
+            coherence=known.coherence,
+            tasks=first.how.tasks if first.how.per_client else None,
+            guessed=first.how.per_client and plan.settings.tasks == "auto",
+            full_matrices=plan.groups[0].full.names,
             spectrum=tuple(float(x) for x in known.spectrum),
             gap=known.gap,
             gap_after=known.gap_after,
@@ -284,8 +332,8 @@ class _Writing:
             clients=clients,
             mean=self.mean.close() if self.mean is not None else None,
         )
-        remarks = (*plan.remarks, *warnings(done, plan.settings, plan.relative))
-        return replace(done, warnings=remarks)
+        said = warnings(done, plan.settings, plan.relative, plan.groups[0].full.alone, self.refused)
+        return replace(done, warnings=(*plan.remarks, *said))
 
     def _served(self, clients: tuple[RefinedClient, ...]) -> int | None:
         """The least value a server takes that admits all; None where it serves no such files."""

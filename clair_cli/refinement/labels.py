@@ -1,0 +1,82 @@
+"""Which clients have labels of their own: what moves the labels' frequencies, in classifiers' heads.
+
+A head that learns how frequent its labels are moves along one input direction, the mean of what it
+sees, which all clients share, by different amounts per label. Noise has no such direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clair_cli import formats
+from clair_cli.cohort import Adapter
+from clair_cli.detection.agreement import Array
+from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
+
+FEWEST = 4
+"""Clients with a head, below which the direction of the others means nothing."""
+MOST_ELEMENTS = 2**24
+"""Of all clients' heads together that are looked at."""
+SWEEPS = 30
+
+
+def own_labels(
+    clients: Sequence[Adapter], names: Sequence[str], numbers: RefinementCalibration = REFINEMENT
+) -> Array:
+    """How much of each client's deviation, in its heads among the full matrices `names`, lies in the
+    direction that the others' deviations share, (K,) in [0, 1]; the largest over its heads.
+
+    Zero where there is no head. Raises AdapterError.
+    """
+    found = np.zeros(len(clients))
+    for name in names:
+        who = [k for k, a in enumerate(clients) if name in a.full]
+        if len(who) < FEWEST or not _is_head([clients[k] for k in who], name, numbers):
+            continue
+        heads = [formats.read_full_tensor(clients[k], name, "float64") for k in who]
+        found[who] = np.maximum(found[who], in_shared_direction(torch.stack(heads)))
+    return found
+
+
+def _is_head(clients: Sequence[Adapter], name: str, numbers: RefinementCalibration) -> bool:
+    """A matrix of few outputs, alike in all of them."""
+    shapes = {a.full[name].shape for a in clients}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 2:
+        return False
+    rows, columns = shape
+    few = 2 <= rows <= min(numbers.label_rows, columns - 1)
+    return few and len(clients) * rows * columns <= MOST_ELEMENTS
+
+
+def in_shared_direction(heads: Tensor) -> Array:
+    """Share of every head's deviation (K, C, d) in the leading input direction of the others', (K,)."""
+    off = heads - heads.mean(dim=0)
+    size = off.flatten(1).norm(dim=1)
+    unit = off / torch.where(size > 0, size, 1)[:, None, None]
+    whole = torch.einsum("kcd,kce->de", unit, unit) if heads.shape[2] <= 512 else None
+    shares = []
+    start = torch.ones(heads.shape[2], dtype=heads.dtype)
+    for k, own in enumerate(unit):
+        others = torch.cat([unit[:k], unit[k + 1 :]]).flatten(0, 1)
+        if whole is not None:
+            direction = torch.linalg.eigh(whole - own.T @ own)[1][:, -1]
+        else:
+            direction = start = _leading(others, start)
+        shares.append(float((own @ direction).square().sum()))
+    return np.array(shares)
+
+
+def _leading(rows: Tensor, start: Tensor) -> Tensor:
+    """The leading right singular vector of `rows` (n, d), from `start` (d,) on."""
+    vector = start
+    for _ in range(SWEEPS):
+        image = rows.T @ (rows @ vector)
+        size = image.norm()
+        if not size > 0:
+            break
+        vector = image / size
+    return vector
