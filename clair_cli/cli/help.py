@@ -22,7 +22,7 @@ Exit codes:
 INSPECT_CODES = """\b
 Exit codes:
     0  the adapter can be read, and every number in it is finite
-    1  the adapter is broken
+    1  the adapter is broken, or one of the folder is or is not compared
     2  usage: bad option, no such file or folder
     4  the answer could not be written
    70  internal error"""

@@ -291,7 +291,10 @@ NoProgress = Annotated[bool, _option(SHOWING, "--no-progress", help="Show no pro
 # --- what only one command has
 
 Adapter = Annotated[
-    Path, typer.Argument(metavar="PATH", help="One adapter: its folder, or its file.")
+    Path,
+    typer.Argument(
+        metavar="PATH", help="One adapter: its folder, or its file. Or a folder of clients."
+    ),
 ]
 Saved = Annotated[
     Path, typer.Argument(metavar="REPORT.json", help="A report that clair has saved as JSON.")
