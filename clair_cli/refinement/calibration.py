@@ -51,10 +51,18 @@ class RefinementCalibration(Constants):
         12.0, "share taken per common share", (0, 1000), "how fast kept directions follow", REAL
     )
     told_same: float = constant(
-        0.07, ENERGY, (0, 1), "less that is needed where the operator says that tasks are the same", REAL
+        0.07,
+        ENERGY,
+        (0, 1),
+        "less that is needed where the operator says that tasks are the same",
+        REAL,
     )
     most_inside: float = constant(
-        0.5, TAKEN, (0, 1), "of a client's own strong directions at most, with related tasks", METHOD
+        0.5,
+        TAKEN,
+        (0, 1),
+        "of a client's own strong directions at most, with related tasks",
+        METHOD,
     )
     task_kinds: float = constant(
         0.09,
@@ -64,7 +72,11 @@ class RefinementCalibration(Constants):
         REAL,
     )
     kinds_apart: float = constant(
-        0.13, "cosine", (0, 10), "coherence of residuals from which on tasks look like own ones", REAL
+        0.13,
+        "cosine",
+        (0, 10),
+        "coherence of residuals from which on tasks look like own ones",
+        REAL,
     )
     label_prior: float = constant(
         0.2,
@@ -72,6 +84,16 @@ class RefinementCalibration(Constants):
         (0, 1),
         "of a head's deviation in the direction that moves its labels' frequencies, from which on a "
         "client has labels of its own; others have 0.14 at most",
+        REAL,
+    )
+    label_spared: float = constant(
+        0.15, ENERGY, (0, 1), "the same, from which on a client is not taken for noisy", REAL
+    )
+    company_spared: float = constant(
+        0.25,
+        "cosine",
+        (0, 1),
+        "of what a client has for itself with another's, from which on it is not taken for noisy",
         REAL,
     )
     labels_differ: float = constant(
@@ -96,7 +118,7 @@ class RefinementCalibration(Constants):
         1.5, "usual errors", (1, 100), "up to which a client is as well trained as any", REAL
     )
     error_power: float = constant(
-        2.0, "power", (0, 10), "how fast a client's own is left with its error beyond that", REAL
+        3.0, "power", (0, 10), "how fast a client's own is left with its error beyond that", REAL
     )
     most_error: float = constant(
         100.0, "usual errors", (1, 1e9), "beyond which errors are alike", METHOD
@@ -177,6 +199,7 @@ class RefinementCalibration(Constants):
     def __post_init__(self) -> None:
         Constants.__post_init__(self)
         self.check_order("replicates_lack", "replicates_enough")
+        self.check_order("label_spared", "label_prior")
 
     def weak(self, initialisation: str) -> float:
         """Share taken of the weak directions, by how the clients' A began."""

@@ -9,9 +9,10 @@ import numpy as np
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, Start
-from clair_cli.detection.agreement import Array, levelled
+from clair_cli.detection.agreement import Array, Mask, levelled
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
+from clair_cli.refinement.calibration import RefinementCalibration
 from clair_cli.refinement.labels import own_labels
 from clair_cli.refinement.members import Recipients, minorities, recipients, remarks
 from clair_cli.refinement.replicates import noise_of
@@ -182,7 +183,9 @@ class _Looking:
         full = full_matrices(who, settings, device)
         stand = even(giving) if relative else self._standing(here, giving, full)
         labels = own_labels(who.clients, full.names, settings.refinement)
-        apart = labels >= settings.refinement.label_prior
+        numbers = settings.refinement
+        apart = labels >= numbers.label_prior
+        spared = (labels >= numbers.label_spared) | (stand.company >= numbers.company_spared)
         known = look(
             self.inner,
             self.rows,
@@ -203,7 +206,7 @@ class _Looking:
             weights=_weighted(who, stand),
             errors=tuple(map(float, stand.error)),
             shrinkages=shrinkages,
-            keeps=tuple(_keeps(h, stand, apart, settings) for h in shrinkages),
+            keeps=tuple(_keeps(h, stand, spared, numbers) for h in shrinkages),
             mixes=tuple(
                 client_mix(h, known, giving) if h.side == "client" else None for h in shrinkages
             ),
@@ -226,14 +229,13 @@ def _weighted(who: Recipients, stand: Standing) -> tuple[float, ...]:
 
 
 def _keeps(
-    how: Shrinkage, stand: Standing, apart: Array, settings: Settings
+    how: Shrinkage, stand: Standing, spared: Mask, numbers: RefinementCalibration
 ) -> tuple[float, ...]:
-    """What each client keeps of what F leaves; who has labels of its own is not taken for noisy."""
+    """What each client keeps of what F leaves; who is `spared` is not taken for noisy."""
     if not how.per_client:
         return (1.0,) * len(stand.error)
-    found = stand.strengths(settings.refinement)
-    spared = apart & (how.tasks != "same")
-    return tuple(float(x) for x in np.where(spared, 1.0, found))
+    found = stand.strengths(numbers)
+    return tuple(float(x) for x in np.where(spared & (how.tasks != "same"), 1.0, found))
 
 
 def _dora_says(clients: Sequence[Adapter]) -> list[str]:

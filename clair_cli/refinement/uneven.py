@@ -23,6 +23,9 @@ RIDGE = 1e-9
 class Standing:
     """K clients of one group: `content`, `error` in units of the usual one (>= 1), both (K,).
 
+    `company` (K,) is the largest cosine of what a client has beside the common part with that of
+    another one: error is like nobody's, another task or other labels may be like somebody's.
+
     `weights` (K,) sum to one over the clients that give, and are zero for the others. `common` is the
     share of energy that all have in common, each client counted by its precision; `coherence` the root
     mean square of the cosines of two clients' residuals.
@@ -30,6 +33,7 @@ class Standing:
 
     content: Array
     error: Array
+    company: Array
     weights: Array
     common: float
     coherence: float
@@ -44,7 +48,7 @@ def even(givers: Mask) -> Standing:
     """All alike: where nothing is known of what the clients share."""
     count = len(givers)
     ones = np.ones(count)
-    return Standing(ones, ones, givers / max(givers.sum(), 1), 0.0, 0.0)
+    return Standing(ones, ones, 0 * ones, givers / max(givers.sum(), 1), 0.0, 0.0)
 
 
 def standing(
@@ -76,10 +80,20 @@ def standing(
     weights = np.zeros(len(kernel))
     here = np.ix_(givers, givers)
     shared = (table[here] - np.diag(own[givers] * common)) / common
-    weights[givers] = bounded(shared, error[givers], numbers) * _by_size(size[givers], usual, cut[givers])
+    weights[givers] = bounded(shared, error[givers], numbers) * _by_size(
+        size[givers], usual, cut[givers]
+    )
     factor = _factor(kernel[here])
+    cosines = _residual_cosines(kernel[here], factor)
+    company = np.zeros(len(kernel))
+    company[givers] = cosines.max(axis=1)
     return Standing(
-        content, error, weights / weights.sum(), *_alike(kernel[here], factor, 1 / error[givers])
+        content,
+        error,
+        company,
+        weights / weights.sum(),
+        common=_common(kernel[here].diagonal(), factor, 1 / error[givers]),
+        coherence=float(np.sqrt(np.mean(cosines[np.triu_indices(len(cosines), 1)] ** 2))),
     )
 
 
@@ -114,16 +128,19 @@ def _factor(table: Array, rounds: int = 50) -> Array:
     return np.asarray(np.abs(factor) if factor.sum() == 0 else factor * np.sign(factor.sum()))
 
 
-def _alike(table: Array, factor: Array, precision: Array) -> tuple[float, float]:
-    """`common` and `coherence` of a Standing."""
-    energy = table.diagonal()
-    total = float(precision @ energy)
-    common = float(precision @ factor**2) / total if total > 0 else 0.0
+def _residual_cosines(table: Array, factor: Array) -> Array:
+    """Cosines (K, K) of what any two have beside the common part, zero on the diagonal."""
     rest = table - np.outer(factor, factor)
-    length = np.sqrt(rest.diagonal().clip(min=RIDGE * energy.mean()))
-    cosines = (rest / np.outer(length, length))[np.triu_indices(len(table), 1)]
-    coherence = float(np.sqrt(np.mean(cosines.clip(-1, 1) ** 2)))
-    return min(common, 1.0), coherence
+    length = np.sqrt(rest.diagonal().clip(min=RIDGE * table.diagonal().mean()))
+    cosines = (rest / np.outer(length, length)).clip(-1, 1)
+    np.fill_diagonal(cosines, 0)
+    return np.asarray(cosines)
+
+
+def _common(energy: Array, factor: Array, precision: Array) -> float:
+    """Share of the energy that all have in common, each client counted by its precision."""
+    total = float(precision @ energy)
+    return min(float(precision @ factor**2) / total, 1.0) if total > 0 else 0.0
 
 
 def bounded(shared: Array, error: Array, numbers: RefinementCalibration = REFINEMENT) -> Array:

@@ -42,7 +42,9 @@ def full_matrices(who: Recipients, settings: Settings, device: str) -> FullMatri
     found = read_full(cohort, settings, device)
     giving = np.array(who.giving)
     least = settings.refinement.full_common
-    means = [_common(w, p & giving) >= least for w, p in zip(found.inner, found.present, strict=True)]
+    means = [
+        _common(w, p & giving) >= least for w, p in zip(found.inner, found.present, strict=True)
+    ]
     every = found.present.all(axis=1)
     return FullMatrices(
         names=tuple(n for n, fine in zip(found.names, means, strict=True) if fine),
@@ -78,7 +80,11 @@ class Rows:
 
 
 def in_rows(
-    name: str, shape: tuple[int, ...], clients: Sequence[Adapter], weights: Sequence[float], device: str
+    name: str,
+    shape: tuple[int, ...],
+    clients: Sequence[Adapter],
+    weights: Sequence[float],
+    device: str,
 ) -> Iterator[Rows]:
     """The full matrix `name` of all clients that have it with this shape, some rows at a time, float64.
 

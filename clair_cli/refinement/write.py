@@ -56,9 +56,7 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Re
 
 def refine_job(plan: Plan, module: str) -> tuple[str, Results]:
     """One module of all clients, refined once for every strength of the plan."""
-    return module, [
-        _refined(plan, group, module, which) for which, group in enumerate(plan.groups)
-    ]
+    return module, [_refined(plan, group, module, which) for which, group in enumerate(plan.groups)]
 
 
 def _refined(plan: Plan, group: Group, module: str, which: int) -> list[RefinedModule]:
@@ -259,7 +257,10 @@ class _Writing:
         for which in range(len(self.plan.groups[0].shrinkages)):
             folder = self.stage / strength_folder(path[which]) if path else self.stage
             self.candidates.append(
-                [_Candidate(self.plan, g, which, folder, names) for g in range(len(self.plan.groups))]
+                [
+                    _Candidate(self.plan, g, which, folder, names)
+                    for g in range(len(self.plan.groups))
+                ]
             )
         if self.plan.settings.write_global:
             self.refused = not_averaged(template_of(self.plan.groups[0]), self.plan.groups[0].full)
