@@ -86,7 +86,8 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
     """Read every module once, decompose the stacks, judge every client."""
     if too_few(cohort):
         return Detection(cohort)
-    from clair_cli.detection.reading import numerics, read_modules
+    from clair_cli.detection.full import read_full
+    from clair_cli.detection.reading import numerics, read_modules, without_failed
     from clair_cli.detection.solver import decompose, settled
     from clair_cli.detection.tables import tabulated
     from clair_cli.detection.verdicts import judge
@@ -95,8 +96,13 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
         if too_few(cohort):
             return Detection(cohort, stacks, machine=machine)
+        full = read_full(cohort, settings, machine.device, on_progress)
+        if full.failed:
+            cohort, stacks, full = without_failed(cohort, stacks, full)
+        if too_few(cohort):
+            return Detection(cohort, stacks, machine=machine)
         solved = decompose(stacks, settings.detection, settings.seed, on_progress)
-        judgement = judge(tabulated(cohort, stacks, solved.members), settings)
+        judgement = judge(tabulated(cohort, stacks, solved.members, full), settings)
         decomposition = None
         if judgement.identified:
             decomposition = settled(solved, stacks, judgement.consensus, settings)

@@ -42,12 +42,30 @@ class ModuleFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """What tells why a client is far: `content` is the share of what the others have in common that is
+    in it, `error` all else in usual errors, `size` its norm in usual norms.
+
+    `head` is the content of its full matrices, `company` the largest cosine of its rest with another
+    client's, `nearest` that client.
+    """
+
+    content: float
+    error: float
+    size: float
+    company: float
+    nearest: str
+    head: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What is said of one client; contaminated when score >= limit.
 
     `verdict` is None only in a report whose status is "no_verdict". `stability` is the share of the
     other clients without whom, one at a time, the verdict is the same; `depends_on` are clients without
-    whom it would be another one, five at most.
+    whom it would be another one, five at most. `cause` is None where the clients have nothing in common
+    by which it could be told.
     """
 
     client: str = field(metadata=key("id"))
@@ -58,6 +76,18 @@ class Verdict:
     depends_on: tuple[str, ...] = ()
     reasons: tuple[Reason, ...] = ()
     modules: tuple[ModuleFinding, ...] = ()
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Minority:
+    """Clients that are far from the majority in the same way: another domain, or a plot.
+
+    `likeness` is that of two of them, in units of two typical members of the majority.
+    """
+
+    members: tuple[str, ...]
+    likeness: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +150,7 @@ class Population:
     modules: tuple[ModuleSummary, ...] = ()
     consensus: Consensus | None = None
     solver: SolverRun | None = None
+    minorities: tuple[Minority, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ MIN_CLIENTS = 3
 EngineName = Literal["local"]
 Modules = Literal["shared", "same"]
 ReadAs = Literal["lora", "update", "weights"]
-FailOn = Literal["suspicious", "contaminated", "broken", "never"]
+FailOn = Literal["suspicious", "minority", "contaminated", "broken", "never"]
 Side = Literal["auto", "own", "left", "right", "client"]
 Replicates = Literal["auto", "checkpoints", "none"]
 Strength = float | Literal["auto"]
@@ -132,7 +132,10 @@ class Settings:
             _require(fine, name, f"a whole number from {least} to {most}", value)
         self._check_reading()
         self._check_strength()
-        for name, words in (("rank", ("keep", "auto", "exact")), ("global_rank", ("auto", "exact"))):
+        for name, words in (
+            ("rank", ("keep", "auto", "exact")),
+            ("global_rank", ("auto", "exact")),
+        ):
             rank = getattr(self, name)
             fine = rank in words or (isinstance(rank, int) and rank >= 1)
             _require(fine, name, f"{', '.join(words)}, or 1 and more", rank)

@@ -260,11 +260,11 @@ Outputs = Annotated[
     ),
 ]
 FailOn = Annotated[
-    Literal["suspicious", "contaminated", "broken", "never"],
+    Literal["suspicious", "minority", "contaminated", "broken", "never"],
     _option(SHOWING, help="The least verdict that makes the exit code 1."),
 ]
 Regate = Annotated[
-    Literal["suspicious", "contaminated", "broken", "never"] | None,
+    Literal["suspicious", "minority", "contaminated", "broken", "never"] | None,
     _option(
         SHOWING,
         "--fail-on",

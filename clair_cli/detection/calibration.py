@@ -17,6 +17,7 @@ SWEEP = "benchmarks/results/calibration.md"
 LIKEWISE = "benchmarks/results/calibration-differences.md"
 READING = "chosen for reading; no verdict depends on it"
 METHOD = "docs/explanation/method.md"
+REAL = "benchmarks/results/real.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,151 @@ class DetectionCalibration(Constants):
         (1e-6, 10),
         "least unit of the cosine: honest clients came down to 0.66",
         TRAINED,
+    )
+    content_floor: float = constant(
+        0.2,
+        "of the common content",
+        (1e-6, 10),
+        "least unit of what is lacking: clients with a tenth of the data keep 0.48 and more, random "
+        "labels 0.13 and less",
+        REAL,
+    )
+    kept_whole: float = constant(
+        0.8,
+        "of the common content",
+        (0, 1),
+        "content from which on a distant client is noisy and not suspicious",
+        REAL,
+    )
+    fine: float = constant(
+        3.5,
+        "spreads of the members",
+        (1, 100),
+        "lack of content that is suspicious however small it is",
+        REAL,
+    )
+    finest: float = constant(
+        0.02, "of the common content", (1e-6, 1), "least spread of the members' content", REAL
+    )
+    noisy: float = constant(
+        1.5,
+        "usual errors",
+        (1, 1000),
+        "error from which on a client is called noisy, and single modules are not judged by agreement",
+        REAL,
+    )
+    hardly_trained: float = constant(
+        1 / 3,
+        "of the usual size",
+        (0, 1),
+        "size below which an update is called hardly trained",
+        REAL,
+    )
+    pure: float = constant(
+        0.8,
+        FLOOR,
+        (0.01, 1),
+        "alignment from which on all of a large update counts as size, and not its noise",
+        REAL,
+    )
+    noise_norm_floor: float = constant(
+        0.46,
+        "log norm",
+        (1e-6, 10),
+        "least unit of size that is noise: ln(4) / 3; a learning rate 4 times as large made 3.1",
+        REAL,
+    )
+    addition_floor: float = constant(
+        0.02, "cosine", (1e-6, 1), "least spread of honest rests' cosines", REAL
+    )
+    addition: float = constant(
+        4.0,
+        "spreads of the others' pairs",
+        (1, 100),
+        "likeness of several clients' rests that is an addition they share; honest ones reach 3.3",
+        REAL,
+    )
+    addition_cosine: float = constant(
+        0.1, "cosine", (0, 1), "least likeness of rests that is an addition", REAL
+    )
+    addition_apart: float = constant(
+        0.5,
+        "of the likeness inside",
+        (0, 1),
+        "likeness to an addition's members from which on an outsider speaks against it",
+        REAL,
+    )
+    addition_content: float = constant(
+        0.25,
+        "of the common content",
+        (0, 1),
+        "content below which what clients share is no addition to it",
+        REAL,
+    )
+    grown: float = constant(
+        1.15,
+        "of the usual content",
+        (1, 100),
+        "content above which like rests are a longer or faster training",
+        REAL,
+    )
+    alone: float = constant(
+        0.2,
+        "cosine",
+        (0, 1),
+        "likeness of rests below which a client far from the members is alone: clients with a tenth of "
+        "the data have 0.12 and less, domains 0.5 and more",
+        REAL,
+    )
+    even: float = constant(
+        0.2,
+        "share of the clients",
+        (0, 1),
+        "clients with the content only in part from which on a cohort is uneven, and who shares an "
+        "addition is a minority",
+        REAL,
+    )
+    minority: float = constant(
+        0.5,
+        "of the members' likeness",
+        (0, 10),
+        "likeness of two distant clients that makes them company",
+        REAL,
+    )
+    side: float = constant(
+        0.7,
+        "of the nearest likeness",
+        (0, 1),
+        "likeness at which two groups count as one where there is no majority",
+        REAL,
+    )
+    head_floor: float = constant(
+        0.233,
+        "of the common content",
+        (1e-6, 10),
+        "least unit of what a full matrix lacks: flipped labels keep 0.3 and less, honest 0.35",
+        REAL,
+    )
+    head_excuse: float = constant(
+        0.15,
+        "of the common content",
+        (0, 1),
+        "by how much a head must know more than the other modules to speak for them",
+        REAL,
+    )
+    head_apart: float = constant(
+        0.3,
+        "of the common content",
+        (0, 2),
+        "by how much a head knows less than the other modules where labels are flipped",
+        REAL,
+    )
+    head_same: float = constant(
+        0.98,
+        "cosine",
+        (0, 1),
+        "usual cosine from which on full matrices are hardly trained, and not judged",
+        REAL,
     )
     norm_floor: float = constant(
         0.17,

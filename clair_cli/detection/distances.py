@@ -16,7 +16,10 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
+from clair_cli.detection.causes import Causes, causes
+from clair_cli.detection.heads import Heads
 from clair_cli.detection.module_names import describe
+from clair_cli.detection.scales import lower_scale, robust_scale
 from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
 
@@ -54,6 +57,8 @@ class Distances:
         unit = self._units()
         self.whole = np.asarray((tables.inner / unit**2).sum(axis=0))
         """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
+        tells = tables.absolute if tables.absolute is not None else np.ones(len(unit), bool)
+        self.told = (tables.inner / unit**2)[tells].sum(axis=0) if tells.any() else None
         self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
         self.chance = agreement.chance_cosines(
             tables.overlap / unit**4, self.norms / unit[:, 0], tables.d_in
@@ -64,6 +69,7 @@ class Distances:
         self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
         self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
         self.likeness = self._likeness()
+        self.heads = Heads.of(tables, numbers)
 
     def _units(self) -> Array:
         """The usual norm of each module, (M, 1, 1); that of the largest where most clients have none."""
@@ -104,23 +110,169 @@ class Distances:
 
     def evidence(self, group: Mask) -> list[Evidence]:
         """Every distance of every client against `group`, each client left out of its own reference."""
-        remarks = [self._of_originals(self._too_near(group)), self._of_originals(self._rank(group))]
-        return [*self.decisive(group), *(e for e in remarks if e is not None)]
+        remarks = [self._too_near(group), self._rank(group), *self._doubts(group)]
+        return [
+            *self.decisive(group),
+            *(e for e in map(self._of_originals, remarks) if e is not None),
+        ]
 
     def decisive(self, group: Mask, settled: bool = True) -> list[Evidence]:
-        """The distances that can contaminate; whom they make suspects is of use once `group` settled."""
-        direction = self._of_originals(self._direction(group))
-        near = [self._of_originals(self._agreement(group)), direction, self._norm(group)]
-        parts = [e for e in near if e is not None]
+        """The distances that can contaminate; whom they make suspects is of use once `group` settled.
+
+        Noise lowers agreement and cosines as well as foreign content does. So no distance says more
+        of a client than the share of the common content that it lacks.
+        """
+        direction = self._direction(group)
+        why = self.causes(group) if direction is not None else None
+        norm = self._norm(group, direction, why)
+        lack = self._lack(group, why, settled)
+        near = [_at_most(self._agreement(group), lack), _at_most(direction, lack)]
+        parts = [self._of_originals(e) for e in near if e is not None]
+        both = np.maximum(lack[self.originals], norm.scores)
+        together = _at_most(self._together([*parts, norm], group, settled), both)
         local = [self._local(self.agree, group)]
         if direction is not None:
-            local.append(self._local(self.cosine, group))
-        found = [
-            *parts,
-            self._together(parts, group, settled),
-            *(self._of_originals(e) for e in local),
-        ]
+            local.append(self._local(self.cosine if why is None else self._cut(group), group))
+        if why is not None:
+            local = self._calm(local, why, lack, group)
+        local.append(self._head(group, why))
+        found = [*parts, norm, together, *map(self._of_originals, local)]
         return [e for e in found if e is not None]
+
+    def _head(self, group: Mask, why: Causes | None) -> Evidence | None:
+        """What full matrices say that the other modules do not."""
+        found = self.heads.evidence(group, None if why is None else why.kept)
+        if found is None:
+            return None
+        said = self.heads.words(group)
+        limit = (1 - self.numbers.limit * found.unit, math.inf)
+        return Evidence(
+            "CLR210", found.kept, found.scores, limit, lambda k: said(float(found.kept[k]))
+        )
+
+    def causes(self, group: Mask) -> Causes | None:
+        """What each client lacks and adds against `group`; None where its members share nothing.
+
+        Updates known up to a common part do not tell, and are left out.
+        """
+        return None if self.told is None else causes(self.told, group)
+
+    def kept(self, group: Mask) -> Array | None:
+        """Share of the common content in each client, (K,), None where cosines are mere chance.
+
+        A head that learned the others' task speaks for a client whose other modules do not.
+        """
+        why = self.causes(group) if self._clear(group) else None
+        if why is None:
+            return None
+        head = self.heads.kept(group)
+        if head is None:
+            return why.kept
+        return np.fmax(why.kept, head - self.numbers.head_excuse)
+
+    def _lack(self, group: Mask, why: Causes | None, settled: bool) -> Array:
+        """Score (K,) of what is lacking of the common content; no bound where that is not known.
+
+        Members have to have more of it than others need so as not to be convicted. The unit is the
+        widest of three: honest unevenness is one-sided, and few members say little about it.
+        """
+        kept = self.kept(group) if why is not None else None
+        if why is None or kept is None:
+            return np.full(len(group), np.inf)
+        n = self.numbers
+        if settled:
+            who = group | self.stragglers(group)
+            unit = max(self._unit(kept[group], n.content_floor), lower_scale(kept[who]))
+        else:
+            kept, unit = why.kept, self._unit(why.kept[group], n.direction_floor)
+        return ((1 - kept) / unit).clip(0, n.score_cap)
+
+    def stragglers(self, group: Mask) -> Mask:
+        """Who is no member, has some of the common content, and is alone with its rest, (K,)."""
+        n, why, kept = self.numbers, self.causes(group), self.kept(group)
+        if why is None or kept is None:
+            return np.zeros(len(group), bool)
+        outside = self.distinct & ~group
+        some = outside & (kept > 1 - n.limit * n.content_floor) & (kept < 1 + n.content_floor)
+        company = np.where(np.eye(len(group), dtype=bool) | ~outside, -1.0, why.company)
+        alone: Mask = some & (company.max(axis=1) < n.alone)
+        return alone
+
+    def alike(self, group: Mask) -> Array:
+        """How alike two clients are, (K, K), 1 as two typical members are, whatever noise is on top."""
+        if self._clear(group):
+            norm = np.sqrt(self.whole.diagonal().clip(min=0))
+            cut = np.minimum(norm, float(np.median(norm[group])))
+            kernel = np.asarray(self.whole / np.maximum(np.outer(cut, cut), np.finfo(float).tiny))
+        else:
+            kernel = self.kernel
+        usual = float(np.median(agreement.pairs(kernel, group)))
+        return np.asarray(kernel / usual) if usual > 0 else kernel
+
+    def _clear(self, group: Mask) -> bool:
+        """Whether the members' cosines are more than those of strangers."""
+        values = agreement.support(self.direction, group)
+        chance = float(np.median(self.chance[np.ix_(group, group)]))
+        return float(np.median(values[group])) >= self.numbers.clear_of_chance * chance
+
+    def _cut(self, group: Mask) -> Array:
+        """`inner` with every update cut to the usual norm of its module, in its unit, (M, K, K)."""
+        usual = np.median(self.norms[:, group], axis=1)[:, None]
+        cut = np.minimum(self.norms, usual)
+        sides = cut[:, :, None] * cut[:, None, :]
+        inner = self.tables.inner
+        return np.divide(inner, sides, out=np.zeros_like(inner), where=sides > 0)
+
+    def _calm(
+        self, local: list[Evidence | None], why: Causes, lack: Array, group: Mask
+    ) -> list[Evidence | None]:
+        """Of a part of the modules no more than of all, unless the better half has the common content.
+
+        Of noisy clients agreement says no more than what is missing of the content there.
+        """
+        whole = np.where(self._whole_elsewhere(self._cut(group), group), np.inf, lack)
+        agree, content = (_at_most(e, whole) for e in local)
+        if content is None:
+            return [agree]
+        return [
+            _at_most(agree, np.where(why.error < self.numbers.noisy, whole, content.scores)),
+            content,
+        ]
+
+    def _whole_elsewhere(self, kernels: Array, group: Mask) -> Mask:
+        """Whose better half of the modules has what the others share: only then a part is odd."""
+        relative, usual = self._per_module(kernels, group)
+        live = self._live(usual)
+        better = np.sort(relative[live], axis=0)[int(live.sum()) // 2 :]
+        found: Mask = better.mean(axis=0) >= self.numbers.kept_whole
+        return found
+
+    # --- what makes a client suspicious at most
+
+    def _doubts(self, group: Mask) -> list[Evidence]:
+        """Clients that have the common content only in part, and such as stand out by little."""
+        why = self.causes(group) if self._clear(group) else None
+        if why is None:
+            return []
+        n, head = self.numbers, self.heads.kept(group)
+        known = [why.kept] if head is None else [why.kept, head]
+        kept = np.nanmean(known, axis=0)
+        direction = self._direction(group)
+        whole = [self._agreement(group), direction, self._norm(group)]
+        joint = self._together([e for e in whole if e is not None], group, True).scores
+        partly = np.where(kept < n.kept_whole, joint, 0.0)
+        own = max(robust_scale(kept[group]), n.finest)
+        fine = ((np.median(kept[group]) - kept) / own * n.limit / n.fine).clip(0, n.score_cap)
+        scores = np.maximum(partly, np.where(why.size < n.hardly_trained, 0.0, fine))
+
+        def words(k: int) -> str:
+            return (
+                f"has {100 * max(float(kept[k]), 0):.0f} % of what the others share and "
+                f"{why.error[k]:.2g}x their error: little data, or poor labels"
+            )
+
+        limit = (1 - n.fine * own, math.inf)
+        return [Evidence("CLR209", kept, scores, limit, words, decisive=False)]
 
     def _of_originals(self, evidence: Evidence | None) -> Evidence | None:
         """Copies are judged as what they copy, but for their size: each would vouch for the other."""
@@ -212,10 +364,9 @@ class Distances:
     def _direction(self, group: Mask) -> Evidence | None:
         """None where the members' cosines are no more than chance: other row spaces of A."""
         floor = self.numbers.direction_floor
-        values = agreement.support(self.direction, group)
-        chance = float(np.median(self.chance[np.ix_(group, group)]))
-        if np.median(values[group]) < self.numbers.clear_of_chance * chance:
+        if not self._clear(group):
             return None
+        values = agreement.support(self.direction, group)
 
         def words(k: int, x: float) -> str:
             if x >= -floor:
@@ -250,10 +401,14 @@ class Distances:
             lambda k: words(k, float(relative[k])),
         )
 
-    def _norm(self, group: Mask) -> Evidence:
+    def _norm(
+        self, group: Mask, direction: Evidence | None = None, why: Causes | None = None
+    ) -> Evidence:
         """Two-sided, against the members or against everybody, whichever is nearer.
 
-        The consensus, chosen blind to size, may be of one size; a large minority moves the median.
+        The consensus, chosen blind to size, may be of one size; a large minority moves the median. Of
+        a large update only the part along the others counts as size, what is noise on top by a wider
+        unit: a large learning rate or little data make noise, a wrong alpha makes everything larger.
         """
         s = self.numbers
         unit = np.median(self.norms[:, self.distinct], axis=1)
@@ -265,7 +420,11 @@ class Distances:
         spread = robust_scale(size[self.distinct])
         above = max(self._unit(size[group], s.norm_floor), spread)
         below = max(self._unit(size[group], s.small_norm_floor), spread)
-        scores = np.where(log > 0, log / above, -log / below).clip(0, self.numbers.score_cap)
+        large = log / above
+        if direction is not None and why is not None:
+            pure = 2 * np.log(np.clip(direction.values / s.pure, 1e-6, 1))
+            large = np.maximum((log + pure) / above, log / max(s.noise_norm_floor, spread))
+        scores = np.where(log > 0, large, -log / below).clip(0, self.numbers.score_cap)
         ratio = np.exp(log)
 
         def words(k: int) -> str:
@@ -377,12 +536,8 @@ class Distances:
         return found
 
 
-SMALL_SAMPLE = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
-"""Factors that make the MAD unbiased for few values (Croux & Rousseeuw 1992)."""
-
-
-def robust_scale(values: Array) -> float:
-    """Robust standard deviation: 1.4826 times the median absolute deviation, unbiased for few."""
-    count = len(values)
-    factor = SMALL_SAMPLE.get(count, count / (count - 0.8))
-    return 1.4826 * factor * float(np.median(np.abs(values - np.median(values))))
+def _at_most(evidence: Evidence | None, bound: Array) -> Evidence | None:
+    """The same evidence with no score above `bound` (K,)."""
+    if evidence is None:
+        return None
+    return replace(evidence, scores=np.minimum(evidence.scores, bound))

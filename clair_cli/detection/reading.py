@@ -12,6 +12,7 @@ import torch
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.detection.differences import centred
+from clair_cli.detection.full import FullTables
 from clair_cli.detection.record import Machine
 from clair_cli.detection.stacks import ModuleStack, stack_module
 from clair_cli.errors import AdapterError, NonFinite, UsageError
@@ -70,6 +71,15 @@ def read_modules(
         kept = [k for k in range(len(cohort.clients)) if k not in failed]
         cohort, stacks = cohort.without(failed), [s.select(kept) for s in stacks]
     return _without_idle(cohort, stacks)
+
+
+def without_failed(
+    cohort: Cohort, stacks: Sequence[ModuleStack], full: FullTables
+) -> tuple[Cohort, tuple[ModuleStack, ...], FullTables]:
+    """Without the clients whose full matrices could not be read: they are broken."""
+    kept = [k for k in range(len(cohort.clients)) if k not in full.failed]
+    left = tuple(s.select(kept) for s in stacks)
+    return cohort.without(full.failed), left, full.select(kept)
 
 
 def _without_idle(

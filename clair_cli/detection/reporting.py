@@ -14,6 +14,7 @@ from clair_cli.detection.agreement import Array, common_share, initialisation
 from clair_cli.detection.record import Detection, too_few
 from clair_cli.report import (
     Consensus,
+    Minority,
     ModuleFinding,
     ModuleSummary,
     Population,
@@ -28,7 +29,18 @@ def population(found: Detection, settings: Settings) -> Population:
     why = too_few(found.cohort)
     judged = found.judgement.findings if found.judgement else ()
     findings = (*found.cohort.findings, *([why] if why else []), *judged)
-    return Population(findings, _modules(found), _consensus(found, settings), _solver(found))
+    return Population(
+        findings, _modules(found), _consensus(found, settings), _solver(found), _minorities(found)
+    )
+
+
+def _minorities(found: Detection) -> tuple[Minority, ...]:
+    judged = found.judgement
+    if judged is None:
+        return ()
+    names = [a.client for a in found.cohort.clients]
+    pairs = zip(judged.minorities, judged.likeness, strict=True)
+    return tuple(Minority(tuple(names[k] for k in group), like) for group, like in pairs)
 
 
 def verdicts(found: Detection) -> tuple[Verdict, ...]:

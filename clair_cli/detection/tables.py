@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clair_cli.detection.agreement import Array, Mask
 
 if TYPE_CHECKING:
-    from clair_cli.cohort import Cohort
+    from clair_cli.cohort import Adapter, Cohort
+    from clair_cli.detection.full import FullTables
     from clair_cli.detection.stacks import ModuleStack
 
 
@@ -18,7 +21,10 @@ class Tables:
     """What is known of K clients in M modules, natural order of both.
 
     `inner`, `overlap` (M, K, K) as in `agreement`, `d_out`, `d_in` (M,), `members` (K,) the
-    clients the decomposition left without S, `digests` K content hashes.
+    clients the decomposition left without S, `digests` K content hashes, `full` the matrices that were
+    trained whole. `rows` (K, K) are the mean squared cosines of the clients' row spaces, `ranks` (K,)
+    the mean ranks of their updates. `absolute` (M,) are the modules whose updates mean something by
+    themselves; None: all.
     """
 
     clients: tuple[str, ...]
@@ -29,10 +35,19 @@ class Tables:
     d_in: Array
     members: Mask
     digests: tuple[str, ...]
+    full: FullTables | None = None
+    rows: Array | None = None
+    ranks: Array | None = None
+    absolute: Mask | None = None
 
 
-def tabulated(cohort: Cohort, stacks: Sequence[ModuleStack], members: Mask) -> Tables:
-    """The tables of a cohort from its stacks; `members` (K,) as in `Tables`."""
+def tabulated(
+    cohort: Cohort,
+    stacks: Sequence[ModuleStack],
+    members: Mask,
+    full: FullTables | None = None,
+) -> Tables:
+    """The tables of a cohort from its stacks; `members` (K,) and `full` as in `Tables`."""
     from clair_cli.detection.stacks import tables
 
     inner, overlap, d_out, d_in = tables(stacks)
@@ -45,4 +60,12 @@ def tabulated(cohort: Cohort, stacks: Sequence[ModuleStack], members: Mask) -> T
         d_in=d_in,
         members=members,
         digests=tuple(a.digest for a in cohort.clients),
+        full=full,
+        rows=np.mean([s.rows.numpy() for s in stacks], axis=0) if stacks else None,
+        absolute=np.array([cohort.clients[0].updates[m].absolute for m in cohort.modules]),
+        ranks=np.array([_rank(a, cohort.modules) for a in cohort.clients]),
     )
+
+
+def _rank(adapter: Adapter, modules: Sequence[str]) -> float:
+    return float(np.mean([adapter.updates[m].rank for m in modules])) if modules else 0.0

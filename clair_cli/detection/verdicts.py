@@ -1,23 +1,26 @@
 """Distances to reasons to one verdict per client. No tensors: tables of numbers in, records out.
 
-Every client is measured against the consensus: it starts as the most coherent majority and grows to
-everybody whose score is below the limit, until it stands.
+Who is far from the consensus is contaminated where it stands alone, and a minority where others are
+far in the same way. Who shares an addition to the common content with a few others is contaminated,
+or a minority where the cohort is uneven.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.distances import Distances, Evidence, robust_scale
+from clair_cli.detection.causes import Causes, Company, addition, named, sides
+from clair_cli.detection.consensus import Consensus
+from clair_cli.detection.distances import Distances, Evidence
 from clair_cli.detection.tables import Tables
-from clair_cli.report import Reason, Verdict, VerdictName
-from clair_cli.settings import MIN_CLIENTS, Settings
+from clair_cli.report import Cause, Reason, Verdict, VerdictName
+from clair_cli.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +31,8 @@ class Judgement:
     how far each client is out in each module; `agreement` and `spread` are the members' usual
     agreement with each other and its robust deviation relative to that; `margin` is the gap between
     the least score that convicts and the largest that does not, None where nobody is convicted.
+    `minorities` are the positions of the members of each, `likeness` how alike two of them are in units
+    of the consensus; `causes` is None where unknown.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -38,212 +43,332 @@ class Judgement:
     agreement: float = 0.0
     spread: float = 0.0
     margin: float | None = None
+    minorities: tuple[tuple[int, ...], ...] = ()
+    likeness: tuple[float, ...] = ()
+    causes: Causes | None = None
 
 
 def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     """Judge K >= 3 clients. Order of clients, gauge, and scale of the whole cohort do not matter."""
     settings = settings or Settings()
-    bench = _Bench(tables, settings)
-    group, problem = bench.settle(bench.distinct)
+    distances = Distances(tables, settings.detection)
+    consensus = Consensus(distances)
+    group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
-        none = tuple(Verdict(c, None) for c in tables.clients)
-        return Judgement(none, (problem,), False, group, np.zeros(tables.inner.shape[:2]))
-    evidence = bench.distances.evidence(group)
-    scores = bench.worst(evidence)
-    same = bench.same_without(scores >= settings.detection.limit)
-    verdicts = tuple(bench.verdict(k, scores, evidence, same) for k in range(len(tables.clients)))
-    usual, spread = bench.agreement_of(group)
+        return _none(tables, group, problem)
+    bench = _Bench(consensus, group, settings)
+    if bench.split:
+        return _none(tables, group, consensus.no_majority(bench.group & ~bench.adding))
+    verdicts = tuple(bench.verdict(k) for k in range(len(tables.clients)))
+    usual, spread = consensus.agreement_of(bench.group)
     return Judgement(
         verdicts,
-        tuple(bench.findings(group, verdicts, spread)),
+        tuple(bench.findings(verdicts, spread)),
         True,
-        group,
-        bench.distances.module_scores(group),
+        bench.group,
+        distances.module_scores(bench.group),
         usual,
         spread,
         _margin(verdicts),
+        bench.minorities,
+        bench.likeness(),
+        bench.why,
     )
 
 
+def _none(tables: Tables, group: Mask, why: Reason) -> Judgement:
+    """No verdict on anybody, and why."""
+    verdicts = tuple(Verdict(c, None) for c in tables.clients)
+    return Judgement(verdicts, (why,), False, group, np.zeros(tables.inner.shape[:2]))
+
+
 def _margin(verdicts: Sequence[Verdict]) -> float | None:
-    bad = [v.score or 0.0 for v in verdicts if v.verdict == "contaminated"]
-    good = [v.score or 0.0 for v in verdicts if v.verdict != "contaminated"]
+    found = ("contaminated", "minority")
+    bad = [v.score or 0.0 for v in verdicts if v.verdict in found]
+    good = [v.score or 0.0 for v in verdicts if v.verdict not in found]
     return min(bad) - max(good, default=0.0) if bad else None
 
 
+@dataclass(slots=True, eq=False)
 class _Bench:
-    """The distances of one cohort, and what is said of them."""
+    """What is said of the clients of one cohort, measured against `group` (K,)."""
 
-    def __init__(self, tables: Tables, settings: Settings) -> None:
-        self.tables, self.settings, self.numbers = tables, settings, settings.detection
-        self.distances = Distances(tables, settings.detection)
-        self.zero, self.kernel = self.distances.zero, self.distances.kernel
-        self.distinct = self.distances.distinct
+    consensus: Consensus
+    group: Mask
+    settings: Settings
+    companies: list[Company] = field(init=False)
+    split: bool = field(init=False, default=False)
+    evidence: list[Evidence] = field(init=False)
+    scores: Array = field(init=False)
+    same: Mask = field(init=False)
+    minorities: tuple[tuple[int, ...], ...] = field(init=False)
+    why: Causes | None = field(init=False)
+    kept: Array | None = field(init=False)
+    heads: Array | None = field(init=False)
 
-    def settle(self, present: Mask) -> tuple[Mask, Reason | None]:
-        """The consensus (K,) among the distinct clients `present`, or why there is none."""
-        count = int(present.sum())
-        if count < MIN_CLIENTS:
-            text = (
-                f"different updates: {count}, at least 3 are needed; all others are copies or zero"
-            )
-            return present, Reason("CLR301", text)
-        group = self.start(present)
-        for step in range(self.numbers.growing_rounds + count):
-            evidence = self.distances.decisive(group, settled=False)
-            after = (self.worst(evidence) < self.numbers.inside) & present
-            if step >= self.numbers.growing_rounds:
-                # from here on it only shrinks: colluders could take turns for ever
-                after &= group
-            settled, group = bool((after == group).all()), after
-            if settled or group.sum() < MIN_CLIENTS:
+    def __post_init__(self) -> None:
+        distances, n = self.distances, self.settings.detection
+        self.companies = []
+        while (found := self._addition_of_few()) is not None:
+            self.companies.append(found)
+            left = self.group & ~self._mask(found.members)
+            if self.consensus.unidentified(left, int(self.consensus.distinct.sum())):
+                self.split = True
                 break
-        return group, self.unidentified(group, count)
+            self.group = left  # what they add is no part of what all share
+        self.evidence = distances.evidence(self.group)
+        self.scores = self.consensus.worst(self.evidence)
+        self.why = distances.causes(self.group)
+        self.kept = distances.kept(self.group)
+        self.heads = distances.heads.kept(self.group)
+        self.same = self.consensus.same_without(self.scores >= n.limit)
+        for company in self.companies:
+            members = np.isin(distances.originals, company.members)
+            said = min(n.limit * company.score / n.addition, n.score_cap)
+            self.scores[members] = np.maximum(self.scores[members], said)
+        self.minorities = self._minorities()
 
-    def start(self, present: Mask) -> Mask:
-        """The smallest majority of those present: of the ones without S, those most alike."""
-        need = int(present.sum()) // 2 + 1
-        among = np.flatnonzero(present & self.tables.members)
-        if len(among) < need:
-            among = np.flatnonzero(present)
-        core = agreement.coherent(self.distances.likeness[np.ix_(among, among)], need)
-        group = np.zeros(len(present), bool)
-        group[among[core]] = True
-        return group
+    @property
+    def distances(self) -> Distances:
+        """The distances that everything rests on."""
+        return self.consensus.distances
 
-    def worst(self, evidence: Sequence[Evidence]) -> Array:
-        """The largest score of the evidence that can contaminate, (K,)."""
-        scores = np.max([e.scores for e in evidence if e.decisive], axis=0)
-        return np.where(self.zero, self.numbers.score_cap, scores)
+    @property
+    def adding(self) -> Mask:
+        """Who shares an addition with a few others, (K,)."""
+        return self._mask([k for c in self.companies for k in c.members])
 
-    def same_without(self, out: Mask) -> Mask:
-        """[j, k]: whether k is `out` or not also when j, and whatever copies it, is left out.
+    def _mask(self, members: Sequence[int]) -> Mask:
+        found = np.zeros(len(self.group), bool)
+        found[list(members)] = True
+        return found
 
-        One client less widens every limit, so whoever is out stays out until inside the consensus.
+    # --- who is far together
+
+    def _addition_of_few(self) -> Company | None:
+        """Clients that have the common content, and a rest that they share with a few others.
+
+        Not judged by it are updates that hardly moved, that went further along the common way, that have
+        another rank, and that began elsewhere than the members did.
         """
-        same = np.ones((len(out), len(out)), bool)
-        for j in np.flatnonzero(self.distinct):
-            present = self.distinct.copy()
-            present[j] = False
-            group, problem = self.settle(present)
-            again = ~out
-            if problem is None:
-                least = np.where(out, self.numbers.inside, self.numbers.limit)
-                again = self.worst(self.distances.decisive(group)) >= least
-            same[j] = (again == out) | self.zero | (self.distances.originals == j)
-        return same
+        n, distances = self.settings.detection, self.distances
+        why, kept = distances.causes(self.group), distances.kept(self.group)
+        if why is None or kept is None:
+            return None
+        able = self.consensus.distinct & (why.size > n.hardly_trained)
+        able &= (kept > n.addition_content) & (why.content < n.grown)
+        able &= ~self.adding
+        rows, ranks = distances.tables.rows, distances.tables.ranks
+        if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
+            able &= np.isclose(ranks, np.median(ranks[self.group]), rtol=0.1)
+        if rows is not None:
+            usual = float(np.median(agreement.pairs(rows, self.group)))
+            if usual > n.same_rows:
+                able &= agreement.support(rows, self.group) > n.same_rows * usual
+        found = addition(why.company, able, n.addition_floor, n.addition_apart)
+        striking = found and found.score >= n.addition and found.cosine >= n.addition_cosine
+        return found if striking else None
 
-    def verdict(self, k: int, scores: Array, evidence: Sequence[Evidence], same: Mask) -> Verdict:
-        """Contaminated at the limit; suspicious near it, or far on evidence that is not decisive."""
-        s = self.numbers
-        score = float(scores[k])
+    def _minorities(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of two and more that are far from the consensus in the same way."""
+        n, zero = self.settings.detection, self.consensus.zero
+        uneven = self._uneven()
+        groups = [c.members for c in self.companies if uneven or self._elsewhere(c)]
+        taken = self.adding
+        far = (self.scores >= n.limit) & ~zero & ~taken & self.consensus.distinct
+        near = (self.scores >= n.suspicious) & ~zero & ~taken & self.consensus.distinct
+        alike = self.distances.alike(self.group)
+        alike = np.where(np.isfinite(alike), alike, 0.0)
+        towards = agreement.support(alike, self.group)
+        for members in sides(alike, near & ~self.group | far, 0.0, n.minority):
+            inside = [float(np.mean([alike[k, j] for j in members if j != k])) for k in members]
+            own = tuple(k for k, x in zip(members, inside, strict=True) if x > towards[k])
+            if len(own) > 1 and far[list(own)].any():
+                groups.append(own)
+        return tuple(sorted(groups))
+
+    def likeness(self) -> tuple[float, ...]:
+        """How alike two members of each minority are, in units of two typical members of `group`."""
+        alike = self.distances.alike(self.group)
+        pairs = [alike[np.ix_(g, g)][np.triu_indices(len(g), 1)] for g in self.minorities]
+        return tuple(float(p.mean()) for p in pairs)
+
+    def _elsewhere(self, company: Company) -> bool:
+        """Whether its members lack of the common content, too: then they do something else."""
+        assert self.kept is not None
+        members = list(company.members)
+        return bool(np.median(self.kept[members]) < self.settings.detection.kept_whole)
+
+    def _uneven(self) -> bool:
+        """Whether so many others have the common content only in part that a group is no plot."""
+        if self.kept is None:
+            return False
+        others = self.consensus.distinct & ~self.adding
+        partly = others & (self.kept < self.settings.detection.kept_whole)
+        return bool(partly.sum() > self.settings.detection.even * max(others.sum(), 1))
+
+    def _group_of(self, k: int) -> tuple[int, ...]:
+        first = int(self.distances.originals[k])
+        return next((g for g in self.minorities if first in g), ())
+
+    # --- verdicts
+
+    def verdict(self, k: int) -> Verdict:
+        """What is said of client k, and why."""
+        n = self.settings.detection
+        zero, score, same = self.consensus.zero[k], float(self.scores[k]), self.same
         others = np.flatnonzero(
-            self.distinct & (self.distances.originals[k] != np.arange(len(same)))
+            self.consensus.distinct & (self.distances.originals[k] != np.arange(len(same)))
         )
         stability = float(same[others, k].mean())
-        limit = s.limit if stability >= s.stable or self.zero[k] else s.unstable * s.limit
-        reasons = self._reasons(k, evidence)
-        if score >= limit:
-            reasons += self._cluster(k, scores)
-            name: VerdictName = "contaminated"
-        elif reasons:
-            name, score = "suspicious", max(score, s.suspicious)
-        else:
-            name = "benign"
+        added = any(int(self.distances.originals[k]) in c.members for c in self.companies)
+        steady = stability >= n.stable or zero or added
+        limit = n.limit if steady else n.unstable * n.limit
+        reasons = self._reasons(k)
+        remarks = [r for r in self._remarks(k) if r.code not in {x.code for x in reasons}]
+        name: VerdictName = "benign"
+        if self._group_of(k):
+            name, reasons = "minority", [self._of_group(k), *reasons]
+        elif score >= limit and not self._small(k):
+            name = "contaminated"
+            reasons += self._near(k)
+        elif reasons or score >= n.suspicious:
+            name, score = "suspicious", max(score, n.suspicious)
         return Verdict(
-            self.tables.clients[k],
+            self.distances.tables.clients[k],
             name,
             score,
             limit,
-            reasons=tuple(reasons),
+            reasons=(*reasons, *remarks),
             stability=stability,
-            depends_on=tuple(self.tables.clients[j] for j in others[~same[others, k]][:5]),
+            depends_on=tuple(
+                self.distances.tables.clients[j] for j in others[~same[others, k]][:5]
+            ),
+            cause=self._cause(k),
         )
 
-    def _reasons(self, k: int, evidence: Sequence[Evidence]) -> list[Reason]:
+    def _cause(self, k: int) -> Cause | None:
+        if self.why is None or self.consensus.zero[k]:
+            return None
+        company = np.where(np.arange(len(self.group)) == k, -np.inf, self.why.company[k])
+        near = int(company.argmax())
+        head = self.heads[k] if self.heads is not None else math.nan
+        return Cause(
+            content=float(self.why.content[k]),
+            error=float(self.why.error[k]),
+            size=float(self.why.size[k]),
+            company=float(company[near]),
+            nearest=self.distances.tables.clients[near],
+            head=float(head) if math.isfinite(head) else None,
+        )
+
+    def _small(self, k: int) -> bool:
+        """Hardly trained, and in the others' direction: nothing that could do harm."""
+        if self.why is None or self.kept is None:
+            return False
+        n = self.settings.detection
+        norm = next(e for e in self.evidence if e.code == "CLR202")
+        small = self.why.size[k] < n.hardly_trained and norm.scores[k] < n.limit
+        return bool(small and self.kept[k] > n.finest * n.limit)
+
+    def _reasons(self, k: int) -> list[Reason]:
         """What speaks against k, worst first; each code of a place only once."""
-        s = self.numbers
-        if self.zero[k]:
+        s = self.settings.detection
+        if self.consensus.zero[k]:
             return [
                 Reason("CLR206", "update is exactly zero in every module", 0.0),
                 *self._copies(k),
             ]
         speaks = [
             e
-            for e in sorted(evidence, key=lambda e: -e.scores[k])
+            for e in sorted(self.evidence, key=lambda e: -e.scores[k])
             if e.scores[k] >= (s.suspicious if e.decisive else s.limit) and not _said(e, k, s.limit)
         ]
         said = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
         local = next((e for e in speaks if e.code == "CLR204"), None)
         return [
-            Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
-            for e in speaks
-            if (e.parts or e.code not in said) and (e.code != "CLR204" or e is local)
-        ] + self._copies(k)
+            *self._addition(k),
+            *(
+                Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
+                for e in speaks
+                if (e.parts or e.code not in said) and (e.code != "CLR204" or e is local)
+            ),
+            *self._copies(k),
+        ]
+
+    def _remarks(self, k: int) -> list[Reason]:
+        """What is worth knowing of a client and speaks neither for nor against it."""
+        n = self.settings.detection
+        if self.why is None or self.kept is None or self.consensus.zero[k]:
+            return []
+        if self.why.size[k] < n.hardly_trained:
+            text = f"hardly trained: {100 * self.why.size[k]:.0f} % of the usual size"
+            return [Reason("CLR213", text, float(self.why.size[k]), n.hardly_trained)]
+        if self.kept[k] >= n.kept_whole and self.why.error[k] >= 2 * n.noisy:
+            text = (
+                f"noisy: it has what the others share, and {self.why.error[k]:.2g}x their error on "
+                "top; little data?"
+            )
+            return [Reason("CLR209", text, float(self.why.error[k]), 2 * n.noisy)]
+        return []
+
+    def _addition(self, k: int) -> list[Reason]:
+        first = int(self.distances.originals[k])
+        found = next((c for c in self.companies if first in c.members), None)
+        if found is None:
+            return []
+        names = named(self.distances.tables.clients, [j for j in found.members if j != first])
+        text = f"adds to what all share something that only {names} add, too"
+        return [Reason("CLR211", text, found.cosine, self.settings.detection.addition_cosine)]
+
+    def _of_group(self, k: int) -> Reason:
+        members = self._group_of(k)
+        first = int(self.distances.originals[k])
+        names = named(self.distances.tables.clients, [j for j in members if j != first])
+        text = f"one of {len(members)} that differ from the majority in the same way, with {names}"
+        return Reason("CLR212", f"{text}: another domain, or a plot", float(len(members)))
 
     def _copies(self, k: int) -> list[Reason]:
-        names = [self.tables.clients[j] for j in self.distances.twins[k]]
+        tables, twins = self.distances.tables, self.distances.twins[k]
+        names = [tables.clients[j] for j in twins]
         if not names:
             return []
-        same = all(
-            self.tables.digests[j] == self.tables.digests[k] for j in self.distances.twins[k]
-        )
+        same = all(tables.digests[j] == tables.digests[k] for j in twins)
         word = "identical to" if same else "near-duplicate of"
         return [Reason("CLR205", f"{word} {', '.join(names[:5])}; counted once")]
 
-    def _cluster(self, k: int, scores: Array) -> list[Reason]:
-        """Other contaminated clients that k agrees with more than with the consensus."""
-        bad = (scores >= self.numbers.limit) & ~self.zero
+    def _near(self, k: int) -> list[Reason]:
+        """Other clients outside the consensus that k agrees with more than with anyone inside."""
+        bad = (self.scores >= self.settings.detection.limit) & ~self.consensus.zero
         near = [j for j in self._allies(k, bad) if j not in self.distances.twins[k]]
         if not near:
             return []
-        names = ", ".join(self.tables.clients[j] for j in near[:5])
+        names = named(self.distances.tables.clients, near)
         return [Reason("CLR208", f"overlaps with {names} more than with anyone in the majority")]
 
     def _allies(self, k: int, bad: Mask) -> list[int]:
         """Those of `bad` that k agrees with more than with anyone who is not."""
-        bad, good = bad.copy(), ~bad & ~self.zero
+        zero, kernel = self.consensus.zero, self.distances.kernel
+        bad, good = bad.copy(), ~bad & ~zero
         bad[k] = good[k] = False
-        if not bad.any() or not good.any() or self.zero[k]:
+        if not bad.any() or not good.any() or zero[k]:
             return []
-        nearest = float(self.kernel[k, good].max())
-        usual = float(np.median(self.kernel[np.ix_(good, good)]))
-        least = max(nearest, self.numbers.ally_agreement * usual)
-        return [int(j) for j in np.flatnonzero(bad & (self.kernel[k] > least))]
+        nearest = float(kernel[k, good].max())
+        usual = float(np.median(kernel[np.ix_(good, good)]))
+        least = max(nearest, self.settings.detection.ally_agreement * usual)
+        return [int(j) for j in np.flatnonzero(bad & (kernel[k] > least))]
 
-    def unidentified(self, group: Mask, count: int) -> Reason | None:
-        """Why no verdict can be given on `count` distinct clients, if so."""
-        if 2 * group.sum() <= count or group.sum() < MIN_CLIENTS:
-            text = (
-                f"only {int(group.sum())} of {count} distinct clients agree with each other; "
-                f"{max(count // 2 + 1, MIN_CLIENTS)} are needed to tell which side is right"
-            )
-            return Reason("CLR303", text)
-        usual, spread = self.agreement_of(group)
-        chance = agreement.chance_deviation(self.tables.d_out)
-        least = self.numbers.clear_of_chance * chance
-        if usual <= least:
-            text = (
-                "the clients share no output directions beyond chance; nothing to compare against"
-            )
-            return Reason("CLR302", text, usual, least)
-        most = 1 / self.numbers.limit
-        if spread >= most:
-            text = "the clients agree so unevenly that even a stranger would not stand out"
-            return Reason("CLR302", text, spread, most)
-        return None
+    # --- remarks on the cohort
 
-    def agreement_of(self, group: Mask) -> tuple[float, float]:
-        """The members' usual agreement with each other, and the robust spread relative to it."""
-        values = agreement.support(self.kernel, group)[group]
-        usual = float(np.median(values))
-        return usual, robust_scale(values / usual) if usual > 0 else math.inf
-
-    def findings(self, group: Mask, verdicts: Sequence[Verdict], spread: float) -> list[Reason]:
+    def findings(self, verdicts: Sequence[Verdict], spread: float) -> list[Reason]:
         """Remarks on the cohort as a whole; `spread` is that of the members' agreement."""
-        bad = np.array([v.verdict == "contaminated" for v in verdicts]) & ~self.zero
-        found = [*self._clusters(bad), *self._close(group)]
-        n = self.numbers
+        group, n, names = self.group, self.settings.detection, self.distances.tables.clients
+        found = [
+            Reason("CLR212", f"a minority of {len(g)}: {named(names, g, 10)}", float(len(g)))
+            for g in self.minorities
+        ]
+        bad = np.array([v.verdict == "contaminated" for v in verdicts]) & ~self.consensus.zero
+        found += [*self._clusters(bad), *self._close()]
         wide = n.wide_spread * n.agreement_floor  # honest spread alone widens the limit by half
         if spread > wide:
             text = (
@@ -267,7 +392,8 @@ class _Bench:
 
     def _clusters(self, bad: Mask) -> list[Reason]:
         """The groups that contaminated clients form among themselves."""
-        found, left = [], set(np.flatnonzero(bad & self.distinct).tolist())
+        kernel = self.distances.kernel
+        found, left = [], set(np.flatnonzero(bad & self.consensus.distinct).tolist())
         while left:
             cluster, new = set[int](), {min(left)}
             while new:
@@ -276,18 +402,16 @@ class _Bench:
             left -= cluster
             if len(cluster) > 1:
                 members = sorted(cluster)
-                inside = float(
-                    np.mean([self.kernel[i, j] for i in members for j in members if i < j])
-                )
-                names = ", ".join(self.tables.clients[j] for j in members)
+                inside = float(np.mean([kernel[i, j] for i in members for j in members if i < j]))
+                names = ", ".join(self.distances.tables.clients[j] for j in members)
                 text = f"{len(members)} contaminated clients agree with each other: {names}"
                 found.append(Reason("CLR208", text, inside))
         return found
 
-    def _close(self, group: Mask) -> list[Reason]:
+    def _close(self) -> list[Reason]:
         """How near the cohort is to what cannot be identified."""
-        count, inside = int(self.distinct.sum()), int(group.sum())
-        if count - inside < self.numbers.close_call * count:
+        count, inside = int(self.consensus.distinct.sum()), int(self.group.sum())
+        if count - inside < self.settings.detection.close_call * count:
             return []
         text = (
             f"{count - inside} of {count} distinct clients are outside the consensus; from half on "

@@ -14,11 +14,12 @@ from clair_cli.report import Report, Verdict
 STYLES = {
     "contaminated": "bold red",
     "broken": "bold magenta",
+    "minority": "bold cyan",
     "suspicious": "yellow",
     "benign": "green",
     "no verdict": "bold yellow",
 }
-ORDER = ("contaminated", "broken", "suspicious", "benign")
+ORDER = ("contaminated", "broken", "minority", "suspicious", "benign")
 FEW = 3
 """Broken clients of one reason that are listed by name."""
 NARROWEST = 60

@@ -20,7 +20,7 @@ FEW = 3
 """Entries without an adapter that are noted by name."""
 WORST = 3
 """Modules of a client that are listed with -vv."""
-SAID = {"broken": "unusable"}
+SAID = {"broken": "unusable", "minority": "in a minority"}
 """Verdicts that the bottom line calls by another name."""
 
 
@@ -139,7 +139,8 @@ def _modules(report: Report) -> list[str]:
 def _accounted(report: Report) -> str:
     counts = report.counts
     total, said = counts["clients"], sum(counts[v] for v in ORDER)
-    parts = [f"{counts[v]} {v}" for v in ("benign", "suspicious", "contaminated", "broken")]
+    shown = [v for v in VERDICTS if v != "minority" or counts[v]]
+    parts = [f"{counts[v]} {v}" for v in shown]
     if said < total:
         parts.append(f"{total - said} without a verdict")
     empty = len(_empty(report))

@@ -1,0 +1,130 @@
+"""The consensus: the clients that everybody is measured against.
+
+It starts as the most coherent majority and grows to everybody whose score is below the limit, until
+it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from clair_cli.detection import agreement
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.causes import named, sides
+from clair_cli.detection.distances import Distances, Evidence
+from clair_cli.detection.scales import robust_scale
+from clair_cli.report import Reason
+from clair_cli.settings import MIN_CLIENTS
+
+
+class Consensus:
+    """Finds the consensus of one cohort from its distances."""
+
+    def __init__(self, distances: Distances) -> None:
+        self.distances, self.tables, self.numbers = distances, distances.tables, distances.numbers
+        self.zero, self.distinct = distances.zero, distances.distinct
+
+    def settle(self, present: Mask) -> tuple[Mask, Reason | None]:
+        """The consensus (K,) among the distinct clients `present`, or why there is none."""
+        count = int(present.sum())
+        if count < MIN_CLIENTS:
+            text = (
+                f"different updates: {count}, at least 3 are needed; all others are copies or zero"
+            )
+            return present, Reason("CLR301", text)
+        group = self.start(present)
+        for step in range(self.numbers.growing_rounds + count):
+            evidence = self.distances.decisive(group, settled=False)
+            after = (self.worst(evidence) < self.numbers.inside) & present
+            if step >= self.numbers.growing_rounds:
+                # from here on it only shrinks: colluders could take turns for ever
+                after &= group
+            settled, group = bool((after == group).all()), after
+            if settled or group.sum() < MIN_CLIENTS:
+                break
+        return group, self.unidentified(group, count)
+
+    def start(self, present: Mask) -> Mask:
+        """The smallest majority of those present: of the ones without S, those most alike."""
+        need = int(present.sum()) // 2 + 1
+        among = np.flatnonzero(present & self.tables.members)
+        if len(among) < need:
+            among = np.flatnonzero(present)
+        core = agreement.coherent(self.distances.likeness[np.ix_(among, among)], need)
+        group = np.zeros(len(present), bool)
+        group[among[core]] = True
+        return group
+
+    def worst(self, evidence: Sequence[Evidence]) -> Array:
+        """The largest score of the evidence that can contaminate, (K,)."""
+        scores = np.max([e.scores for e in evidence if e.decisive], axis=0)
+        return np.where(self.zero, self.numbers.score_cap, scores)
+
+    def same_without(self, out: Mask) -> Mask:
+        """[j, k]: whether k is `out` or not also when j, and whatever copies it, is left out.
+
+        One client less widens every limit, so whoever is out stays out until inside the consensus.
+        """
+        same = np.ones((len(out), len(out)), bool)
+        for j in np.flatnonzero(self.distinct):
+            present = self.distinct.copy()
+            present[j] = False
+            group, problem = self.settle(present)
+            again = ~out
+            if problem is None:
+                least = np.where(out, self.numbers.inside, self.numbers.limit)
+                again = self.worst(self.distances.decisive(group)) >= least
+            same[j] = (again == out) | self.zero | (self.distances.originals == j)
+        return same
+
+    def unidentified(self, group: Mask, count: int) -> Reason | None:
+        """Why no verdict can be given on `count` distinct clients, if so."""
+        with_it = int(group.sum() + self.distances.stragglers(group).sum())
+        if 2 * with_it <= count or group.sum() < MIN_CLIENTS:
+            return self.no_majority(group)
+        usual, spread = self.agreement_of(group)
+        chance = agreement.chance_deviation(self.tables.d_out)
+        least = self.numbers.clear_of_chance * chance
+        if usual <= least:
+            text = (
+                "the clients share no output directions beyond chance; nothing to compare against"
+            )
+            return Reason("CLR302", text, usual, least)
+        kept = self.distances.kept(group)
+        if (
+            kept is not None
+        ):  # noise makes clients agree unevenly, and strangers stand out all the same
+            spread = robust_scale(kept[group])
+        most = 1 / self.numbers.limit
+        if spread >= most:
+            text = "the clients agree so unevenly that even a stranger would not stand out"
+            return Reason("CLR302", text, spread, most)
+        return None
+
+    def no_majority(self, group: Mask) -> Reason:
+        """That the members and who follows them are too few, and the groups that there are."""
+        count = int(self.distinct.sum())
+        with_it = int(group.sum() + self.distances.stragglers(group).sum())
+        text = (
+            f"only {with_it} of {count} distinct clients agree with each other; "
+            f"{max(count // 2 + 1, MIN_CLIENTS)} are needed to tell which side is right"
+        )
+        return Reason("CLR303", text + self._sides())
+
+    def agreement_of(self, group: Mask) -> tuple[float, float]:
+        """The members' usual agreement with each other, and the robust spread relative to it."""
+        values = agreement.support(self.distances.kernel, group)[group]
+        usual = float(np.median(values))
+        return usual, robust_scale(values / usual) if usual > 0 else math.inf
+
+    def _sides(self) -> str:
+        """The groups that the clients form where no side is a majority, as the end of a sentence."""
+        kernel = self.distances.alike(self.distinct)
+        groups = sides(kernel, self.distinct, self.numbers.side)
+        if len(groups) < 2:
+            return ""
+        said = [f"{len(g)} ({named(self.tables.clients, g)})" for g in groups]
+        return f"; they form groups of {' and of '.join(said)}"
