@@ -172,6 +172,8 @@ class _Bench:
     def _minorities(self) -> tuple[tuple[int, ...], ...]:
         """Groups of two and more that are far from the consensus in the same way."""
         n, zero = self.settings.detection, self.consensus.zero
+        if self.distances.told is None:  # what all share is unknown, and so is who shares more
+            return ()
         uneven = self._uneven()
         groups = [c.members for c in self.companies if uneven or self._elsewhere(c)]
         taken = self.adding
