@@ -86,9 +86,6 @@ class RefinementCalibration(Constants):
         "client has labels of its own; others have 0.14 at most",
         REAL,
     )
-    label_spared: float = constant(
-        0.15, ENERGY, (0, 1), "the same, from which on a client is not taken for noisy", REAL
-    )
     company_spared: float = constant(
         0.25,
         "cosine",
@@ -98,6 +95,9 @@ class RefinementCalibration(Constants):
     )
     labels_differ: float = constant(
         0.1, "share of clients", (0, 1), "with labels of their own, that make tasks look own", REAL
+    )
+    labels_rule: float = constant(
+        0.5, "share of clients", (0, 1), "with labels of their own, that spare all others, too", REAL
     )
     label_rows: int = constant(
         512, "rows", (1, 2**20), "of a full matrix that can be a classifier's head", METHOD
@@ -119,6 +119,13 @@ class RefinementCalibration(Constants):
     )
     error_power: float = constant(
         3.0, "power", (0, 10), "how fast a client's own is left with its error beyond that", REAL
+    )
+    trained_size: float = constant(
+        0.55,
+        "median norms",
+        (0, 10),
+        "size below which a client was trained too little: 0.1 to 0.41, all others 0.69 and more",
+        REAL,
     )
     most_error: float = constant(
         100.0, "usual errors", (1, 1e9), "beyond which errors are alike", METHOD
@@ -199,7 +206,6 @@ class RefinementCalibration(Constants):
     def __post_init__(self) -> None:
         Constants.__post_init__(self)
         self.check_order("replicates_lack", "replicates_enough")
-        self.check_order("label_spared", "label_prior")
 
     def weak(self, initialisation: str) -> float:
         """Share taken of the weak directions, by how the clients' A began."""

@@ -12,7 +12,6 @@ from clair_cli.cohort import Adapter, Cohort, Start
 from clair_cli.detection.agreement import Array, Mask, levelled
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
-from clair_cli.refinement.calibration import RefinementCalibration
 from clair_cli.refinement.labels import own_labels
 from clair_cli.refinement.members import Recipients, minorities, recipients, remarks
 from clair_cli.refinement.replicates import noise_of
@@ -182,10 +181,8 @@ class _Looking:
         relative = not all(members[0].updates[m].absolute for m in self.modules)
         full = full_matrices(who, settings, device)
         stand = even(giving) if relative else self._standing(here, giving, full)
-        labels = own_labels(who.clients, full.names, settings.refinement)
-        numbers = settings.refinement
-        apart = labels >= numbers.label_prior
-        spared = (labels >= numbers.label_spared) | (stand.company >= numbers.company_spared)
+        apart = self._own_labels(who, stand, full)
+        others = float(apart[giving].mean())
         known = look(
             self.inner,
             self.rows,
@@ -193,7 +190,7 @@ class _Looking:
             settings,
             (noise.share, noise.agreed) if noise else None,
             None if relative else stand,
-            float(apart[giving].mean()),
+            others,
         )
         if relative:  # what the clients have in common is not known apart from what the base lost
             known = replace(known, common_share=0.0)
@@ -206,7 +203,7 @@ class _Looking:
             weights=_weighted(who, stand),
             errors=tuple(map(float, stand.error)),
             shrinkages=shrinkages,
-            keeps=tuple(_keeps(h, stand, spared, numbers) for h in shrinkages),
+            keeps=tuple(_keeps(h, stand, apart, others, settings) for h in shrinkages),
             mixes=tuple(
                 client_mix(h, known, giving) if h.side == "client" else None for h in shrinkages
             ),
@@ -214,6 +211,14 @@ class _Looking:
             known=known,
             full=full,
         )
+
+    def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Mask:
+        """Which clients have labels of their own, as far as their heads tell."""
+        numbers, trained = self.settings.refinement, ~stand.short
+        found = np.zeros(len(trained))
+        clients = [a for a, is_trained in zip(who.clients, trained, strict=True) if is_trained]
+        found[trained] = own_labels(clients, full.names, numbers)
+        return np.asarray(found >= numbers.label_prior)
 
     def _standing(self, here: Array, giving: Array, full: FullMatrices) -> Standing:
         """Of the clients of a group, by all modules whose updates mean something by themselves."""
@@ -229,12 +234,19 @@ def _weighted(who: Recipients, stand: Standing) -> tuple[float, ...]:
 
 
 def _keeps(
-    how: Shrinkage, stand: Standing, spared: Mask, numbers: RefinementCalibration
+    how: Shrinkage, stand: Standing, apart: Mask, others: float, settings: Settings
 ) -> tuple[float, ...]:
-    """What each client keeps of what F leaves; who is `spared` is not taken for noisy."""
+    """What each client keeps of what F leaves.
+
+    Nobody is taken for noisy who has labels of its own (`apart`, the share `others` of the clients), or
+    company in what it has for itself; nor anybody where most have labels of their own.
+    """
+    numbers, found = settings.refinement, stand.strengths(settings.refinement)
     if not how.per_client:
-        return (1.0,) * len(stand.error)
-    found = stand.strengths(numbers)
+        return (1.0,) * len(found)
+    spared = apart | (stand.company >= numbers.company_spared)
+    if others >= numbers.labels_rule:
+        spared = spared | ~stand.short
     return tuple(float(x) for x in np.where(spared & (how.tasks != "same"), 1.0, found))
 
 

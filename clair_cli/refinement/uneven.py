@@ -24,7 +24,9 @@ class Standing:
     """K clients of one group: `content`, `error` in units of the usual one (>= 1), both (K,).
 
     `company` (K,) is the largest cosine of what a client has beside the common part with that of
-    another one: error is like nobody's, another task or other labels may be like somebody's.
+    another one: error is like nobody's, another task or other labels may be like somebody's. `short`
+    (K,) are the clients whose small size says that they were trained too little; what they have for
+    themselves says nothing.
 
     `weights` (K,) sum to one over the clients that give, and are zero for the others. `common` is the
     share of energy that all have in common, each client counted by its precision; `coherence` the root
@@ -34,6 +36,7 @@ class Standing:
     content: Array
     error: Array
     company: Array
+    short: Mask
     weights: Array
     common: float
     coherence: float
@@ -48,7 +51,7 @@ def even(givers: Mask) -> Standing:
     """All alike: where nothing is known of what the clients share."""
     count = len(givers)
     ones = np.ones(count)
-    return Standing(ones, ones, 0 * ones, givers / max(givers.sum(), 1), 0.0, 0.0)
+    return Standing(ones, ones, 0 * ones, ones < 1, givers / max(givers.sum(), 1), 0.0, 0.0)
 
 
 def standing(
@@ -73,7 +76,9 @@ def standing(
     own = _unexplained(table) / common
     error = own / np.maximum(content, numbers.least_content) ** 2
     least = max(float(np.quantile(error[givers], numbers.usual_quantile)), RIDGE)
-    error = np.clip(error / least, 1, numbers.most_error)
+    grown = size / (numbers.trained_size * usual)
+    error = np.maximum(error / least, 1) / np.clip(grown, RIDGE, 1) ** 2
+    error = np.minimum(error, numbers.most_error)
     if whole is not None:
         table = table + whole * np.outer(cut, cut)
         own = _unexplained(table) / common
@@ -83,17 +88,17 @@ def standing(
     weights[givers] = bounded(shared, error[givers], numbers) * _by_size(
         size[givers], usual, cut[givers]
     )
+    trained = givers & (grown >= 1)
+    cosines = _residual_cosines(kernel, trained)
     factor = _factor(kernel[here])
-    cosines = _residual_cosines(kernel[here], factor)
-    company = np.zeros(len(kernel))
-    company[givers] = cosines.max(axis=1)
     return Standing(
         content,
         error,
-        company,
-        weights / weights.sum(),
+        company=cosines.max(axis=1),
+        short=grown < 1,
+        weights=weights / weights.sum(),
         common=_common(kernel[here].diagonal(), factor, 1 / error[givers]),
-        coherence=float(np.sqrt(np.mean(cosines[np.triu_indices(len(cosines), 1)] ** 2))),
+        coherence=_rms(cosines[np.ix_(trained, trained)]),
     )
 
 
@@ -128,13 +133,25 @@ def _factor(table: Array, rounds: int = 50) -> Array:
     return np.asarray(np.abs(factor) if factor.sum() == 0 else factor * np.sign(factor.sum()))
 
 
-def _residual_cosines(table: Array, factor: Array) -> Array:
-    """Cosines (K, K) of what any two have beside the common part, zero on the diagonal."""
+def _residual_cosines(kernel: Array, who: Mask) -> Array:
+    """Cosines (K, K) of what any two of `who` (K,) have beside the common part; zero for all others, and
+    on the diagonal."""
+    table = kernel[np.ix_(who, who)]
+    cosines = np.zeros(kernel.shape)
+    if len(table) < 3:
+        return cosines
+    factor = _factor(table)
     rest = table - np.outer(factor, factor)
     length = np.sqrt(rest.diagonal().clip(min=RIDGE * table.diagonal().mean()))
-    cosines = (rest / np.outer(length, length)).clip(-1, 1)
+    cosines[np.ix_(who, who)] = (rest / np.outer(length, length)).clip(-1, 1)
     np.fill_diagonal(cosines, 0)
-    return np.asarray(cosines)
+    return cosines
+
+
+def _rms(cosines: Array) -> float:
+    """Root mean square over pairs of different clients."""
+    pairs = cosines[np.triu_indices(len(cosines), 1)]
+    return float(np.sqrt(np.mean(pairs**2))) if len(pairs) else 0.0
 
 
 def _common(energy: Array, factor: Array, precision: Array) -> float:
