@@ -31,14 +31,14 @@ class RefinementCalibration(Constants):
         0.5, TAKEN, (0, 1), "of weak directions of plain matrices, which began nowhere", METHOD
     )
     one_task: float = constant(
-        0.37,
+        0.4,
         ENERGY,
         (0, 1),
-        "common share above which clients that began alike look like one task; others reach 0.38",
-        METHOD,
+        "common share above which clients that began alike look like one task; others reach 0.40",
+        REAL,
     )
     one_task_slope: float = constant(
-        8.0, "share taken per common share", (0, 1000), "how fast kept directions follow", REAL
+        12.0, "share taken per common share", (0, 1000), "how fast kept directions follow", REAL
     )
     own_one_task: float = constant(
         0.05,
@@ -116,6 +116,14 @@ class RefinementCalibration(Constants):
     )
     usual_error: float = constant(
         1.5, "usual errors", (1, 100), "up to which a client is as well trained as any", REAL
+    )
+    unsure_error: float = constant(
+        3.0,
+        "usual errors",
+        (1, 100),
+        "the same where neither heads nor what is common say that tasks are alike: tasks of their own "
+        "reach 3.1",
+        REAL,
     )
     error_power: float = constant(
         3.0, "power", (0, 10), "how fast a client's own is left with its error beyond that", REAL
@@ -206,6 +214,7 @@ class RefinementCalibration(Constants):
     def __post_init__(self) -> None:
         Constants.__post_init__(self)
         self.check_order("replicates_lack", "replicates_enough")
+        self.check_order("usual_error", "unsure_error")
 
     def weak(self, initialisation: str) -> float:
         """Share taken of the weak directions, by how the clients' A began."""

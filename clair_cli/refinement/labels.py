@@ -26,20 +26,21 @@ SWEEPS = 30
 
 def own_labels(
     clients: Sequence[Adapter], names: Sequence[str], numbers: RefinementCalibration = REFINEMENT
-) -> Array:
+) -> Array | None:
     """How much of each client's deviation, in its heads among the full matrices `names`, lies in the
     direction that the others' deviations share, (K,) in [0, 1]; the largest over its heads.
 
-    Zero where there is no head. Raises AdapterError.
+    Zero for clients without a head, None where no head can be looked at. Raises AdapterError.
     """
-    found = np.zeros(len(clients))
+    found, looked = np.zeros(len(clients)), False
     for name in names:
         who = [k for k, a in enumerate(clients) if name in a.full]
         if len(who) < FEWEST or not _is_head([clients[k] for k in who], name, numbers):
             continue
         heads = [formats.read_full_tensor(clients[k], name, "float64") for k in who]
         found[who] = np.maximum(found[who], in_shared_direction(torch.stack(heads)))
-    return found
+        looked = True
+    return found if looked else None
 
 
 def _is_head(clients: Sequence[Adapter], name: str, numbers: RefinementCalibration) -> bool:

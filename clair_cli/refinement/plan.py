@@ -182,7 +182,7 @@ class _Looking:
         full = full_matrices(who, settings, device)
         stand = even(giving) if relative else self._standing(here, giving, full)
         apart = self._own_labels(who, stand, full)
-        others = float(apart[giving].mean())
+        others = 0.0 if apart is None else float(apart[giving].mean())
         known = look(
             self.inner,
             self.rows,
@@ -212,12 +212,15 @@ class _Looking:
             full=full,
         )
 
-    def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Mask:
-        """Which clients have labels of their own, as far as their heads tell."""
+    def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Mask | None:
+        """Which clients have labels of their own; None where no heads tell."""
         numbers, trained = self.settings.refinement, ~stand.short
         found = np.zeros(len(trained))
         clients = [a for a, is_trained in zip(who.clients, trained, strict=True) if is_trained]
-        found[trained] = own_labels(clients, full.names, numbers)
+        inside = own_labels(clients, full.names, numbers)
+        if inside is None:
+            return None
+        found[trained] = inside
         return np.asarray(found >= numbers.label_prior)
 
     def _standing(self, here: Array, giving: Array, full: FullMatrices) -> Standing:
@@ -234,17 +237,20 @@ def _weighted(who: Recipients, stand: Standing) -> tuple[float, ...]:
 
 
 def _keeps(
-    how: Shrinkage, stand: Standing, apart: Mask, others: float, settings: Settings
+    how: Shrinkage, stand: Standing, apart: Mask | None, others: float, settings: Settings
 ) -> tuple[float, ...]:
     """What each client keeps of what F leaves.
 
     Nobody is taken for noisy who has labels of its own (`apart`, the share `others` of the clients), or
     company in what it has for itself; nor anybody where most have labels of their own.
     """
-    numbers, found = settings.refinement, stand.strengths(settings.refinement)
+    numbers = settings.refinement
     if not how.per_client:
-        return (1.0,) * len(found)
-    spared = apart | (stand.company >= numbers.company_spared)
+        return (1.0,) * len(stand.error)
+    found = stand.strengths(apart is not None or how.tasks == "same", numbers)
+    spared = stand.company >= numbers.company_spared
+    if apart is not None:
+        spared = spared | apart
     if others >= numbers.labels_rule:
         spared = spared | ~stand.short
     return tuple(float(x) for x in np.where(spared & (how.tasks != "same"), 1.0, found))

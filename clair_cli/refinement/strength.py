@@ -212,7 +212,7 @@ def _by_tasks(how: Shrinkage, settings: Settings, known: Knowledge, boost: float
         if tasks == "same":
             return replace(how, inside=1.0, outside=1.0)
         return replace(how, outside=numbers.weak_plain, noise_like=1.0)
-    alike = known.one_task(numbers.told_same if tasks == "same" else 0.0)
+    alike = known.one_task(numbers.told_same if settings.tasks == "same" else 0.0)
     if tasks == "related":
         alike = min(alike, numbers.most_inside) if known.coherence < numbers.task_kinds else 0.0
     outside = max(numbers.weak(known.initialisation), alike)

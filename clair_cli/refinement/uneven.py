@@ -41,9 +41,13 @@ class Standing:
     common: float
     coherence: float
 
-    def strengths(self, numbers: RefinementCalibration = REFINEMENT) -> Array:
-        """What each client keeps of what a usual one would keep of its own, in (0, 1], (K,)."""
-        beyond = numbers.usual_error / np.maximum(self.error, numbers.usual_error)
+    def strengths(self, sure: bool, numbers: RefinementCalibration = REFINEMENT) -> Array:
+        """What each client keeps of what a usual one would keep of its own, in (0, 1], (K,).
+
+        Unless it is `sure` that tasks are alike, or labels are, as little data looks another task.
+        """
+        usual = numbers.usual_error if sure else numbers.unsure_error
+        beyond = usual / np.maximum(self.error, usual)
         return np.asarray(beyond**numbers.error_power)
 
 
