@@ -31,7 +31,7 @@ class RefinementCalibration(Constants):
         0.5, TAKEN, (0, 1), "of weak directions of plain matrices, which began nowhere", METHOD
     )
     one_task: float = constant(
-        0.4,
+        0.395,
         ENERGY,
         (0, 1),
         "common share above which clients that began alike look like one task; others reach 0.40",
