@@ -119,7 +119,7 @@ class DetectionCalibration(Constants):
         TRAINED,
     )
     content_floor: float = constant(
-        0.2,
+        0.235,
         "of the common content",
         (1e-6, 10),
         "least unit of what is lacking: clients with a tenth of the data keep 0.48 and more, random "
@@ -178,7 +178,7 @@ class DetectionCalibration(Constants):
         4.0,
         "spreads of the others' pairs",
         (1, 100),
-        "likeness of several clients' rests that is an addition they share; honest ones reach 3.3",
+        "likeness of many clients' rests that is an addition they share; of a pair half as much again",
         REAL,
     )
     addition_cosine: float = constant(
@@ -243,7 +243,7 @@ class DetectionCalibration(Constants):
         REAL,
     )
     head_excuse: float = constant(
-        0.15,
+        0.25,
         "of the common content",
         (0, 1),
         "by how much a head must know more than the other modules to speak for them",

@@ -17,7 +17,7 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
-from clair_cli.detection.scales import lower_scale, robust_scale
+from clair_cli.detection.scales import robust_scale
 
 if TYPE_CHECKING:
     from clair_cli.detection.tables import Tables
@@ -96,7 +96,7 @@ class Heads:
             return None
         n = self.numbers
         inside = kept[group & np.isfinite(kept)]
-        unit = max(robust_scale(inside), lower_scale(inside), n.head_floor)
+        unit = max(robust_scale(inside), n.head_floor)
         scores = np.nan_to_num((1 - kept) / unit, nan=0.0).clip(0, n.score_cap)
         if body is not None:
             apart = np.nan_to_num(body - kept, nan=0.0) >= n.head_apart

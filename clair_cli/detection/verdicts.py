@@ -166,8 +166,10 @@ class _Bench:
             if usual > n.same_rows:
                 able &= agreement.support(rows, self.group) > n.same_rows * usual
         found = addition(why.company, able, n.addition_floor, n.addition_apart)
-        striking = found and found.score >= n.addition and found.cosine >= n.addition_cosine
-        return found if striking else None
+        if found is None or found.cosine < n.addition_cosine:
+            return None
+        few = 1 + 0.5 / (len(found.members) - 1)  # chance makes two alike more easily than many
+        return found if found.score >= n.addition * few else None
 
     def _minorities(self) -> tuple[tuple[int, ...], ...]:
         """Groups of two and more that are far from the consensus in the same way."""
