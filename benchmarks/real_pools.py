@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -328,12 +328,18 @@ def fit(
         schedule.step()
 
 
-def train_pool(pool: Pool, data: Path, work: Path, jobs: int) -> Iterator[str]:
-    """Train what a pool lacks into `work`/<pool>/<client>; yields each client as it is there."""
+def train_pool(
+    pool: Pool, data: Path, work: Path, jobs: int, names: Collection[str] | None = None
+) -> Iterator[str]:
+    """Train what a pool lacks into `work`/<pool>/<client>; yields each client as it is there.
+
+    names: the clients that are needed, all by default.
+    """
     folder = work / pool.name
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in pool.clients() if not (folder / name).is_dir()]
-    yield from (name for name in pool.clients() if name not in missing)
+    needed = [name for name in pool.clients() if names is None or name in names]
+    missing = [name for name in needed if not (folder / name).is_dir()]
+    yield from (name for name in needed if name not in missing)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as workers:
         tasks = [workers.submit(train_client, pool, name, data, folder) for name in missing]
         for task in tasks:
