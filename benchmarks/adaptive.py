@@ -8,7 +8,8 @@ in a random gauge. A grid and then bisection on clair's own verdicts find the la
 attacker is still benign (unseen), and at which none is contaminated yet (under the limit). What it is
 worth there is measured on the updates that are averaged and on held-out text; about ten minutes.
 
-A22 of the catalogue; the search is after ByzFL's line search for optimal attacks. Needs
+The attackers know the weights that bound them, and search for the t that plants most, which is not the
+largest (column *most*). A22 of the catalogue; the search is after ByzFL's line search for optimal attacks. Needs
 `pip install -e '.[bench]'`.
 """
 
@@ -112,15 +113,16 @@ def damage(
 ) -> Row | None:
     """What the attack at t does, None where there is no such t; with `write` what clair writes there.
 
-    `poison` is what the attackers' changes add to the mean of those that clair takes, `average
-    poison` to the mean of everybody, both relative to the norm of the benign mean.
+    `poison` is what the attackers' changes add to clair's mean, each by its weight there, `average
+    poison` to the plain mean of everybody, both relative to the norm of the benign mean.
     """
     if t is None:
         return None
     cohort, sent, said = search.cohort, search.attack.sent(t), search.judge(t)
     size, goal, kind = cohort.mean.norm(), search.attack.goal, search.attack.family.kind
-    everybody = search.poison(sent, [True] * len(sent), len(cohort.benign))
-    accepted = search.poison(sent, [v == "benign" for v in said.verdicts], sum(said.honest))
+    count = len(sent) + len(cohort.benign)
+    everybody = search.poison(sent, [1 / count] * len(sent))
+    accepted = search.poison(sent, said.weights)
     average = mean([a.dense() for a in (*cohort.benign, *sent)])
     row = {
         "t": t,

@@ -16,12 +16,15 @@ from torch import Generator, Tensor
 from benchmarks.attacks import View, orthonormal, regauged, truncated, views
 from benchmarks.pools import CONTAMINATED
 from benchmarks.saved import Saved, read, write
-from clair_cli import Settings, detect, refine
+from clair_cli import Settings, pipeline, refine
+from clair_cli.refinement.plan import plan_refinement
 from examples.text_copy.task import Kind
 
 CLIENTS, ATTACKERS = 16, (1, 4, 6)
 GRID, STEPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), 4
 """Strengths tried first; halvings of the gap above the last that passes."""
+PROBES = 3
+"""Halvings of the gaps beside the strength that plants most: what is bounded falls again beyond it."""
 OPEN = 1.0
 """The strength of an attack that does not hide."""
 TASKS = 3
@@ -62,11 +65,22 @@ def common_direction(view: View, _: Tensor, generator: Generator, rank: int = 2)
     return view.same(view.norm * up @ down.T / rank**0.5)
 
 
+def directions_in_pairs(view: View, _: Tensor, generator: Generator, rank: int = 2) -> Tensor:
+    """Random directions of the benign norm, one for every two attackers: no one of them stands out."""
+    attackers, d_out, d_in = view.own.shape
+    steps = []
+    for _ in range(-(-attackers // 2)):
+        up, down = (orthonormal(generator, d, rank) for d in (d_out, d_in))
+        steps += [view.norm * up @ down.T / rank**0.5] * 2
+    return torch.stack(steps[:attackers])
+
+
 FAMILIES = (
     Family("sign flip", lambda v, *_: -2 * v.own),
     Family("against the mean", lambda v, *_: v.same(-v.mean)),
     Family("boost", lambda v, *_: v.own),
     Family("common direction", common_direction),
+    Family("directions in pairs", directions_in_pairs, aimed=False),
     Family("own noise", lambda v, _, g: v.noise(v.norm, g), aimed=False),
     *(
         Family(f"to {label}", lambda v, bad, _: bad - v.own, label)
@@ -114,13 +128,15 @@ class Attack:
 class Said:
     """clair's word on one round: of every attacker verdict and score, whether each honest one is benign.
 
-    Without a verdict nothing is written, and nobody reached a goal.
+    `weights` are what every attacker counts in the mean. Without a verdict nothing is written, and
+    nobody reached a goal.
     """
 
     complete: bool
     verdicts: list[str | None]
     scores: list[float]
     honest: list[bool]
+    weights: list[float]
 
     @property
     def unseen(self) -> bool:
@@ -151,16 +167,25 @@ class Cohort:
             write(adapter, self.folder / name)
 
     def judged(self, sent: list[Saved]) -> Said:
-        """clair's word on the round."""
+        """clair's word on the round, and what each attacker would count."""
         self.put(sent)
-        report = detect(self.folder, Settings(threads=1))
-        clients = {c.client: c for c in report.clients}
+        settings = Settings(threads=1)
+        found = pipeline.examined(pipeline.opened(self.folder, settings), settings)
+        judged = found.judgement
+        clients = {v.client: v for v in judged.verdicts} if judged is not None else {}
+        complete = judged is not None and judged.identified
         honest, bad = self.names[: len(self.benign)], self.names[len(self.benign) :]
+        counted: dict[str, float] = {}
+        if complete and any(v.verdict == "benign" for v in clients.values()):
+            plan = plan_refinement(found, tuple(clients.values()), settings, {})
+            who = zip(plan.groups[0].clients, plan.groups[0].weights, strict=True)
+            counted = {a.client: weight for a, weight in who}
         return Said(
-            report.status == "complete",
-            [clients[n].verdict for n in bad],
-            [clients[n].score or 0.0 for n in bad],
-            [clients[n].verdict == "benign" for n in honest],
+            complete,
+            [clients[n].verdict if n in clients else None for n in bad],
+            [clients[n].score or 0.0 if n in clients else 0.0 for n in bad],
+            [n in clients and clients[n].verdict == "benign" for n in honest],
+            [counted.get(n, 0.0) for n in bad],
         )
 
     def refined(self, sent: list[Saved]) -> dict[str, Dense]:
@@ -231,25 +256,38 @@ class Search:
         if t not in self.said:
             sent = self.attack.sent(t)
             self.said[t] = said = self.cohort.judged(sent)
-            accepted = [v == "benign" for v in said.verdicts]
-            if said.complete and any([*accepted, *said.honest]):
-                poison = self.poison(sent, accepted, sum(said.honest))
+            if said.complete and any([*said.weights, *said.honest]):
+                poison = self.poison(sent, said.weights)
                 self.planted[t] = float(poison.norm() / self.cohort.mean.norm())
         return self.said[t]
 
     def strengths(self) -> dict[str, float | None]:
-        """The largest t of both goals."""
+        """The largest t of both goals, and `most`: the unseen t that plants most."""
         return {
             "unseen": largest(lambda t: self.judge(t).unseen, self.grid, self.steps),
             "limit": largest(lambda t: self.judge(t).under_limit, self.grid, self.steps),
+            "most": self.most(),
         }
 
-    def poison(self, sent: list[Saved], accepted: list[bool], honest: int) -> Tensor:
-        """What the attack adds to a mean over the accepted attackers and `honest` others, (p,)."""
-        changes = [
-            vector(after.dense()) - vector(before.dense())
-            for before, after, taken in zip(self.attack.own, sent, accepted, strict=True)
-            if taken
-        ]
-        total = torch.stack(changes).sum(0) if changes else torch.zeros_like(self.cohort.mean)
-        return total / (len(changes) + honest)
+    def most(self) -> float | None:
+        """The unseen t that plants most: the best tried, and the gaps beside it halved in turn."""
+        for _ in range(PROBES):
+            best = self._best()
+            if best is None:
+                return None
+            tried = sorted(self.said)
+            here = tried.index(best)
+            for beside in tried[max(here - 1, 0) : here] + tried[here + 1 : here + 2]:
+                self.judge((best + beside) / 2)
+        return self._best()
+
+    def _best(self) -> float | None:
+        unseen = [t for t in self.planted if self.said[t].unseen]
+        return max(unseen, key=lambda t: self.planted[t], default=None)
+
+    def poison(self, sent: list[Saved], weights: Sequence[float]) -> Tensor:
+        """What the attackers' changes add to a mean in which they count so much, (p,)."""
+        total = torch.zeros_like(self.cohort.mean)
+        for before, after, weight in zip(self.attack.own, sent, weights, strict=True):
+            total += weight * (vector(after.dense()) - vector(before.dense()))
+        return total

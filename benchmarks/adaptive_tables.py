@@ -13,7 +13,8 @@ GOALS = ("unseen", "limit", "open")
 LEGEND = f"""\
 Three values in a cell are: unseen / under the limit / t = {OPEN:g}, where nobody hides. *score*: the
 highest of the attackers. *poison*: what the attackers' changes add to a mean, relative to the norm of
-the benign mean; *along*: its part along the way they pull together, unseen; *worst*: the most poison in
+the benign mean; *along*: its part along the way they pull together, unseen; *most*: the most poison of the unseen t, which
+the attackers search for, since they know the weights that bound them; *worst*: the most poison in
 clair's global adapter of all t tried, seen or not. *error*: distance to what is written, or averaged,
 without the attackers, relative to its norm; *change*: the same for the refined adapters, mean of the
 benign clients. Honest clients in the attackers' place make an error too: it stands in the rows
@@ -78,11 +79,11 @@ def _poison(m: int, these: list[Row]) -> str:
     """Of m attackers, unseen and where nobody hides."""
     if not these:
         return f"m = {m} is never unseen."
-    worst = max(these, key=lambda r: r["unseen"]["poison"])
+    worst = max(these, key=lambda r: r["most"]["poison"])
     plain = [r["open"]["average poison"] for r in these]
     return (
-        f"m = {m}, unseen: poison in the global adapter at most {worst['unseen']['poison']:.0%} "
-        f"({_where(worst)}), median {median(r['unseen']['poison'] for r in these):.0%}; in the plain "
+        f"m = {m}, unseen: poison in the global adapter at most {worst['most']['poison']:.0%} "
+        f"({_where(worst)}), median {median(r['most']['poison'] for r in these):.0%}; in the plain "
         f"average at t = {OPEN:g} at most {max(plain):.0%}, median {median(plain):.0%}."
     )
 
@@ -189,11 +190,13 @@ def updates_table(mine: list[Row]) -> list[str]:
     body = []
     for r in (r for r in mine if r["attack"]):
         worst = f"{_percent(r['worst']['poison'])} at {_number(r['worst']['t'])}"
+        top = r["most"]
+        most = f"{_percent(top['poison'])} at {_number(top['t'])}" if top else "-"
         lost = f"{r['lost'][0]} at {_number(r['lost'][1])}" if r["lost"][0] else ""
         silent = f"{_number(r['denied'][0])} to {_number(r['denied'][-1])}" if r["denied"] else ""
         cells = _cells(r, columns.values())
-        body.append([r["attack"], str(r["m"]), *cells, worst, lost, silent])
-    return table(["attack", "m", *columns, "worst", "lost", "no verdict"], body)
+        body.append([r["attack"], str(r["m"]), *cells, most, worst, lost, silent])
+    return table(["attack", "m", *columns, "most", "worst", "lost", "no verdict"], body)
 
 
 def text_table(mine: list[Row]) -> list[str]:

@@ -29,6 +29,9 @@ def sentences(report: Report, verbose: bool) -> list[str]:
     if verbose and not path:
         lines.append(_numbers(done))
     lines.append(_written(done))
+    lines += _mean(done)
+    if apart := sorted({c.group for c in done.clients if c.group}):
+        lines.append(f"{many(len(apart), 'minority', 'minorities')} refined within itself")
     lines += [f"note: {safe_text(w)}" for w in done.warnings]
     if same := sum(c.unchanged for c in done.clients):
         lines.append(f"{same} of {len(done.clients)} written as they were, byte for byte")
@@ -77,6 +80,15 @@ def _written(done: Refinement) -> str:
     cut = "nothing" if lost < NOTHING else f"at most {percent(lost)} of an adapter"
     served = f"; serve with --max-lora-rank {done.max_lora_rank}" if done.max_lora_rank else ""
     return f"written at the ranks asked for, which cuts off {cut}{served}"
+
+
+def _mean(done: Refinement) -> list[str]:
+    """The rank of the global adapter, and what the cut to it costs."""
+    if done.mean is None or done.mean.rank is None:
+        return []
+    lost = done.mean.truncation_error or 0.0
+    cut = "nothing" if lost < NOTHING else f"{percent(lost)} of it"
+    return [f"the group's mean is in {safe_text(done.mean.path)}/, at rank {done.mean.rank}, which cuts off {cut}"]
 
 
 def _not_refined(report: Report, refined: set[str], verbose: bool) -> list[str]:

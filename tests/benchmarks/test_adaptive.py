@@ -91,7 +91,7 @@ def test_the_goal_is_where_a_step_leads(family: Family):
     """Where the rank allows it exactly, and at least that way where it does not."""
     made = attack(family)
     if made.goal is None:
-        assert family.name == "own noise"
+        assert family.name in ("own noise", "directions in pairs")
         return
     change = update(made.sent(0.5)[0]) - update(OWN[0])
     assert torch.cosine_similarity(change, made.goal, dim=0) > 0.8
@@ -119,8 +119,17 @@ def test_it_is_found_out_above_the_strength_found(searched: Search):
     assert searched.judge(1.0).verdicts == ["contaminated"]
     change = update(searched.attack.sent(unseen)[0]) - update(OWN[0])
     size = searched.cohort.mean.norm()
-    assert searched.planted[unseen] == pytest.approx(float(change.norm() / size) / 6, rel=1e-6)
+    (weight,) = searched.judge(unseen).weights
+    assert searched.planted[unseen] == pytest.approx(float(change.norm() / size) * weight, rel=1e-6)
     assert searched.planted[1.0] == 0
+
+
+def test_the_attacker_takes_what_plants_most_unseen(searched: Search):
+    most = searched.strengths()["most"]
+    assert most is not None
+    assert searched.judge(most).unseen
+    unseen = [t for t, said in searched.said.items() if said.unseen]
+    assert searched.planted[most] == max(searched.planted[t] for t in unseen)
 
 
 def test_no_damage_at_zero(cohort: Cohort):
@@ -203,7 +212,7 @@ def test_the_document_names_the_worst(searched: Search):
     assert found["open"]["average poison"] > found["unseen"]["average poison"] > 0
     assert found["open"]["poison"] == 0
     text = document([common | start, common | found], "made by hand")
-    assert f"poison in the global adapter at most {found['unseen']['poison']:.0%}" in text
+    assert f"poison in the global adapter at most {found['most']['poison']:.0%}" in text
     assert f"| {FAMILIES[-1].name} | 1 | {found['unseen']['t']:.2f} / " in text
     rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 3 + 5

@@ -27,8 +27,13 @@ def known(clients: int = 6, **changes: Any) -> Knowledge:
     """What a cohort of one task, trained from one A, might tell."""
     modes = np.linalg.qr(np.random.default_rng(0).standard_normal((clients, clients)))[0]
     flat = np.full(max(clients - 1, 0), 1 / max(clients - 1, 1))
-    usual = Knowledge(clients, "shared", R.one_task + 0.05, 0.08, modes[:, 1:], flat, 1.0, 1)
+    usual = Knowledge(clients, "shared", R.one_task + 0.01, 0.08, modes[:, 1:], flat, 1.0, 1)
     return replace(usual, **changes)
+
+
+def related(**settings: Any) -> Settings:
+    """What is in between, said so that nothing is guessed."""
+    return Settings(tasks="related", **settings)
 
 
 # --- choose
@@ -36,7 +41,7 @@ def known(clients: int = 6, **changes: Any) -> Knowledge:
 
 @pytest.mark.parametrize(("began", "outside"), [("shared", 0.5), ("independent", 0.3)])
 def test_weak_directions_lose_what_their_beginning_allows(began: str, outside: float) -> None:
-    found = choose(Settings(), known(initialisation=began))
+    found = choose(Settings(), known(initialisation=began, common_share=0.05))
     assert (found.side, found.outside, found.boost) == ("own", outside, R.boost)
     assert outside == R.weak(began)
 
@@ -46,12 +51,12 @@ def test_weak_directions_lose_what_their_beginning_allows(began: str, outside: f
     [
         (0.0, 0.0),
         (R.one_task, 0.0),
-        (R.one_task + 0.05, 0.05 * R.one_task_slope),
+        (R.one_task + 0.01, 0.01 * R.one_task_slope),
         (
             R.one_task + 0.5 * R.most_inside / R.one_task_slope,
             0.5 * R.most_inside,
         ),
-        (0.9, R.most_inside),
+        (0.9, 1.0),
     ],
 )
 def test_own_directions_lose_by_how_much_clients_look_like_one_task(
@@ -63,21 +68,68 @@ def test_own_directions_lose_by_how_much_clients_look_like_one_task(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"spread": R.task_kinds},
-        {"spread": 0.3},
-        {"initialisation": "independent"},
-        {"initialisation": "mixed"},
+        {"coherence": R.task_kinds},
+        {"coherence": 0.3},
+        {"own_labels": R.labels_differ},
+        {"initialisation": "independent", "overlap": 0.9},
+        {"initialisation": "mixed", "overlap": 0.9},
     ],
     ids=str,
 )
-def test_own_directions_lose_nothing_in_kinds_or_from_different_beginnings(changes: Any) -> None:
+def test_own_directions_lose_nothing_in_kinds_or_where_row_spaces_explain_what_is_common(
+    changes: Any,
+) -> None:
     assert choose(Settings(), known(common_share=0.9, **changes)).inside == 0
     assert choose(Settings(), known(common_share=0.9)).inside > 0
 
 
+@pytest.mark.parametrize("began", ["independent", "mixed"])
+def test_from_different_beginnings_what_is_common_beyond_row_spaces_counts(began: Any) -> None:
+    about = known(initialisation=began, overlap=0.5, common_share=0.5 + 0.5 * (R.own_one_task + 0.02))
+    assert choose(Settings(), about).inside == pytest.approx(0.02 * R.own_one_task_slope)
+
+
+def test_related_tasks_lose_half_of_their_own_directions_at_most() -> None:
+    assert choose(related(), known(common_share=0.9)).inside == R.most_inside
+
+
+def test_one_task_gets_the_mean_as_it_is() -> None:
+    found = choose(Settings(tasks="same"), known(common_share=0.9))
+    assert (found.inside, found.outside, found.boost) == (1, 1, 0)
+
+
+def test_who_is_told_of_one_task_needs_less_in_common() -> None:
+    about = known(common_share=R.one_task - R.told_same / 2)
+    assert choose(Settings(tasks="same"), about).inside > choose(Settings(), about).inside == 0
+
+
+@pytest.mark.parametrize("about", [known(common_share=0.9), known(initialisation="none")])
+def test_own_tasks_are_kept_whole_but_for_each_client_s_own_error(about: Knowledge) -> None:
+    found = choose(Settings(tasks="own"), about)
+    assert (found.inside, found.outside, found.gain(1.0)) == (0, 0, 0)
+    assert found.per_client
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks"),
+    [
+        ({"common_share": 0.9}, "same"),
+        ({"common_share": 0.2}, "related"),
+        ({"common_share": 0.9, "coherence": R.task_kinds}, "related"),
+        ({"common_share": 0.9, "coherence": R.kinds_apart}, "own"),
+        ({"common_share": 0.9, "own_labels": R.labels_differ}, "own"),
+    ],
+    ids=str,
+)
+def test_tasks_are_guessed_where_nobody_says(changes: Any, tasks: str) -> None:
+    assert choose(Settings(), known(**changes)).tasks == tasks
+    for said in ("same", "related", "own"):
+        assert choose(Settings(tasks=said), known(**changes)).tasks == said
+
+
 def test_plain_matrices_keep_shared_directions_without_a_gain() -> None:
     found = choose(Settings(), known(initialisation="none", common_share=0.9))
-    assert found == Shrinkage("left", "auto", 0.0, R.weak_plain, noise_like=1.0)
+    assert found == Shrinkage("left", "auto", 0.0, R.weak_plain, noise_like=1.0, per_client=True)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
@@ -135,7 +187,7 @@ def test_the_side_that_is_asked_for_is_taken(side: Any) -> None:
 def test_who_differs_in_little_loses_little_and_is_enlarged_by_little(
     common: float, share: float
 ) -> None:
-    found = choose(Settings(), known(common_share=common))
+    found = choose(Settings(), known(common_share=common, coherence=R.task_kinds))
     assert found.boost == pytest.approx(R.boost * share)
     assert found.gain(1.0) == pytest.approx(min(R.boost * share, 0.25))
 
