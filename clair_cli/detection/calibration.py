@@ -133,6 +133,13 @@ class DetectionCalibration(Constants):
         "content from which on a distant client is noisy and not suspicious",
         REAL,
     )
+    kept_most: float = constant(
+        0.97,
+        "of the common content",
+        (0, 1),
+        "content from which on a distant client is not suspicious whose error is not much larger",
+        REAL,
+    )
     fine: float = constant(
         3.5,
         "spreads of the members",

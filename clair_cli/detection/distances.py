@@ -15,13 +15,10 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.calibration import DetectionCalibration
-from clair_cli.detection.causes import Causes, causes
-from clair_cli.detection.heads import Heads
+from clair_cli.detection.causes import Causes
+from clair_cli.detection.kernels import Kernels
 from clair_cli.detection.module_names import describe
 from clair_cli.detection.scales import lower_scale, robust_scale
-from clair_cli.detection.tables import Tables
-from clair_cli.settings import MIN_CLIENTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,66 +42,8 @@ class Evidence:
         return max(self.parts, key=lambda p: p.scores[k]).code if self.parts else self.code
 
 
-class Distances:
+class Distances(Kernels):
     """The tables of one cohort and every distance taken from them."""
-
-    def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
-        self.tables, self.numbers = tables, numbers
-        self.agree = agreement.agreement(tables.inner, tables.overlap, tables.d_out)
-        self.cosine = agreement.cosines(tables.inner)
-        self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
-        self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
-        unit = self._units()
-        self.whole = np.asarray((tables.inner / unit**2).sum(axis=0))
-        """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
-        tells = tables.absolute if tables.absolute is not None else np.ones(len(unit), bool)
-        self.told = (tables.inner / unit**2)[tells].sum(axis=0) if tells.any() else None
-        self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
-        self.chance = agreement.chance_cosines(
-            tables.overlap / unit**4, self.norms / unit[:, 0], tables.d_in
-        )
-        self.zero = ~(self.norms > 0).any(axis=0)
-        self.kernel = self.agree.mean(axis=0)
-        self.twins = self._twins()
-        self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
-        self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
-        self.likeness = self._likeness()
-        self.heads = Heads.of(tables, numbers)
-
-    def _units(self) -> Array:
-        """The usual norm of each module, (M, 1, 1); that of the largest where most clients have none."""
-        usual, largest = np.median(self.norms, axis=1), self.norms.max(axis=1)
-        return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))[:, None, None]
-
-    def _likeness(self) -> Array:
-        """Agreement and, where cosines are more than chance, direction: (K, K), each in its own unit."""
-        chance = np.maximum(agreement.pairs(self.chance, self.distinct), np.finfo(float).tiny)
-        beyond = (agreement.pairs(self.direction, self.distinct) / chance) ** 2
-        alike = self._usual(self.kernel)
-        clear = beyond.size and beyond.mean() > self.numbers.clear_of_chance**2
-        return alike + self._usual(self.direction) if clear else alike
-
-    def _usual(self, kernel: Array) -> Array:
-        """A kernel (K, K) in units of its mean over pairs of distinct clients."""
-        own = agreement.pairs(kernel, self.distinct).clip(min=0)
-        unit = float(own.mean()) if own.size else 0.0
-        return kernel / unit if unit > 0 else kernel
-
-    # --- copies
-
-    def _twins(self) -> list[list[int]]:
-        """For each client the others it is a copy of, byte by byte or in what it does."""
-        c = self.tables.inner.sum(axis=0)
-        size = np.sqrt(np.maximum(c.diagonal(), np.finfo(float).tiny))
-        sine = np.sqrt((1 - (c / size[:, None] / size).clip(-1, 1) ** 2).clip(min=0))
-        sine[np.ix_(self.zero, self.zero)] = 1
-        np.fill_diagonal(sine, np.inf)
-        usual = float(np.median(sine.min(axis=1)))
-        digest = np.array(self.tables.digests)
-        least = max(self.numbers.duplicate * usual, self.numbers.copy_distance)
-        near = (sine < least) & (c > 0)
-        same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
-        return [list(np.flatnonzero(row)) for row in near | same]
 
     # --- distances
 
@@ -127,12 +66,12 @@ class Distances:
         norm = self._norm(group, direction, why)
         lack = self._lack(group, why, settled)
         near = [_at_most(self._agreement(group), lack), _at_most(direction, lack)]
-        parts = [self._of_originals(e) for e in near if e is not None]
+        parts = [e for e in map(self._of_originals, near) if e is not None]
         both = np.maximum(lack[self.originals], norm.scores)
         together = _at_most(self._together([*parts, norm], group, settled), both)
-        local = [self._local(self.agree, group)]
+        local: list[Evidence | None] = [self._local(self.agree, group)]
         if direction is not None:
-            local.append(self._local(self.cosine if why is None else self._cut(group), group))
+            local.append(self._local(self.cosine if why is None else self.cut(group), group))
         if why is not None:
             local = self._calm(local, why, lack, group)
         local.append(self._head(group, why))
@@ -149,26 +88,6 @@ class Distances:
         return Evidence(
             "CLR210", found.kept, found.scores, limit, lambda k: said(float(found.kept[k]))
         )
-
-    def causes(self, group: Mask) -> Causes | None:
-        """What each client lacks and adds against `group`; None where its members share nothing.
-
-        Updates known up to a common part do not tell, and are left out.
-        """
-        return None if self.told is None else causes(self.told, group)
-
-    def kept(self, group: Mask) -> Array | None:
-        """Share of the common content in each client, (K,), None where cosines are mere chance.
-
-        A head that learned the others' task speaks for a client whose other modules do not.
-        """
-        why = self.causes(group) if self._clear(group) else None
-        if why is None:
-            return None
-        head = self.heads.kept(group)
-        if head is None:
-            return why.kept
-        return np.fmax(why.kept, head - self.numbers.head_excuse)
 
     def _lack(self, group: Mask, why: Causes | None, settled: bool) -> Array:
         """Score (K,) of what is lacking of the common content; no bound where that is not known.
@@ -187,42 +106,6 @@ class Distances:
             kept, unit = why.kept, self._unit(why.kept[group], n.direction_floor)
         return ((1 - kept) / unit).clip(0, n.score_cap)
 
-    def stragglers(self, group: Mask) -> Mask:
-        """Who is no member, has some of the common content, and is alone with its rest, (K,)."""
-        n, why, kept = self.numbers, self.causes(group), self.kept(group)
-        if why is None or kept is None:
-            return np.zeros(len(group), bool)
-        outside = self.distinct & ~group
-        some = outside & (kept > 1 - n.limit * n.content_floor) & (kept < 1 + n.content_floor)
-        company = np.where(np.eye(len(group), dtype=bool) | ~outside, -1.0, why.company)
-        alone: Mask = some & (company.max(axis=1) < n.alone)
-        return alone
-
-    def alike(self, group: Mask) -> Array:
-        """How alike two clients are, (K, K), 1 as two typical members are, whatever noise is on top."""
-        if self._clear(group):
-            norm = np.sqrt(self.whole.diagonal().clip(min=0))
-            cut = np.minimum(norm, float(np.median(norm[group])))
-            kernel = np.asarray(self.whole / np.maximum(np.outer(cut, cut), np.finfo(float).tiny))
-        else:
-            kernel = self.kernel
-        usual = float(np.median(agreement.pairs(kernel, group)))
-        return np.asarray(kernel / usual) if usual > 0 else kernel
-
-    def _clear(self, group: Mask) -> bool:
-        """Whether the members' cosines are more than those of strangers."""
-        values = agreement.support(self.direction, group)
-        chance = float(np.median(self.chance[np.ix_(group, group)]))
-        return float(np.median(values[group])) >= self.numbers.clear_of_chance * chance
-
-    def _cut(self, group: Mask) -> Array:
-        """`inner` with every update cut to the usual norm of its module, in its unit, (M, K, K)."""
-        usual = np.median(self.norms[:, group], axis=1)[:, None]
-        cut = np.minimum(self.norms, usual)
-        sides = cut[:, :, None] * cut[:, None, :]
-        inner = self.tables.inner
-        return np.divide(inner, sides, out=np.zeros_like(inner), where=sides > 0)
-
     def _calm(
         self, local: list[Evidence | None], why: Causes, lack: Array, group: Mask
     ) -> list[Evidence | None]:
@@ -230,7 +113,7 @@ class Distances:
 
         Of noisy clients agreement says no more than what is missing of the content there.
         """
-        whole = np.where(self._whole_elsewhere(self._cut(group), group), np.inf, lack)
+        whole = np.where(self._whole_elsewhere(self.cut(group), group), np.inf, lack)
         agree, content = (_at_most(e, whole) for e in local)
         if content is None:
             return [agree]
@@ -241,8 +124,8 @@ class Distances:
 
     def _whole_elsewhere(self, kernels: Array, group: Mask) -> Mask:
         """Whose better half of the modules has what the others share: only then a part is odd."""
-        relative, usual = self._per_module(kernels, group)
-        live = self._live(usual)
+        relative, usual = self.per_module(kernels, group)
+        live = self.live(usual)
         better = np.sort(relative[live], axis=0)[int(live.sum()) // 2 :]
         found: Mask = better.mean(axis=0) >= self.numbers.kept_whole
         return found
@@ -251,7 +134,7 @@ class Distances:
 
     def _doubts(self, group: Mask) -> list[Evidence]:
         """Clients that have the common content only in part, and such as stand out by little."""
-        why = self.causes(group) if self._clear(group) else None
+        why = self.causes(group) if self.clear(group) else None
         if why is None:
             return []
         n, head = self.numbers, self.heads.kept(group)
@@ -260,7 +143,8 @@ class Distances:
         direction = self._direction(group)
         whole = [self._agreement(group), direction, self._norm(group)]
         joint = self._together([e for e in whole if e is not None], group, True).scores
-        partly = np.where(kept < n.kept_whole, joint, 0.0)
+        some = (kept < n.kept_whole) | ((kept < n.kept_most) & (why.error < 2 * n.noisy))
+        partly = np.where(some, joint, 0.0)
         own = max(robust_scale(kept[group]), n.finest)
         fine = ((np.median(kept[group]) - kept) / own * n.limit / n.fine).clip(0, n.score_cap)
         scores = np.maximum(partly, np.where(why.size < n.hardly_trained, 0.0, fine))
@@ -325,7 +209,7 @@ class Distances:
         """
         found = np.zeros(len(suspects))
         honest = group & ~suspects
-        cosine = self._deviations(honest)
+        cosine = self.deviations(honest)
         if suspects.sum() < 2 or cosine is None:
             return found
         pairs = agreement.pairs(cosine, honest)
@@ -333,22 +217,6 @@ class Distances:
         mean = agreement.support(cosine, suspects)
         score = (mean - np.median(pairs)) / max(spread, self.numbers.accord_floor)
         return np.where(suspects, score.clip(0, self.numbers.suspicious), 0.0)
-
-    def _deviations(self, members: Mask) -> Array | None:
-        """Cosines (K, K) of the updates without their part along the mean of `members`, 3 at least."""
-        if members.sum() < MIN_CLIENTS:
-            return None
-        towards = self.whole[:, members].mean(axis=1)
-        energy = float(towards[members].mean())
-        if energy <= 0:
-            return None
-        left = self.whole - np.outer(towards, towards) / energy
-        return np.asarray(agreement.cosines(left[None])[0])
-
-    def kinds(self, group: Mask) -> float:
-        """Spread of the cosines of the members' deviations: large where honest clients come in kinds."""
-        cosine = self._deviations(group)
-        return 0.0 if cosine is None else robust_scale(agreement.pairs(cosine, group))
 
     def _agreement(self, group: Mask) -> Evidence | None:
         return self._relative(
@@ -364,7 +232,7 @@ class Distances:
     def _direction(self, group: Mask) -> Evidence | None:
         """None where the members' cosines are no more than chance: other row spaces of A."""
         floor = self.numbers.direction_floor
-        if not self._clear(group):
+        if not self.clear(group):
             return None
         values = agreement.support(self.direction, group)
 
@@ -372,7 +240,7 @@ class Distances:
             if x >= -floor:
                 aligned = f"{100 * max(x, 0):.0f} % as aligned with the others as a typical client"
                 return f"points elsewhere: {aligned}"
-            signs, usual = self._per_module(self.cosine, group)
+            signs, usual = self.per_module(self.cosine, group)
             against = [m for m in np.argsort(signs[:, k]) if signs[m, k] < 0 and usual[m] > 0]
             names = [self.tables.modules[m] for m in against]
             return f"points against the others in {describe(names, self.tables.modules)}"
@@ -444,8 +312,8 @@ class Distances:
 
     def _local(self, kernels: Array, group: Mask) -> Evidence | None:
         """One-sided: the mean over the worst quarter of a client's modules, against the others'."""
-        relative, usual_support = self._per_module(kernels, group)
-        live = self._live(usual_support)
+        relative, usual_support = self.per_module(kernels, group)
+        live = self.live(usual_support)
         count = int(live.sum())
         if count < self.numbers.fewest_modules:
             return None
@@ -461,20 +329,6 @@ class Distances:
             (usual - self.numbers.limit * spread, math.inf),
             lambda k: self._where(relative[:, k], live),
         )
-
-    def _per_module(self, kernels: Array, group: Mask) -> tuple[Array, Array]:
-        """Support relative to the usual in each module, (M, K), and that usual, (M,).
-
-        Where the usual is not positive the support itself stands.
-        """
-        values = agreement.rows_support(kernels, group)
-        usual = np.median(values[:, group], axis=1)
-        return values / np.where(usual > 0, usual, 1.0)[:, None], usual
-
-    def _live(self, usual: Array) -> Mask:
-        """Modules in which the members agree at least half as much as they typically do."""
-        live: Mask = usual > max(self.numbers.live_agreement * float(np.median(usual)), 0.0)
-        return live
 
     def _too_near(self, group: Mask) -> Evidence | None:
         values = agreement.support(self.kernel, group)
@@ -529,7 +383,7 @@ class Distances:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
         found = np.zeros(self.norms.shape)
         for kernels in (self.agree, self.cosine):
-            relative, usual = self._per_module(kernels, group)
+            relative, usual = self.per_module(kernels, group)
             spread = [self._unit(row[group], self.numbers.local_floor) for row in relative]
             scores = ((1 - relative) / np.array(spread)[:, None]).clip(0, self.numbers.score_cap)
             found = np.maximum(found, np.where((usual > 0)[:, None], scores, 0.0))

@@ -15,9 +15,10 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.causes import Causes, Company, addition, named, sides
+from clair_cli.detection.causes import Causes, named
 from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.distances import Distances, Evidence
+from clair_cli.detection.groups import Groups
 from clair_cli.detection.tables import Tables
 from clair_cli.report import Cause, Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
@@ -56,9 +57,10 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
         return _none(tables, group, problem)
-    bench = _Bench(consensus, group, settings)
-    if bench.split:
-        return _none(tables, group, consensus.no_majority(bench.group & ~bench.adding))
+    groups = Groups(consensus, group)
+    if groups.split:
+        return _none(tables, group, consensus.no_majority(groups.group & ~groups.adding))
+    bench = _Bench(groups, settings)
     verdicts = tuple(bench.verdict(k) for k in range(len(tables.clients)))
     usual, spread = consensus.agreement_of(bench.group)
     return Judgement(
@@ -71,7 +73,7 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         spread,
         _margin(verdicts),
         bench.minorities,
-        bench.likeness(),
+        groups.likeness(bench.minorities),
         bench.why,
     )
 
@@ -91,13 +93,10 @@ def _margin(verdicts: Sequence[Verdict]) -> float | None:
 
 @dataclass(slots=True, eq=False)
 class _Bench:
-    """What is said of the clients of one cohort, measured against `group` (K,)."""
+    """What is said of the clients of one cohort, measured against its consensus."""
 
-    consensus: Consensus
-    group: Mask
+    groups: Groups
     settings: Settings
-    companies: list[Company] = field(init=False)
-    split: bool = field(init=False, default=False)
     evidence: list[Evidence] = field(init=False)
     scores: Array = field(init=False)
     same: Mask = field(init=False)
@@ -108,25 +107,17 @@ class _Bench:
 
     def __post_init__(self) -> None:
         distances, n = self.distances, self.settings.detection
-        self.companies = []
-        while (found := self._addition_of_few()) is not None:
-            self.companies.append(found)
-            left = self.group & ~self._mask(found.members)
-            if self.consensus.unidentified(left, int(self.consensus.distinct.sum())):
-                self.split = True
-                break
-            self.group = left  # what they add is no part of what all share
         self.evidence = distances.evidence(self.group)
         self.scores = self.consensus.worst(self.evidence)
         self.why = distances.causes(self.group)
         self.kept = distances.kept(self.group)
         self.heads = distances.heads.kept(self.group)
         self.same = self.consensus.same_without(self.scores >= n.limit)
-        for company in self.companies:
+        for company in self.groups.companies:
             members = np.isin(distances.originals, company.members)
             said = min(n.limit * company.score / n.addition, n.score_cap)
             self.scores[members] = np.maximum(self.scores[members], said)
-        self.minorities = self._minorities()
+        self.minorities = self.groups.minorities(self.scores)
 
     @property
     def distances(self) -> Distances:
@@ -134,82 +125,14 @@ class _Bench:
         return self.consensus.distances
 
     @property
-    def adding(self) -> Mask:
-        """Who shares an addition with a few others, (K,)."""
-        return self._mask([k for c in self.companies for k in c.members])
+    def consensus(self) -> Consensus:
+        """Who everybody is measured against, and how that was found."""
+        return self.groups.consensus
 
-    def _mask(self, members: Sequence[int]) -> Mask:
-        found = np.zeros(len(self.group), bool)
-        found[list(members)] = True
-        return found
-
-    # --- who is far together
-
-    def _addition_of_few(self) -> Company | None:
-        """Clients that have the common content, and a rest that they share with a few others.
-
-        Not judged by it are updates that hardly moved, that went further along the common way, that have
-        another rank, and that began elsewhere than the members did.
-        """
-        n, distances = self.settings.detection, self.distances
-        why, kept = distances.causes(self.group), distances.kept(self.group)
-        if why is None or kept is None:
-            return None
-        able = self.consensus.distinct & (why.size > n.hardly_trained)
-        able &= (kept > n.addition_content) & (why.content < n.grown)
-        able &= ~self.adding
-        rows, ranks = distances.tables.rows, distances.tables.ranks
-        if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
-            able &= np.isclose(ranks, np.median(ranks[self.group]), rtol=0.1)
-        if rows is not None:
-            usual = float(np.median(agreement.pairs(rows, self.group)))
-            if usual > n.same_rows:
-                able &= agreement.support(rows, self.group) > n.same_rows * usual
-        found = addition(why.company, able, n.addition_floor, n.addition_apart)
-        if found is None or found.cosine < n.addition_cosine:
-            return None
-        few = 1 + 0.5 / (len(found.members) - 1)  # chance makes two alike more easily than many
-        return found if found.score >= n.addition * few else None
-
-    def _minorities(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of two and more that are far from the consensus in the same way."""
-        n, zero = self.settings.detection, self.consensus.zero
-        if self.distances.told is None:  # what all share is unknown, and so is who shares more
-            return ()
-        uneven = self._uneven()
-        groups = [c.members for c in self.companies if uneven or self._elsewhere(c)]
-        taken = self.adding
-        far = (self.scores >= n.limit) & ~zero & ~taken & self.consensus.distinct
-        near = (self.scores >= n.suspicious) & ~zero & ~taken & self.consensus.distinct
-        alike = self.distances.alike(self.group)
-        alike = np.where(np.isfinite(alike), alike, 0.0)
-        towards = agreement.support(alike, self.group)
-        for members in sides(alike, near & ~self.group | far, 0.0, n.minority):
-            inside = [float(np.mean([alike[k, j] for j in members if j != k])) for k in members]
-            own = tuple(k for k, x in zip(members, inside, strict=True) if x > towards[k])
-            if len(own) > 1 and far[list(own)].any():
-                groups.append(own)
-        return tuple(sorted(groups))
-
-    def likeness(self) -> tuple[float, ...]:
-        """How alike two members of each minority are, in units of two typical members of `group`."""
-        alike = self.distances.alike(self.group)
-        pairs = [alike[np.ix_(g, g)][np.triu_indices(len(g), 1)] for g in self.minorities]
-        return tuple(float(p.mean()) for p in pairs)
-
-    def _elsewhere(self, company: Company) -> bool:
-        """Whether its members lack of the common content, too: then they do something else."""
-        assert self.kept is not None
-        members = list(company.members)
-        return bool(np.median(self.kept[members]) < self.settings.detection.kept_whole)
-
-    def _uneven(self) -> bool:
-        """Whether so many others have the common content only in part that a group is no plot."""
-        if self.kept is None:
-            return False
-        others = self.consensus.distinct & ~self.adding
-        partly = others & (self.kept < self.settings.detection.kept_whole)
-        return bool(partly.sum() > self.settings.detection.even * max(others.sum(), 1))
+    @property
+    def group(self) -> Mask:
+        """The members of the consensus, (K,)."""
+        return self.groups.group
 
     def _group_of(self, k: int) -> tuple[int, ...]:
         first = int(self.distances.originals[k])
@@ -225,7 +148,7 @@ class _Bench:
             self.consensus.distinct & (self.distances.originals[k] != np.arange(len(same)))
         )
         stability = float(same[others, k].mean())
-        added = any(int(self.distances.originals[k]) in c.members for c in self.companies)
+        added = any(int(self.distances.originals[k]) in c.members for c in self.groups.companies)
         steady = stability >= n.stable or zero or added
         limit = n.limit if steady else n.unstable * n.limit
         reasons = self._reasons(k)
@@ -318,7 +241,7 @@ class _Bench:
 
     def _addition(self, k: int) -> list[Reason]:
         first = int(self.distances.originals[k])
-        found = next((c for c in self.companies if first in c.members), None)
+        found = next((c for c in self.groups.companies if first in c.members), None)
         if found is None:
             return []
         names = named(self.distances.tables.clients, [j for j in found.members if j != first])

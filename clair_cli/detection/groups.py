@@ -1,0 +1,110 @@
+"""Clients that are far from the consensus together: what a few add, and minorities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clair_cli.detection import agreement
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.causes import Company, addition, sides
+from clair_cli.detection.consensus import Consensus
+
+
+class Groups:
+    """The companies of one cohort: `companies` share an addition to what all of `group` (K,) share.
+
+    `group` is the consensus without them. `split` says that without them there is no majority left.
+    """
+
+    def __init__(self, consensus: Consensus, group: Mask) -> None:
+        self.consensus, self.group = consensus, group
+        self.distances, self.numbers = consensus.distances, consensus.numbers
+        self.companies: list[Company] = []
+        self.split = False
+        while (found := self._addition_of_few()) is not None:
+            self.companies.append(found)
+            left = self.group & ~self._mask(found.members)
+            if self.consensus.unidentified(left, int(self.consensus.distinct.sum())):
+                self.split = True
+                break
+            self.group = left  # what they add is no part of what all share
+
+    @property
+    def adding(self) -> Mask:
+        """Who shares an addition with a few others, (K,)."""
+        return self._mask([k for c in self.companies for k in c.members])
+
+    def _mask(self, members: Sequence[int]) -> Mask:
+        found = np.zeros(len(self.group), bool)
+        found[list(members)] = True
+        return found
+
+    def _addition_of_few(self) -> Company | None:
+        """Clients that have the common content, and a rest that they share with a few others.
+
+        Not judged by it are updates that hardly moved, that went further along the common way, that have
+        another rank, and that began elsewhere than the members did.
+        """
+        n, distances = self.numbers, self.distances
+        why, kept = distances.causes(self.group), distances.kept(self.group)
+        if why is None or kept is None:
+            return None
+        able = self.consensus.distinct & (why.size > n.hardly_trained)
+        able &= (kept > n.addition_content) & ((why.content < n.grown) | (why.error < n.noisy))
+        able &= ~self.adding
+        rows, ranks = distances.tables.rows, distances.tables.ranks
+        if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
+            able &= np.isclose(ranks, np.median(ranks[self.group]), rtol=0.1)
+        if rows is not None:
+            usual = float(np.median(agreement.pairs(rows, self.group)))
+            if usual > n.same_rows:
+                able &= agreement.support(rows, self.group) > n.same_rows * usual
+        found = addition(why.company, able, n.addition_floor, n.addition_apart)
+        if found is None or found.cosine < n.addition_cosine:
+            return None
+        few = 1 + 0.5 / (len(found.members) - 1)  # chance makes two alike more easily than many
+        return found if found.score >= n.addition * few else None
+
+    def minorities(self, scores: Array) -> tuple[tuple[int, ...], ...]:
+        """Groups of two and more that are far from the consensus in the same way."""
+        n, zero = self.numbers, self.consensus.zero
+        if self.distances.told is None:  # what all share is unknown, and so is who shares more
+            return ()
+        uneven = self._uneven()
+        groups = [c.members for c in self.companies if uneven or self._elsewhere(c)]
+        taken = self.adding
+        far = (scores >= n.limit) & ~zero & ~taken & self.consensus.distinct
+        near = (scores >= n.suspicious) & ~zero & ~taken & self.consensus.distinct
+        alike = self.distances.alike(self.group)
+        alike = np.where(np.isfinite(alike), alike, 0.0)
+        towards = agreement.support(alike, self.group)
+        for members in sides(alike, near & ~self.group | far, 0.0, n.minority):
+            inside = [float(np.mean([alike[k, j] for j in members if j != k])) for k in members]
+            own = tuple(k for k, x in zip(members, inside, strict=True) if x > towards[k])
+            if len(own) > 1 and far[list(own)].any():
+                groups.append(own)
+        return tuple(sorted(groups))
+
+    def likeness(self, minorities: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
+        """How alike two members of each minority are, in units of two typical members of `group`."""
+        alike = self.distances.alike(self.group)
+        pairs = [alike[np.ix_(g, g)][np.triu_indices(len(g), 1)] for g in minorities]
+        return tuple(float(p.mean()) for p in pairs)
+
+    def _elsewhere(self, company: Company) -> bool:
+        """Whether its members lack of the common content, too: then they do something else."""
+        kept = self.distances.kept(self.group)
+        assert kept is not None
+        members = list(company.members)
+        return bool(np.median(kept[members]) < self.numbers.kept_whole)
+
+    def _uneven(self) -> bool:
+        """Whether so many others have the common content only in part that a group is no plot."""
+        kept = self.distances.kept(self.group)
+        if kept is None:
+            return False
+        others = self.consensus.distinct & ~self.adding
+        partly = others & (kept < self.numbers.kept_whole)
+        return bool(partly.sum() > self.numbers.even * max(others.sum(), 1))
