@@ -1,4 +1,4 @@
-"""Matrices trained whole: a flipped head is found though the rest is honest, and nobody is accused for less.
+"""Matrices trained whole: a flipped head is found in an honest adapter, nobody is accused for less.
 
 Truth: heads of 400 numbers, a start, what all learned, and what each learned for itself.
 """
@@ -239,8 +239,8 @@ def test_an_enormous_head_of_noise_is_not_taken_for_an_honest_one(
     seed: int, factor: float, shared: bool
 ) -> None:
     """It would be all of a mean, whatever chance lets it share with the others."""
-    # Fails for about half of the draws: nothing judges the size of a full matrix, and what is kept is
-    # not cut to the usual size: by chance it is above 1 as often as below -1.
+    # Fails for draws that chance lets point along the others: nothing judges the size of a full matrix,
+    # and what is kept is not cut to the usual size, so that it is above 1 here.
     head = factor * direction(70 + seed)
     found = judged(headed(9, shared) | {"x": replace(trained(task(0), 50), head=head)})
     assert called(found, "benign") == headed(9, shared).keys()

@@ -1,4 +1,4 @@
-"""Who is far together is a minority with its names; who adds together is contaminated; sizes are no company.
+"""Who is far together is a minority with its names; who adds together is contaminated.
 
 Truth: every client's task, deviation and rows are drawn here (tests/helpers/federations.py).
 """
@@ -20,8 +20,8 @@ from clair_cli.report import Cause, Minority, Population, Verdict, failing, gate
 from tests.helpers.cohorts import SHAPE, drawn, save_dense, truths
 from tests.helpers.commands import quick
 from tests.helpers.federations import (
-    Client,
     Array,
+    Client,
     called,
     codes,
     honest,
@@ -189,7 +189,7 @@ def test_one_who_adds_alone_has_nobody_named_with_it() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_nobody_is_convicted_for_being_copied_with_noise_on_top(share: float) -> None:
-    """All that the two share is what the victim has for itself: its rest is wholly inside the other's."""
+    """All that the two share is what the victim has for itself: its rest is wholly in the other's."""
     # Fails, and accuses the innocent: whoever sends h-03's update plus noise makes h-03 contaminated
     # (CLR211), at any share of noise from 0.1 to 3 (own A: 0.1 to 0.5).
     cohort = honest(9)
