@@ -1,14 +1,15 @@
-"""How well clair judges clients trained on a pretrained model and real text.
+"""How well clair judges and refines clients trained on a pretrained model and real text.
 
 python -m benchmarks.real --data DATA --work DIR [--seeds set|held-out|all] [--jobs 1] [--quick]
 
 Pools of clients (real_pools.py) are trained into DIR/pools where they are missing. Cohorts are drawn
 from them (real_cohorts.py) and judged by clair; its reports are kept in DIR/reports under a digest of
 its source and used again. Everything that was set, was set on the pools of the first seeds; nothing
-was on those held out. Tables go to --out.
+was on those held out. Tables and a picture go to --out.
 
---python PY and --source CLONE have the cohorts judged by another clair, whose reports --against takes.
-Needs `pip install -e '.[bench]'`.
+--peers lets others judge them, too. --refine has some cohorts refined and tests every honest client on
+held-out texts. --python PY and --source CLONE have the cohorts judged by another clair, whose reports
+--against takes. Needs `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,30 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import real_tables as tables
+from benchmarks import real_document, real_peers, real_refine
+from benchmarks.real_cells import digest, fill, load
 from benchmarks.real_cohorts import HELD_OUT, SET, Cohort, cohorts
-from benchmarks.real_judges import Clair, Judged, clair_of, judge, load
+from benchmarks.real_document import Results
+from benchmarks.real_judges import Clair, Judged, clair_of, judge, said_of
 from benchmarks.real_pools import train_pool
+from benchmarks.real_refine_tables import Row
 
 HERE = Path(__file__).resolve().parent
 SEEDS = {"set": (SET,), "held-out": (HELD_OUT,), "all": (SET, HELD_OUT)}
 QUICK = ("even.none.1", "even.random.1", "even.colluder-half.1")
+PEERS = digest(HERE / "real_peers.py", HERE / "field.py")
+CLAIR = digest(HERE.parent / "clair_cli", HERE / "real_refine.py")
+"""Under which results are kept."""
 
 
 def selected(seeds: str, only: str = "", quick: bool = False) -> list[Cohort]:
@@ -41,33 +52,25 @@ def selected(seeds: str, only: str = "", quick: bool = False) -> list[Cohort]:
     return [c for c in found if only in c.name]
 
 
-def sources(wanted: list[Cohort]) -> dict[str, tuple[Cohort, set[str]]]:
-    """Pool name -> a cohort of it, and the clients that are needed of it."""
-    found: dict[str, tuple[Cohort, set[str]]] = {}
-    for cohort in wanted:
-        needed = found.setdefault(cohort.pool.name, (cohort, set()))[1]
-        needed |= {client.source for client in cohort.clients.values()}
-    return found
+# Making what is missing
 
 
 def train(wanted: list[Cohort], data: Path, work: Path, jobs: int, progress: Progress) -> None:
     """Train the clients that are needed and missing."""
-    for name, (cohort, needed) in sources(wanted).items():
-        folder = work / "pools" / name
+    for pool in dict.fromkeys(c.pool for c in wanted):
+        needed = {k.source for c in wanted if c.pool == pool for k in c.clients.values()}
+        folder = work / "pools" / pool.name
         if all((folder / source).is_dir() for source in needed):
             continue
-        bar = progress.add_task(f"training {name}", total=len(needed))
-        for _ in train_pool(cohort.pool, data.resolve(), work / "pools", jobs, needed):
+        bar = progress.add_task(f"training {pool.name}", total=len(needed))
+        for _ in train_pool(pool, data, work / "pools", jobs, needed):
             progress.advance(bar)
 
 
-def ready(wanted: list[Cohort], work: Path) -> list[Cohort]:
-    """Those whose clients are all there."""
-    return [
-        c
-        for c in wanted
-        if all((work / "pools" / c.pool.name / k.source).is_dir() for k in c.clients.values())
-    ]
+def is_trained(cohort: Cohort, work: Path) -> bool:
+    """Its clients are all there."""
+    folder = work / "pools" / cohort.pool.name
+    return all((folder / client.source).is_dir() for client in cohort.clients.values())
 
 
 def judged(
@@ -75,17 +78,57 @@ def judged(
 ) -> list[Judged]:
     """What `clair` says of the cohorts."""
     reports = clair.reports(work)
-    done = sum(load(c, reports) is not None for c in wanted)
-    bar = progress.add_task(
-        f"clair {clair.version} {clair.digest}", total=len(wanted), completed=done
-    )
+    done = len(kept(wanted, reports))
+    name = f"clair {clair.version} {clair.digest}"
+    bar = progress.add_task(name, total=len(wanted), completed=done)
     judge(wanted, clair, work, jobs, lambda: progress.advance(bar))
     return kept(wanted, reports)
 
 
 def kept(wanted: list[Cohort], reports: Path) -> list[Judged]:
     """What is kept of the cohorts."""
-    return [found for c in wanted if (found := load(c, reports)) is not None]
+    return [found for c in wanted if (found := said_of(c, reports)) is not None]
+
+
+def made(
+    name: str,
+    wanted: list[Cohort],
+    folder: Path,
+    make: Callable[[Cohort], dict[str, Any]],
+    jobs: int,
+    progress: Progress,
+) -> list[tuple[Cohort, dict[str, Any]]]:
+    """The cohorts, and what `make` makes of them or has made."""
+    done = sum(load(c, folder) is not None for c in wanted)
+    bar = progress.add_task(name, total=len(wanted), completed=done)
+    fill(wanted, folder, make, jobs, lambda: progress.advance(bar))
+    return [(c, found) for c in wanted if (found := load(c, folder)) is not None]
+
+
+def results(given: argparse.Namespace, clair: Clair, progress: Progress) -> Results:
+    """Everything that is asked for."""
+    data, work, jobs = given.data.resolve(), given.work.resolve(), given.jobs
+    wanted = selected(given.seeds, given.only, given.quick)
+    if not given.no_train:
+        train(wanted, data, work, jobs, progress)
+    wanted = [c for c in wanted if is_trained(c, work)]
+    if not wanted:
+        sys.exit("no cohort is left")
+    now = judged(wanted, clair, work, jobs, progress)
+    before = kept(wanted, given.against) if given.against else []
+    scores, rows = {}, []
+    if given.peers:
+        make = partial(real_peers.judged, data, work)
+        folder = work / "peers" / PEERS
+        found = made("peers", wanted, folder, make, jobs, progress)
+        scores = {c.name: said["scores"] for c, said in found}
+    if given.refine:
+        make = partial(real_refine.judged, data, work)
+        folder = work / "refined" / CLAIR
+        some = real_refine.chosen(wanted, given.refine)
+        found = made("refinement", some, folder, make, jobs, progress)
+        rows = [Row(c, said["quality"]) for c, said in found]
+    return Results(facts(given, clair), now, before, scores, rows)
 
 
 # Results
@@ -95,45 +138,13 @@ def facts(given: argparse.Namespace, clair: Clair) -> str:
     """How the results were made."""
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "peft", "transformers"))
     command = f"python -m benchmarks.real --data DATA --work DIR --seeds {given.seeds}"
-    for option in ("quick", "refine"):
-        command += f" --{option}" * bool(getattr(given, option, False))
+    command += " --quick" * given.quick + " --peers" * given.peers
+    command += f" --refine {given.refine}" * bool(given.refine)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return (
-        f"`{command}`, on {machine}; python {platform.python_version()}, {packages}, "
+        f"`{command}`, on {machine}; python {platform.python_version()}, {packages},\n"
         f"clair {clair.version} (source {clair.digest})."
     )
-
-
-def as_markdown(made: str, now: list[Judged], before: list[Judged]) -> str:
-    """Everything."""
-    parts = [
-        f"""# Real models: {len(now)} cohorts
-
-{made}
-
-Clients are LoRA adapters of one pretrained model of 656 k parameters, trained on real text: language
-modelling on plays, news, messages and bank questions; spam or not; 8 banking intents. Cohorts of one
-pool share clients.
-
-{tables.__doc__.partition(chr(10) * 2)[2].strip()}
-An honest client is a minority that it is not, where its domain, classes and training length are those of
-the majority.
-
-Everything that was set was set on the pools of seeds {SET} to {SET + 5}. Nothing was set or tried on
-those of seeds {HELD_OUT} to {HELD_OUT + 5}.
-
-## What is wanted
-
-{tables.targets(now, before)}
-"""
-    ]
-    for title, held in (
-        ("Seeds that nothing was set on", True),
-        ("Seeds that things were set on", False),
-    ):
-        if these := [j for j in now if j.cohort.held_out == held]:
-            parts.append(f"## {title}\n\n{tables.verdict_tables(these)}\n")
-    return "\n".join(parts)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -147,9 +158,11 @@ def arguments() -> argparse.ArgumentParser:
     add("--only", default="", metavar="TEXT", help="cohorts whose name holds this")
     add("--jobs", type=int, default=1, help="processes")
     add("--no-train", action="store_true", help="leave out cohorts of clients not trained yet")
+    add("--peers", action="store_true", help="what others would say")
+    add("--refine", type=int, default=0, metavar="N", help="refine N of each pool and condition")
     add("--python", default=sys.executable, help="the interpreter of another clair")
     add("--source", type=Path, help="where another clair's source lies")
-    add("--against", type=Path, help="kept reports of another clair, for a column")
+    add("--against", type=Path, help="kept reports of another clair, to compare with")
     add("--out", type=Path, default=HERE / "results")
     return parser
 
@@ -158,26 +171,21 @@ def main(words: list[str] | None = None) -> None:
     given = arguments().parse_args(words)
     for library in ("OMP", "OPENBLAS", "MKL"):  # for processes that are started
         os.environ[f"{library}_NUM_THREADS"] = "1"
-    work = given.work.resolve()
     ours = given.python == sys.executable and not given.source
-    clair = clair_of(given.python, given.source or (HERE.parent if ours else None))
-    wanted = selected(given.seeds, given.only, given.quick)
+    clair = clair_of(given.python, HERE.parent if ours else given.source)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        if not given.no_train:
-            train(wanted, given.data, work, given.jobs, progress)
-        wanted = ready(wanted, work)
-        if not wanted:
-            sys.exit("no cohort is left")
-        now = judged(wanted, clair, work, given.jobs, progress)
-    before = kept(wanted, given.against) if given.against else []
-    text = as_markdown(facts(given, clair), now, before)
+        found = results(given, clair, progress)
+    path = given.out / ("real-quick.md" if given.quick else "real.md")
+    picture = path.with_name(f"{path.stem}-roc.png")
+    text = real_document.as_markdown(found, picture.name)
     print(text)
-    print(f"reports: {clair.reports(work)}", file=sys.stderr)
+    print(f"reports: {clair.reports(given.work.resolve())}", file=sys.stderr)
     if ours:
-        name = "real-quick.md" if given.quick else "real.md"
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / name).write_text(text)
+        path.write_text(text)
+        if find_spec("matplotlib"):
+            real_document.draw(found, picture)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.real_cohorts import Cohort, put
+from benchmarks.real_cells import digest, keep, load, written
+from benchmarks.real_cohorts import Cohort
 
 WORKER = Path(__file__).with_name("real_worker.py")
 ASK = "import clair_cli; print(clair_cli.__file__); print(clair_cli.__version__)"
@@ -65,21 +64,10 @@ def clair_of(python: str, source: Path | None) -> Clair:
     return Clair(python, environment, version, digest(Path(path).parent))
 
 
-def digest(package: Path) -> str:
-    """Of every source file of the package."""
-    found = sha256()
-    for path in sorted(package.rglob("*.py")):
-        found.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()[:12]
-
-
-def load(cohort: Cohort, reports: Path) -> Judged | None:
-    """What is kept of the same cohort; None where nothing is."""
-    path = reports / f"{cohort.name}.json"
-    if not path.exists():
-        return None
-    kept = json.loads(path.read_text())
-    if kept["clients"] != identity(cohort):
+def said_of(cohort: Cohort, reports: Path) -> Judged | None:
+    """What is kept of the cohort; None where nothing is."""
+    kept = load(cohort, reports)
+    if kept is None:
         return None
     said = {c["id"]: c for c in kept["report"]["clients"]}
     silent = kept["report"]["status"] == "no_verdict"
@@ -89,11 +77,6 @@ def load(cohort: Cohort, reports: Path) -> Judged | None:
         {name: said[name].get("score") or 0.0 for name in cohort.clients},
         kept["seconds"],
     )
-
-
-def identity(cohort: Cohort) -> dict[str, list[str]]:
-    """What a kept result must be of, to be used again."""
-    return {name: [c.source, c.label] for name, c in cohort.clients.items()}
 
 
 def judge(
@@ -123,26 +106,7 @@ def judge_one(cohort: Cohort, clair: Clair, work: Path, ask: Callable[..., Any])
         answer = ask(str(folder), {})
     if "error" in answer:
         raise RuntimeError(f"{cohort.name}: {answer['error']}")
-    keep(clair.reports(work) / f"{cohort.name}.json", answer | {"clients": identity(cohort)})
-
-
-def keep(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(content))
-    staging.replace(path)
-
-
-@contextmanager
-def written(cohort: Cohort, work: Path) -> Iterator[Path]:
-    """The cohort's folder, for as long as it is needed."""
-    folder = work / "scratch" / f"{os.getpid()}" / cohort.name
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        put(cohort, work / "pools", folder)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    keep(cohort, clair.reports(work), answer)
 
 
 @contextmanager

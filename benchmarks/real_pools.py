@@ -283,22 +283,35 @@ def base_model(task: Task, data: Path, seed: int) -> PreTrainedModel:
     return model
 
 
-def train_client(pool: Pool, name: str, data: Path, folder: Path) -> str:
-    """One client into `folder`/`name`, whole or not at all; returns its name."""
-    torch.set_num_threads(1)
-    kind = KINDS[label_of(name)]
-    own = 1000 * pool.seed + 1 + pool.clients().index(name)
-    start = own if pool.own else 1000 * pool.seed
-    model = base_model(pool.task, data, start)
-    adapted = get_peft_model(
-        model,
+def start(pool: Pool, name: str) -> int:
+    """Seed of the first A, and head, of the client `name`."""
+    return 1000 * pool.seed + (number(pool, name) if pool.own else 0)
+
+
+def number(pool: Pool, name: str) -> int:
+    """Of a client in its pool, from 1."""
+    return 1 + pool.clients().index(name)
+
+
+def untrained(pool: Pool, rank: int, data: Path, seed: int) -> PeftModel:
+    """The pretrained model with an adapter that does nothing yet."""
+    return get_peft_model(
+        base_model(pool.task, data, seed),
         LoraConfig(
-            r=kind.rank,
-            lora_alpha=2 * kind.rank,
+            r=rank,
+            lora_alpha=2 * rank,
             target_modules=LINEAR if pool.modules == "all" else ["q_proj", "v_proj"],
             task_type="CAUSAL_LM" if pool.task == "language" else "SEQ_CLS",
         ),
     )
+
+
+def train_client(pool: Pool, name: str, data: Path, folder: Path) -> str:
+    """One client into `folder`/`name`, whole or not at all; returns its name."""
+    torch.set_num_threads(1)
+    kind = KINDS[label_of(name)]
+    own = 1000 * pool.seed + number(pool, name)
+    adapted = untrained(pool, kind.rank, data, start(pool, name))
     fit(adapted, draw(pool, kind, data, own), pool.task, kind, data, own)
     staging = folder / f".{name}.{os.getpid()}"
     adapted.save_pretrained(str(staging))
