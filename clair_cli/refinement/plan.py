@@ -9,7 +9,7 @@ import numpy as np
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, Start
-from clair_cli.detection.agreement import Array, Mask, levelled
+from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
 from clair_cli.refinement.labels import own_labels
@@ -205,7 +205,7 @@ class _Looking:
             shrinkages=shrinkages,
             keeps=tuple(_keeps(h, stand, apart, others, settings) for h in shrinkages),
             mixes=tuple(
-                client_mix(h, known, giving) if h.side == "client" else None for h in shrinkages
+                _mixing(h, known, giving) if h.side == "client" else None for h in shrinkages
             ),
             error_scales={c: s * known.lack**0.5 for c, s in noise.scales.items()} if noise else {},
             known=known,
@@ -214,7 +214,7 @@ class _Looking:
 
     def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Mask | None:
         """Which clients have labels of their own; None where no heads tell."""
-        numbers, trained = self.settings.refinement, ~stand.short
+        numbers, trained = self.settings.refinement, ~stand.short & np.array(who.giving)
         found = np.zeros(len(trained))
         clients = [a for a, is_trained in zip(who.clients, trained, strict=True) if is_trained]
         inside = own_labels(clients, full.names, numbers)
@@ -225,15 +225,32 @@ class _Looking:
 
     def _standing(self, here: Array, giving: Array, full: FullMatrices) -> Standing:
         """Of the clients of a group, by all modules whose updates mean something by themselves."""
-        kernel = levelled(self.inner[:, here][:, :, here]).sum(axis=0)
-        whole = levelled(full.inner).sum(axis=0) if len(full.inner) else None
+        kernel = _levelled(self.inner[:, here][:, :, here], giving)
+        whole = _levelled(full.inner, giving) if len(full.inner) else None
         return standing(kernel, giving, self.settings.refinement, whole)
+
+
+def _levelled(inner: Array, giving: Mask) -> Array:
+    """Inner products (K, K) of whole adapters, every module in units of its median giver's energy."""
+    units = np.median(np.einsum("mkk->mk", inner)[:, giving], axis=1)
+    return np.asarray((inner / np.where(units > 0, units, np.inf)[:, None, None]).sum(axis=0))
 
 
 def _weighted(who: Recipients, stand: Standing) -> tuple[float, ...]:
     """Sample counts times what each client counts for by its precision."""
     weights = np.array(who.weights) * stand.weights
     return tuple(float(w) for w in weights / weights.sum())
+
+
+def _mixing(how: Shrinkage, known: Knowledge, giving: Mask) -> Array:
+    """F (K, K) of the side "client", around a weighted mean: what that differs by from the plain mean,
+    which no mode holds, is kept like the modes on average."""
+    mix = client_mix(how, known, giving)
+    count, here = len(known.spectrum), np.ix_(giving, giving)
+    if count:
+        beyond = (np.trace(mix[here]) - giving.sum() * (1 - how.outside)) / count
+        mix[here] += beyond / giving.sum()
+    return mix
 
 
 def _keeps(

@@ -77,7 +77,7 @@ def standing(
     content, common = _content(table, givers)
     if common <= RIDGE * usual**2:
         return even(givers)
-    own = _unexplained(table) / common
+    own = _unexplained(table, givers) / common
     error = own / np.maximum(content, numbers.least_content) ** 2
     least = max(float(np.quantile(error[givers], numbers.usual_quantile)), RIDGE)
     grown = size / (numbers.trained_size * usual)
@@ -85,7 +85,7 @@ def standing(
     error = np.minimum(error, numbers.most_error)
     if whole is not None:
         table = table + whole * np.outer(cut, cut)
-        own = _unexplained(table) / common
+        own = _unexplained(table, givers) / common
     weights = np.zeros(len(kernel))
     here = np.ix_(givers, givers)
     shared = (table[here] - np.diag(own[givers] * common)) / common
@@ -119,10 +119,15 @@ def _content(table: Array, givers: Mask) -> tuple[Array, float]:
     return (alike / common if common > 0 else np.zeros(len(table))), common
 
 
-def _unexplained(table: Array) -> Array:
-    """Squared distance (K,) of each client to the span of the others."""
-    ridge = RIDGE * max(float(np.trace(table)) / len(table), 1e-300)
-    return np.asarray(1 / np.linalg.inv(table + ridge * np.eye(len(table))).diagonal())
+def _unexplained(table: Array, givers: Mask) -> Array:
+    """Squared distance (K,) of each client to the span of the givers other than itself."""
+    theirs = table[np.ix_(givers, givers)]
+    ridge = RIDGE * max(float(np.trace(theirs)) / len(theirs), 1e-300)
+    inverse = np.linalg.inv(theirs + ridge * np.eye(len(theirs)))
+    across = table[:, givers]
+    found = table.diagonal() - np.einsum("kg,gh,kh->k", across, inverse, across)
+    found[givers] = 1 / inverse.diagonal()
+    return np.asarray(found.clip(min=ridge))
 
 
 def _factor(table: Array, rounds: int = 50) -> Array:

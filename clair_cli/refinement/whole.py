@@ -94,8 +94,9 @@ def in_rows(
     having = [a.shape_of(name) == shape for a in clients]
     total = math.fsum(w for w, has in zip(weights, having, strict=True) if has)
     step = max(BLOCK // max(width * len(clients), 1), 1)
-    for start in range(0, shape[0], step):
-        stop = min(start + step, shape[0])
+    count = shape[0] if shape else 1
+    for start in range(0, count, step):
+        stop = min(start + step, count)
         own = [
             read_full_estimate(a, name, start * width, stop * width, device).reshape(-1, *shape[1:])
             if has

@@ -147,12 +147,15 @@ def test_errors_sum_to_the_energy_of_the_spread(
 
 def test_of_replicates_alone_the_mean_is_refined_and_written(tmp_path: Path) -> None:
     giving = plant(tmp_path / "in", 0.5, 2)
-    report = refine(tmp_path / "in", tmp_path / "out", Settings(write_global=True, rank="exact"))
+    exact = Settings(write_global=True, rank="exact", global_rank="exact")
+    report = refine(tmp_path / "in", tmp_path / "out", exact)
     assert report.refinement is not None
     assert report.refinement.knowledge == "replicates"
     error = 0.125
     assert report.refinement.expected.noise == pytest.approx(error / (error + OWN), rel=0.12)
-    wanted = np.mean([dense(r) for a in giving for r in a.replicates], axis=0)
+    weights = {c.client: c.weight for c in report.refinement.clients}
+    means = {a.client: np.mean([dense(r) for r in a.replicates], axis=0) for a in giving}
+    wanted = sum(weights[client] * mean for client, mean in means.items())
     found = dense(open_adapter(tmp_path / "out" / "global"))
     assert np.linalg.norm(found - wanted) <= 1e-6 * np.linalg.norm(wanted)
 

@@ -160,7 +160,9 @@ def test_provenance_lies_beside_and_never_in_the_config(outs: dict[str, Path]) -
         )
         assert math.isclose(said["refinement"]["strength"], 0.5)
         mean = json.loads((outs[style] / "global" / "clair.json").read_text())
-        assert mean["mean_of"] == pytest.approx(dict.fromkeys(files, 0.2))
+        weights = {c["id"]: c["weight"] for c in own["refinement"]["clients"]}
+        assert mean["mean_of"] == pytest.approx(weights)
+        assert sum(weights.values()) == pytest.approx(1)
         assert mean["files"] == files[mean["template"]]
         known = config_of(outs["in"] / "client-0").keys()
         assert config_of(outs[style] / "client-0").keys() <= known
