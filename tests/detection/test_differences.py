@@ -205,8 +205,12 @@ def test_dora_is_refined_only_where_that_is_allowed(tmp_path: Path) -> None:
         same = {key for key, value in before[k].items() if torch.equal(after[key], value)}
         assert same == {key for key in after if "magnitude" in key}
     common = load_file(tmp_path / "out" / "global" / "adapter_model.safetensors")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    weights = torch.tensor([c["weight"] for c in report["refinement"]["clients"]])
+    assert (weights > 0).all()
     for key in (key for key in common if "magnitude" in key):
-        mean = torch.stack([b[key] for b in before]).mean(0)
+        every = torch.stack([b[key] for b in before])
+        mean = (weights[:, None] * every).sum(0) / weights.sum()
         torch.testing.assert_close(common[key], mean)
 
 

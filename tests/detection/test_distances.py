@@ -11,6 +11,7 @@ import torch
 
 from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.distances import Distances, Evidence
+from clair_cli.detection.scales import lower_scale, robust_scale
 from clair_cli.detection.verdicts import Judgement
 from clair_cli.report import Verdict
 from clair_cli.update import LowRankUpdate
@@ -25,6 +26,7 @@ from tests.detection.test_verdicts import (
     scaled,
     tabled,
 )
+from tests.helpers.builders import orthonormal
 
 __all__ = ["benign"]  # the fixture
 
@@ -51,10 +53,21 @@ def split_evidence(clients: Clients, group: np.ndarray) -> tuple[list[Evidence],
 # --- together
 
 
+def bounds(clients: Clients, group: np.ndarray) -> np.ndarray:
+    """What is lacking of the common content, (K,), in units of the widest honest spread of it."""
+    distances = Distances(tabled(clients), NUMBERS)
+    kept = distances.kept(group)
+    assert kept is not None
+    floor = NUMBERS.content_floor * (1 + (NUMBERS.few_members / group.sum()) ** 2)
+    tail = lower_scale(kept[group | distances.stragglers(group)])
+    unit = max(robust_scale(kept[group]), floor, tail)
+    return ((1 - kept) / unit).clip(0, NUMBERS.score_cap)
+
+
 @pytest.mark.parametrize(
     ("client", "seed"), [("client-01", 1), ("client-04", 2), ("client-05", 1), ("client-07", 2)]
 )
-def test_evidence_adds_up_to_what_no_single_distance_says(
+def test_noise_on_top_adds_up_to_nothing_where_the_content_is_all_there(
     benign: Clients, client: str, seed: int
 ) -> None:
     """Its own update and as much noise again: 0.7 of the cosine, of the agreement, 1.4 of the norm."""
@@ -62,21 +75,53 @@ def test_evidence_adds_up_to_what_no_single_distance_says(
     found = judged(clients)
     single, joint = split_evidence(clients, found.consensus)
     assert {e.code for e in single} == {"CLR201", "CLR202", "CLR203", "CLR204"}
-    assert max(float(e.scores[-1]) for e in single) < 0.9 * NUMBERS.limit
+    assert max(float(e.scores[-1]) for e in [*single, joint]) < NUMBERS.suspicious
+    assert {v.verdict for v in found.verdicts[:-1]} == {"benign"}
+    assert last(found).verdict in ("benign", "suspicious")
+
+
+def turned(clients: Clients) -> Clients:
+    """Every client's A in rows of its own: only the outputs are left to agree in."""
+    found = {}
+    for k, (name, client) in enumerate(clients.items()):
+        draw, found[name] = torch.Generator().manual_seed(5 + k), {}
+        for m, u in client.items():
+            q = orthonormal(u.down.shape[1], u.down.shape[1], draw)
+            found[name][m] = LowRankUpdate(u.up.double(), u.down.double() @ q, u.scale)
+    return found
+
+
+@pytest.mark.parametrize("client", ["client-01", "client-04", "client-05", "client-07"])
+def test_evidence_adds_up_to_what_no_single_distance_says_where_content_is_unknown(
+    benign: Clients, client: str
+) -> None:
+    clients = turned(without(benign, client) | {"mallory": jittered(benign[client], 1, 1.25)})
+    found = judged(clients)
+    single, joint = split_evidence(clients, found.consensus)
+    assert {e.code for e in single} == {"CLR201", "CLR202", "CLR204"}
+    assert max(float(e.scores[-1]) for e in single) < NUMBERS.limit
     assert last(found).verdict == "contaminated"
     assert last(found).score == pytest.approx(joint.scores[-1])
     assert joint.scores[-1] >= NUMBERS.limit > max(joint.scores[:-1])
 
 
 @pytest.mark.parametrize("size", [0.3, 0.8, 1.5, 3.0])
-def test_joint_evidence_without_accomplices_is_the_normed_sum_of_its_parts(
-    benign: Clients, size: float
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_joint_evidence_is_the_normed_sum_of_its_parts_up_to_what_is_lacking(
+    benign: Clients, size: float, share: float
 ) -> None:
-    clients = without(benign, "client-02") | {"m": jittered(benign["client-02"], 1, size)}
-    _, joint = split_evidence(clients, np.array([True] * 5 + [False]))
+    """No more than the content that a client lacks, or than its size says by itself."""
+    own = added(scaled(benign["client-02"], share), noise(benign["client-02"], 1, size))
+    clients, group = without(benign, "client-02") | {"m": own}, np.array([True] * 5 + [False])
+    _, joint = split_evidence(clients, group)
     total = np.sum([p.scores for p in joint.parts], axis=0)
+    size_alone = next(p.scores for p in joint.parts if p.code == "CLR202")
+    lack = bounds(clients, group)
     assert len(joint.parts) == 3
-    assert joint.scores == pytest.approx(total / np.sqrt(3))
+    wanted = np.minimum(total / np.sqrt(3), np.maximum(lack, size_alone))
+    assert joint.scores == pytest.approx(wanted, abs=1e-6)
+    for part in joint.parts:
+        assert part.code == "CLR202" or (part.scores <= lack + 1e-9).all()
     loudest = max(joint.parts, key=lambda p: p.scores[-1])
     assert joint.code_of(5) == loudest.code
 
@@ -94,48 +139,62 @@ def added(client: Client, extra: Client) -> Client:
     }
 
 
-def suspects(benign: Clients, seeds: list[int], size: float) -> Clients:
-    """One for each seed: an honest update and noise of that seed, all of one size."""
-    hosts = [benign[BENIGN[2 * i % 6]] for i in range(len(seeds))]
-    one = benign[BENIGN[0]]
+def suspects(benign: Clients, seeds: list[int], share: float, size: float) -> Clients:
+    """For each seed a share of an honest update, each of another client, and noise of that seed."""
+    hosts, one = [benign[BENIGN[i]] for i in range(len(seeds))], benign[BENIGN[0]]
     return {
-        f"x{i}": added(host, noise(one, seed, size))
+        f"x{i}": added(scaled(host, share), noise(one, seed, size))
         for i, (host, seed) in enumerate(zip(hosts, seeds, strict=True))
     }
 
 
-@pytest.mark.parametrize("size", [1.3, 1.5])
-@pytest.mark.parametrize("count", [2, 3])
-def test_suspects_that_deviate_alike_score_higher_against_the_same_consensus(
-    benign: Clients, count: int, size: float
-) -> None:
-    group = np.array([True] * 6 + [False] * count)
-    alike, apart = (suspects(benign, seeds, size) for seeds in ([5] * count, [5, 6, 7][:count]))
-    single, joint = split_evidence(benign | alike, group)
-    single_apart, joint_apart = split_evidence(benign | apart, group)
-    for mine, theirs in zip(single, single_apart, strict=True):  # alone they say the same
-        assert mine.scores[6:] == pytest.approx(theirs.scores[6:], abs=0.35)
-    assert (joint.scores[6:] > joint_apart.scores[6:] + 0.25).all()
-    assert all(
-        "differs in the same way as other suspects" in joint.words(k) for k in range(6, 6 + count)
+def others(benign: Clients, count: int) -> Clients:
+    """The honest clients that are no suspect's host."""
+    return {c: benign[c] for c in BENIGN[count:]}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15])
+def test_suspects_that_deviate_alike_are_told_so(benign: Clients, share: float) -> None:
+    group = np.array([True] * 6 + [False] * 2)
+    alike, apart = (
+        split_evidence(benign | suspects(benign, seeds, share, 1.0), group)
+        for seeds in ([5, 5], [5, 6])
     )
-    assert not any("other suspects" in joint_apart.words(k) for k in range(6 + count))
+    for mine, theirs in zip(alike[0], apart[0], strict=True):  # alone they say the same
+        assert mine.scores[6:] == pytest.approx(theirs.scores[6:], abs=0.35)
+    same = "differs in the same way as other suspects"
+    assert all(same in alike[1].words(k) for k in (6, 7))
+    assert not any("other suspects" in apart[1].words(k) for k in range(8))
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_accomplices_are_convicted_with_a_higher_score(benign: Clients, count: int) -> None:
-    alike = judged(benign | suspects(benign, [5] * count, 1.6)).verdicts
-    apart = judged(benign | suspects(benign, [5, 6, 7][:count], 1.6)).verdicts
-    assert {v.verdict for v in (*alike[6:], *apart[6:])} == {"contaminated"}
-    assert {v.verdict for v in (*alike[:6], *apart[:6])} == {"benign"}
-    for mine, theirs in zip(alike[6:], apart[6:], strict=True):
-        assert (mine.score or 0) > (theirs.score or 0) + 0.25
+@pytest.mark.parametrize("share", [0.1, 0.15])
+def test_accomplices_are_a_minority_and_strangers_are_contaminated(
+    benign: Clients, share: float
+) -> None:
+    honest = others(benign, 2)
+    alike = judged(honest | suspects(benign, [5, 5], share, 1.0))
+    apart = judged(honest | suspects(benign, [5, 6], share, 1.0))
+    assert [v.verdict for v in alike.verdicts] == ["benign"] * 4 + ["minority"] * 2
+    assert [v.verdict for v in apart.verdicts] == ["benign"] * 4 + ["contaminated"] * 2
+    assert alike.minorities == ((4, 5),)
+    assert apart.minorities == ()
 
 
-def test_accomplices_score_higher_at_the_edge_too(benign: Clients) -> None:
-    alike = judged(benign | suspects(benign, [5] * 3, 1.3)).verdicts[6:]
-    apart = judged(benign | suspects(benign, [5, 6, 7], 1.3)).verdicts[6:]
-    assert all((a.score or 0) > (b.score or 0) for a, b in zip(alike, apart, strict=True))
+@pytest.mark.parametrize("size", [1.0, 1.3, 1.6])
+def test_who_adds_the_same_on_top_is_contaminated_and_who_adds_noise_is_not(
+    benign: Clients, size: float
+) -> None:
+    # Fails at 1.0: `content` counts what the two share with each other, rises above `grown`, and they
+    # are not looked at for an addition.
+    honest = others(benign, 2)
+    alike = judged(honest | suspects(benign, [5, 5], 1.0, size))
+    apart = judged(honest | suspects(benign, [5, 6], 1.0, size))
+    assert {v.verdict for v in alike.verdicts[:4]} == {"benign"}
+    assert not {"contaminated", "minority"} & {v.verdict for v in apart.verdicts}
+    for mine, name in zip(alike.verdicts[4:], ("x1", "x0"), strict=True):
+        assert mine.verdict == "contaminated"
+        said = reason(mine, "CLR211")
+        assert said == f"adds to what all share something that only {name} add, too"
 
 
 def test_honest_clients_are_nobodys_accomplices(benign: Clients) -> None:
@@ -181,7 +240,8 @@ def test_honest_norms_of_two_kinds_do_not_split_the_cohort(
 def test_wide_honest_norms_convict_nobody_in_an_unlucky_draw_either(
     benign: Clients, seed: int
 ) -> None:
-    assert "contaminated" not in {v.verdict for v in judged(of_sizes(benign, seed)).verdicts}
+    found = {v.verdict for v in judged(of_sizes(benign, seed)).verdicts}
+    assert not {"contaminated", "minority"} & found
 
 
 def test_the_same_norm_stands_out_among_equals_and_not_in_a_wide_cohort(benign: Clients) -> None:
@@ -245,20 +305,21 @@ def test_a_whole_flip_says_all(benign: Clients) -> None:
 def test_a_flip_of_some_modules_says_in_how_many(
     benign: Clients, modules: slice, words: str
 ) -> None:
-    """Of those in which honest clients agree: 12 of 14 here."""
-    flipped = {"mallory": scaled(benign["client-01"], -1, modules)}
-    verdict = last(judged(without(benign, "client-01") | flipped))
+    """Of those in which honest clients agree: 12 of 14 here. client-02 has the common content in all."""
+    flipped = {"mallory": scaled(benign["client-02"], -1, modules)}
+    verdict = last(judged(without(benign, "client-02") | flipped))
     assert verdict.verdict == "contaminated"
     said = reason(verdict, "CLR204")
     assert said.startswith(f"odd in {words}")
     if "worst" in said:
-        assert said.rpartition(" ")[2] in sorted(benign["client-01"])[modules]
+        assert said.rpartition(" ")[2] in sorted(benign["client-02"])[modules]
 
 
+@pytest.mark.parametrize("client", ["client-04", "client-05"])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_noise_in_a_whole_layer_names_the_layer(benign: Clients, layer: int) -> None:
-    own, random = benign["client-01"], noise(benign["client-01"], 7)
+def test_noise_in_a_whole_layer_names_the_layer(benign: Clients, layer: int, client: str) -> None:
+    own, random = benign[client], noise(benign[client], 7)
     poisoned = {m: random[m] if f".layers.{layer}." in m else u for m, u in own.items()}
-    verdict = last(judged(without(benign, "client-01") | {"mallory": poisoned}))
+    verdict = last(judged(without(benign, client) | {"mallory": poisoned}))
     assert verdict.verdict == "contaminated"
     assert reason(verdict, "CLR204") == f"odd in only layer {layer}"

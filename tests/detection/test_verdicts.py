@@ -163,7 +163,7 @@ def test_a_jittered_copy_is_a_near_duplicate(benign: Clients) -> None:
     assert "CLR205" in codes(found, "client-05")
 
 
-def test_colluders_are_named_as_a_cluster(benign: Clients) -> None:
+def test_colluders_far_in_one_way_are_a_minority_with_its_names(benign: Clients) -> None:
     evil = noise(benign["client-01"], 5)
     draw = torch.Generator().manual_seed(6)
     gang = {
@@ -174,9 +174,14 @@ def test_colluders_are_named_as_a_cluster(benign: Clients) -> None:
         for i in range(3)
     }
     found = judged(benign | gang)
-    assert {v.client for v in found.verdicts if v.verdict == "contaminated"} == set(gang)
-    for name in gang:
-        assert "CLR208" in codes(found, name)
+    assert {v.client for v in found.verdicts if v.verdict == "minority"} == set(gang)
+    assert {v.verdict for v in found.verdicts if v.client not in gang} == {"benign"}
+    assert found.minorities == ((6, 7, 8),)
+    (remark,) = [f for f in found.findings if f.code == "CLR212"]
+    assert remark.message == "a minority of 3: mallory-0, mallory-1, mallory-2"
+    for v in found.verdicts[6:]:
+        (message,) = [r.message for r in v.reasons if r.code == "CLR212"]
+        assert all((other in message) == (other != v.client) for other in gang)
 
 
 def test_a_quarter_of_the_modules_is_found_and_named(benign: Clients) -> None:
