@@ -119,7 +119,7 @@ class DetectionCalibration(Constants):
         TRAINED,
     )
     content_floor: float = constant(
-        0.235,
+        0.22,
         "of the common content",
         (1e-6, 10),
         "least unit of what is lacking: clients with a tenth of the data keep 0.48 and more, random "
@@ -158,7 +158,7 @@ class DetectionCalibration(Constants):
         REAL,
     )
     hardly_trained: float = constant(
-        1 / 3,
+        0.5,
         "of the usual size",
         (0, 1),
         "size below which an update is called hardly trained",
@@ -198,12 +198,15 @@ class DetectionCalibration(Constants):
         "likeness to an addition's members from which on an outsider speaks against it",
         REAL,
     )
-    addition_content: float = constant(
-        0.25,
-        "of the common content",
+    same: float = constant(
+        0.5,
+        "cosine",
         (0, 1),
-        "content below which what clients share is no addition to it",
+        "likeness of three and more clients' rests that is an addition however uneven the others are",
         REAL,
+    )
+    same_two: float = constant(
+        0.8, "cosine", (0, 1), "the same for two; honest pairs reach 0.58 in families", REAL
     )
     grown: float = constant(
         1.15,

@@ -42,17 +42,17 @@ class Groups:
         return found
 
     def _addition_of_few(self) -> Company | None:
-        """Clients that have the common content, and a rest that they share with a few others.
+        """Clients with a rest that they share with a few others, most striking first.
 
         Not judged by it are updates that hardly moved, that went further along the common way, that have
         another rank, and that began elsewhere than the members did.
         """
         n, distances = self.numbers, self.distances
-        why, kept = distances.causes(self.group), distances.kept(self.group)
-        if why is None or kept is None:
+        why = distances.causes(self.group)
+        if why is None:
             return None
         able = self.consensus.distinct & (why.size > n.hardly_trained)
-        able &= (kept > n.addition_content) & ((why.content < n.grown) | (why.error < n.noisy))
+        able &= (why.content < n.grown) | (why.error < n.noisy)
         able &= ~self.adding
         rows, ranks = distances.tables.rows, distances.tables.ranks
         if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
@@ -65,7 +65,8 @@ class Groups:
         if found is None or found.cosine < n.addition_cosine:
             return None
         few = 1 + 0.5 / (len(found.members) - 1)  # chance makes two alike more easily than many
-        return found if found.score >= n.addition * few else None
+        alike = found.cosine >= (n.same if len(found.members) > 2 else n.same_two)
+        return found if alike or found.score >= n.addition * few else None
 
     def minorities(self, scores: Array) -> tuple[tuple[int, ...], ...]:
         """Groups of two and more that are far from the consensus in the same way."""
