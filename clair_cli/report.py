@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from clair_cli.errors import UsageError
 from clair_cli.records import decode, encode, key
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 LADDER = (*VERDICTS, "never")
@@ -41,15 +41,20 @@ class ModuleFinding:
     score: float
 
 
+CauseName = Literal["lacks", "opposes", "adds", "head", "noisy", "size", "copy"]
+"""What is odd: content missing, turned round, or added; the full matrices; error; size; a copy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """What tells why a client is far: `content` is the share of what the others have in common that is
     in it, `error` all else in usual errors, `size` its norm in usual norms.
 
     `head` is the content of its full matrices, `company` the largest cosine of its rest with another
-    client's, `nearest` that client.
+    client's, `nearest` that client. `kind` is None where nothing is odd.
     """
 
+    kind: CauseName | None
     content: float
     error: float
     size: float

@@ -372,6 +372,9 @@ class DetectionCalibration(Constants):
     spoken_accord: float = constant(
         1.0, ROBUST, (0, 100), "score from which alike deviations are said", READING
     )
+    kept_half: float = constant(
+        0.4, "of the common content", (0, 1), "content below which it is called lacking", READING
+    )
     odd_module: float = constant(
         0.5, FLOOR, (0, 1), "support below which a module is called odd", READING
     )

@@ -150,9 +150,14 @@ class Distances(Kernels):
         scores = np.maximum(partly, np.where(why.size < n.hardly_trained, 0.0, fine))
 
         def words(k: int) -> str:
+            share, error = float(kept[k]), float(why.error[k])
+            if share < 0:
+                return "opposes what the others share"
+            if share < n.kept_half:
+                return f"lacks what the others share: {100 * share:.0f} % of it is there"
             return (
-                f"has {100 * max(float(kept[k]), 0):.0f} % of what the others share and "
-                f"{why.error[k]:.2g}x their error: little data, or poor labels"
+                f"has {100 * share:.0f} % of what the others share and {error:.2g}x their error: "
+                "little data, or poor labels"
             )
 
         limit = (1 - n.fine * own, math.inf)

@@ -20,7 +20,7 @@ from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.distances import Distances, Evidence
 from clair_cli.detection.groups import Groups
 from clair_cli.detection.tables import Tables
-from clair_cli.report import Cause, Reason, Verdict, VerdictName
+from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
 
 
@@ -175,12 +175,13 @@ class _Bench:
         )
 
     def _cause(self, k: int) -> Cause | None:
-        if self.why is None or self.consensus.zero[k]:
+        if self.why is None or self.kept is None or self.consensus.zero[k]:
             return None
         company = np.where(np.arange(len(self.group)) == k, -np.inf, self.why.company[k])
         near = int(company.argmax())
         head = self.heads[k] if self.heads is not None else math.nan
         return Cause(
+            kind=self._kind(k),
             content=float(self.why.content[k]),
             error=float(self.why.error[k]),
             size=float(self.why.size[k]),
@@ -188,6 +189,25 @@ class _Bench:
             nearest=self.distances.tables.clients[near],
             head=float(head) if math.isfinite(head) else None,
         )
+
+    def _kind(self, k: int) -> CauseName | None:
+        """What is odd about client k, the plainest first."""
+        n, first = self.settings.detection, int(self.distances.originals[k])
+        assert self.why is not None
+        assert self.kept is not None
+        score = {e.code: float(e.scores[k]) for e in self.evidence if e.decisive and not e.parts}
+        kept, odd = float(self.kept[k]), float(self.scores[k]) >= n.suspicious
+        tests: tuple[tuple[CauseName, bool], ...] = (
+            ("copy", bool(self.distances.twins[k])),
+            ("adds", any(first in c.members for c in self.groups.companies)),
+            ("head", score.get("CLR210", 0.0) >= n.limit),
+            ("opposes", kept < 0),
+            ("size", score["CLR202"] >= n.suspicious),
+            ("lacks", kept < n.kept_whole and (odd or kept < n.kept_half)),
+            ("noisy", bool(self.why.error[k] >= 2 * n.noisy)),
+            ("lacks", odd),
+        )
+        return next((name for name, holds in tests if holds), None)
 
     def _small(self, k: int) -> bool:
         """Hardly trained, and in the others' direction: nothing that could do harm."""

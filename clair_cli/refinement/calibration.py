@@ -97,7 +97,11 @@ class RefinementCalibration(Constants):
         0.1, "share of clients", (0, 1), "with labels of their own, that make tasks look own", REAL
     )
     labels_rule: float = constant(
-        0.5, "share of clients", (0, 1), "with labels of their own, that spare all others, too", REAL
+        0.5,
+        "share of clients",
+        (0, 1),
+        "with labels of their own, that spare all others, too",
+        REAL,
     )
     label_rows: int = constant(
         512, "rows", (1, 2**20), "of a full matrix that can be a classifier's head", METHOD

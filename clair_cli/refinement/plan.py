@@ -223,7 +223,7 @@ class _Looking:
         found[trained] = inside
         return np.asarray(found >= numbers.label_prior)
 
-    def _standing(self, here: Array, giving: Array, full: FullMatrices) -> Standing:
+    def _standing(self, here: Mask, giving: Mask, full: FullMatrices) -> Standing:
         """Of the clients of a group, by all modules whose updates mean something by themselves."""
         kernel = _levelled(self.inner[:, here][:, :, here], giving)
         whole = _levelled(full.inner, giving) if len(full.inner) else None

@@ -88,7 +88,8 @@ def _mean(done: Refinement) -> list[str]:
         return []
     lost = done.mean.truncation_error or 0.0
     cut = "nothing" if lost < NOTHING else f"{percent(lost)} of it"
-    return [f"the group's mean is in {safe_text(done.mean.path)}/, at rank {done.mean.rank}, which cuts off {cut}"]
+    where = f"the group's mean is in {safe_text(done.mean.path)}/"
+    return [f"{where}, at rank {done.mean.rank}, which cuts off {cut}"]
 
 
 def _not_refined(report: Report, refined: set[str], verbose: bool) -> list[str]:
