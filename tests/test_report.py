@@ -182,6 +182,7 @@ def test_a_file_that_is_no_report_exits_2_with_one_line(
     ("fail_on", "names"),
     [
         ("suspicious", {"client-3", "client-4", "client-5", "client-10"}),
+        ("minority", {"client-4", "client-5", "client-10"}),
         ("contaminated", {"client-4", "client-5", "client-10"}),
         ("broken", {"client-10"}),
         ("never", set()),
@@ -206,9 +207,9 @@ def test_whoever_includes_a_client_has_decided_and_the_gate_lets_it_pass(
 
 
 def test_every_client_is_counted_once() -> None:
-    names = ("clients", "benign", "suspicious", "contaminated", "broken")
-    assert COMPLETE.counts == dict(zip(names, (7, 3, 1, 2, 1), strict=True))
-    assert NO_VERDICT.counts == dict(zip(names, (3, 0, 0, 0, 1), strict=True))
+    names = ("clients", "benign", "suspicious", "minority", "contaminated", "broken")
+    assert COMPLETE.counts == dict(zip(names, (7, 3, 1, 0, 2, 1), strict=True))
+    assert NO_VERDICT.counts == dict(zip(names, (3, 0, 0, 0, 0, 1), strict=True))
 
 
 @pytest.mark.parametrize("ending", ["txt", "json"])

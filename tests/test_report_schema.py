@@ -162,9 +162,26 @@ def since_1_1(path: tuple[Any, ...]) -> bool:
     return path[-1] in SINCE_1_1 | recent
 
 
+SINCE_1_2 = {
+    ("population", "minorities"),
+    ("counts", "minority"),
+    ("clients", "cause"),
+    *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
+    *(("refinement", "clients", name) for name in ("group", "error")),
+    ("refinement", "global", "rank"),
+}
+"""Fields that older reports lack, with the elements of lists left out of their places."""
+
+
+def since_1_2(path: tuple[Any, ...]) -> bool:
+    return tuple(p for p in path if isinstance(p, str)) in SINCE_1_2
+
+
 def test_a_missing_field_is_refused() -> None:
     data = to_dict(COMPLETE)
-    fields = [p for p in places(data) if isinstance(p[-1], str) and not since_1_1(p)]
+    fields = [
+        p for p in places(data) if isinstance(p[-1], str) and not since_1_1(p) and not since_1_2(p)
+    ]
     assert len(fields) > 60
     assert [p for p in fields if valid(spoiled(data, p, ...))] == []
 

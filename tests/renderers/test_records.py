@@ -14,9 +14,12 @@ from clair_cli.report import Reason
 from clair_cli.results import (
     Choice,
     Difference,
+    InspectedClient,
+    InspectedFolder,
     InspectedModule,
     Inspection,
     Selection,
+    SharedFull,
     Tried,
     Verification,
 )
@@ -33,6 +36,16 @@ RECORDS: dict[str, Record] = {
         HOSTILE, "peft", HOSTILE, ((HOSTILE, 8, SHA),), (MODULE,), (HOSTILE,) * 7,
         (Reason("CLR114", HOSTILE),),
     ),
+    "folder": InspectedFolder(
+        HOSTILE,
+        (
+            InspectedClient(HOSTILE, HOSTILE, HOSTILE, 1, (4,), 1, (Reason("CLR114", HOSTILE),)),
+            InspectedClient(HOSTILE, error=Reason("CLR101", HOSTILE)),
+        ),
+        1,
+        (SharedFull(HOSTILE, (3, 2), 2),),
+        (Reason("CLR304", HOSTILE),),
+    ),
     "selection": Selection(
         HOSTILE, True, (Choice(HOSTILE, TRIED, TRIED[0]), Choice("c", TRIED[1:], None))
     ),
@@ -45,8 +58,9 @@ def test_the_table_covers_every_record_in_every_format() -> None:
     assert {type(r) for r in RECORDS.values()} == set(get_args(Record)) == TABLE.keys()
     assert all(set(found) == formats for found in TABLE.values())
     assert set(RENDERERS) == formats
-    whole = {"Inspection", "Selection", "Verification"}
-    parts = {"InspectedModule", "Tried", "Choice", "Difference"}
+    whole = {"Inspection", "InspectedFolder", "Selection", "Verification"}
+    parts = {"InspectedModule", "InspectedFull", "InspectedClient", "SharedFull"}
+    parts |= {"Tried", "Choice", "Difference"}
     assert {n for n, kind in vars(results).items() if _is_own_record(kind)} == whole | parts
 
 
