@@ -68,17 +68,20 @@ def fill(
     jobs: int,
     advance: Callable[[], None],
 ) -> None:
-    """Make and keep what is missing, in processes of their own; `advance` is called after each.
+    """Make and keep what is missing; more jobs than one are processes of their own.
 
-    Raises RuntimeError, naming the cohort, where one fails; what was made until then is kept.
+    `advance` is called after each. Raises RuntimeError, naming the cohort, where one fails; what was
+    made until then is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [c for c in cohorts if load(c, folder) is None]
-    if not missing:
+    if jobs == 1:
+        torch.set_num_threads(1)
+        for cohort in missing:
+            _made(cohort, folder, make)
+            advance()
         return
-    workers = ProcessPoolExecutor(
-        min(jobs, len(missing)), get_context("spawn"), initializer=_one_thread
-    )
+    workers = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_one_thread)
     try:
         for task in as_completed([workers.submit(_made, c, folder, make) for c in missing]):
             task.result()

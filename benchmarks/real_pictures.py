@@ -73,7 +73,8 @@ def panel(axis: Axes, kind: str, cohorts: list[Cohort], curves: Curves) -> None:
     for colour, (name, scores) in zip(COLOURS, curves.items(), strict=False):
         values, bad = of_kind(cohorts, scores, kind)
         if any(bad):
-            axis.plot(*curve(values, bad), color=colour, lw=1.4, label=name)
+            own = name == "clair"
+            axis.plot(*curve(values, bad), color=colour, lw=1 + own, zorder=2 + own, label=name)
     axis.set_xscale("symlog", linthresh=1e-3, linscale=0.3)
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.02)

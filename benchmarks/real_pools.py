@@ -26,6 +26,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 Task = Literal["language", "sms", "intents"]
 Example = tuple[str, int]
@@ -271,6 +272,8 @@ def batch(examples: Sequence[Example], task: Task, data: Path) -> dict[str, Tens
 
 def base_model(task: Task, data: Path, seed: int) -> PreTrainedModel:
     """The pretrained model; a classifier's head is drawn from `seed`."""
+    logging.set_verbosity_error()  # else a table of the head that is not pretrained, every time
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     if task == "language":
         model = AutoModelForCausalLM.from_pretrained(data / "model")
