@@ -89,14 +89,21 @@ def logits_by_peft(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def intended(strength: float, s: int, clients: list[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """Delta_k - t (I - U U') (Delta_k - M), dense, from the input folders, by module and client."""
+def intended(
+    strength: float, s: int, weight: dict[str, float]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Delta_k - t (I - U U') (Delta_k - M), dense, from the input folders, by module and client.
+
+    M is the mean by `weight`, which need not sum to 1, and U are the leading directions by it.
+    """
+    clients = list(weight)
     local = {c: dense(SAMPLES / c) for c in clients}
     found: dict[str, dict[str, torch.Tensor]] = {c: {} for c in clients}
     for module in local[clients[0]]:
-        mean = sum(local[c][module] for c in clients) / len(clients)
+        mean = sum(weight[c] * local[c][module] for c in clients) / sum(weight.values())
         offs = {c: local[c][module] - mean for c in clients}
-        u = torch.linalg.svd(torch.cat(list(offs.values()), dim=1))[0][:, :s]
+        scaled = [weight[c] ** 0.5 * off for c, off in offs.items()]
+        u = torch.linalg.svd(torch.cat(scaled, dim=1))[0][:, :s]
         for c in clients:
             found[c][module] = local[c][module] - strength * (offs[c] - u @ (u.T @ offs[c]))
     return found
@@ -110,10 +117,11 @@ def test_peft_computes_base_plus_the_intended_update(rank: int | None, tmp_path:
     )
     report = refine(SAMPLES, tmp_path / "out", settings)
     ids = torch.randint(0, 24, (4, 20), generator=torch.Generator().manual_seed(0))
-    wanted = intended(0.5, 2, BENIGN)
     base = logits_of_base_plus({}, ids)
     done = {c.client: c for c in report.refinement.clients} if report.refinement else {}
     assert set(done) == set(BENIGN)
+    assert {c.strength for c in done.values()} == {0.5}
+    wanted = intended(0.5, 2, {c: done[c].weight or 0.0 for c in BENIGN})
     for client in BENIGN[:3]:
         found = logits_by_peft(tmp_path / "out" / client, ids)
         exact = logits_of_base_plus(wanted[client], ids)
@@ -132,11 +140,20 @@ def test_peft_computes_base_plus_the_intended_update(rank: int | None, tmp_path:
         )
 
 
-def test_the_global_adapter_is_the_mean_of_the_products(tmp_path: Path) -> None:
-    refine(SAMPLES, tmp_path / "out", Settings(rank=64, write_global=True))
-    local = [dense(SAMPLES / c) for c in BENIGN]
+def test_the_global_adapter_is_the_mean_of_the_products_by_the_weights_reported(
+    tmp_path: Path,
+) -> None:
+    report = refine(
+        SAMPLES, tmp_path / "out", Settings(rank=64, write_global=True, global_rank="exact")
+    )
+    assert report.refinement is not None
+    weight = {c.client: c.weight or 0.0 for c in report.refinement.clients}
+    assert weight.keys() == set(BENIGN)
+    assert min(weight.values()) > 0
+    local = {c: dense(SAMPLES / c) for c in BENIGN}
     for module, found in dense(tmp_path / "out" / "global").items():
-        mean = torch.stack([d[module] for d in local]).mean(0)
+        total = sum(weight[c] * local[c][module] for c in BENIGN)
+        mean = torch.as_tensor(total) / sum(weight.values())
         assert float((found - mean).norm()) <= 1e-6 * float(mean.norm())
 
 
