@@ -61,7 +61,7 @@ def bounds(clients: Clients, group: np.ndarray) -> np.ndarray:
     floor = NUMBERS.content_floor * (1 + (NUMBERS.few_members / group.sum()) ** 2)
     tail = lower_scale(kept[group | distances.stragglers(group)])
     unit = max(robust_scale(kept[group]), floor, tail)
-    return ((1 - kept) / unit).clip(0, NUMBERS.score_cap)
+    return np.asarray(((1 - kept) / unit).clip(0, NUMBERS.score_cap))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_noise_on_top_adds_up_to_nothing_where_the_content_is_all_there(
 
 def turned(clients: Clients) -> Clients:
     """Every client's A in rows of its own: only the outputs are left to agree in."""
-    found = {}
+    found: Clients = {}
     for k, (name, client) in enumerate(clients.items()):
         draw, found[name] = torch.Generator().manual_seed(5 + k), {}
         for m, u in client.items():

@@ -271,7 +271,9 @@ def test_every_cause_is_told_and_names_another_client(shared: bool) -> None:
 
 def report(*names: str) -> Report:
     """A report of clients with these verdicts, and a minority of those called so."""
-    cause = Cause(content=0.1, error=2.5, size=1.25, company=-0.5, nearest="c-0", head=0.75)
+    cause = Cause(
+        kind="lacks", content=0.1, error=2.5, size=1.25, company=-0.5, nearest="c-0", head=0.75
+    )
     clients = tuple(
         Verdict(f"c-{k}", name, 1.0, 3.0, 1.0, cause=cause if k % 2 else None)  # type: ignore[arg-type]
         for k, name in enumerate(names)

@@ -40,7 +40,7 @@ def own(seed: int, size: float = USUAL) -> Array:
 def rows(seed: int, rank: int = RANK) -> Array:
     """Orthonormal rows of a first A, (MODULES, rank, D_IN)."""
     found = np.random.default_rng(30_000 + seed).standard_normal((MODULES, D_IN, rank))
-    return np.linalg.qr(found)[0].transpose(0, 2, 1)
+    return np.asarray(np.linalg.qr(found)[0].transpose(0, 2, 1))
 
 
 @dataclass(frozen=True)
