@@ -8,9 +8,9 @@ in a random gauge. A grid and then bisection on clair's own verdicts find the la
 attacker is still benign (unseen), and at which none is contaminated yet (under the limit). What it is
 worth there is measured on the updates that are averaged and on held-out text; about ten minutes.
 
-The attackers know the weights that bound them, and search for the t that plants most, which is not the
-largest (column *most*). A22 of the catalogue; the search is after ByzFL's line search for optimal attacks. Needs
-`pip install -e '.[bench]'`.
+The attackers know the weights that bound them, and search for the t that plants most, which is not
+the largest (column *most*). A22 of the catalogue; the search is after ByzFL's line search for optimal
+attacks. Needs `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations

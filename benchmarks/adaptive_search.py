@@ -68,8 +68,8 @@ def common_direction(view: View, _: Tensor, generator: Generator, rank: int = 2)
 def directions_in_pairs(view: View, _: Tensor, generator: Generator, rank: int = 2) -> Tensor:
     """Random directions of the benign norm, one for every two attackers: no one of them stands out."""
     attackers, d_out, d_in = view.own.shape
-    steps = []
-    for _ in range(-(-attackers // 2)):
+    steps: list[Tensor] = []
+    while len(steps) < attackers:
         up, down = (orthonormal(generator, d, rank) for d in (d_out, d_in))
         steps += [view.norm * up @ down.T / rank**0.5] * 2
     return torch.stack(steps[:attackers])

@@ -15,6 +15,8 @@ import numpy as np
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
+MANY = 200
+"""Clients from which on the search for weights takes fewer steps, each being slower."""
 RIDGE = 1e-9
 """Of the mean energy: what is below it counts as rounding."""
 
@@ -138,7 +140,9 @@ def _factor(table: Array, rounds: int = 50) -> Array:
     for _ in range(rounds):
         values, vectors = np.linalg.eigh(off + np.diag(own))
         factor = vectors[:, -1] * np.sqrt(max(values[-1], 0))
-        own = np.minimum(factor**2, table.diagonal())
+        before, own = own, np.minimum(factor**2, table.diagonal())
+        if np.abs(own - before).max() <= 1e-6 * max(float(own.max()), 1e-300):
+            break
     return np.asarray(np.abs(factor) if factor.sum() == 0 else factor * np.sign(factor.sum()))
 
 
@@ -182,7 +186,7 @@ def bounded(shared: Array, error: Array, numbers: RefinementCalibration = REFINE
     cap = 1 / ((1 - numbers.most_left_out) * count)
     weights = best = capped(np.ones(count), cap)
     least = np.inf
-    for step in range(numbers.weight_steps):
+    for step in range(max(numbers.weight_steps * MANY // max(count, MANY), 1)):
         values, vectors = np.linalg.eigh(_spread(shared, weights))
         top = max(float(values[-1]), 0.0)
         loss = float(weights**2 @ error) + numbers.direction_cost * top

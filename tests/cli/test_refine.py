@@ -403,7 +403,9 @@ def test_with_everybody_excluded_there_is_no_verdict(cohort: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["json", "lines"])
-def test_sample_counts_multiply_the_weights_of_the_mean(text: str, cohort: Path, tmp_path: Path) -> None:
+def test_sample_counts_multiply_the_weights_of_the_mean(
+    text: str, cohort: Path, tmp_path: Path
+) -> None:
     counts = {c: k + 1 for k, c in enumerate(BENIGN)}
     lines = "".join(f"{c},{n}\n" for c, n in counts.items())
     (tmp_path / "counts").write_text(json.dumps(counts) if text == "json" else lines)

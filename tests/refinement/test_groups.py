@@ -35,7 +35,9 @@ def with_heads(folder: Path, heads: dict[str, torch.Tensor]) -> None:
         file = folder / client / WEIGHTS
         save_file(load_file(file) | {HEAD: head}, file, {"format": "pt"})
         config = folder / client / "adapter_config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"modules_to_save": ["score"]}))
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"modules_to_save": ["score"]})
+        )
 
 
 def drawn_heads(clients: list[str], common: float) -> dict[str, torch.Tensor]:
@@ -107,7 +109,9 @@ def test_strength_zero_keeps_every_head(tmp_path: Path, clients: list[str]) -> N
 def test_a_minority_is_refined_within_itself(tmp_path: Path, clients: list[str]) -> None:
     """Its members get their own mean, and count for nothing in the majority's."""
     save_cohort(tmp_path / "in", COUNT)
-    settings = Settings(tasks="same", strength=1.0, subspace_rank=0, rank="exact", write_global=True)
+    settings = Settings(
+        tasks="same", strength=1.0, subspace_rank=0, rank="exact", write_global=True
+    )
     found = examined(opened(tmp_path / "in", settings), settings)
     apart = (0, 3, 4)
     judgement = found.judgement
@@ -174,5 +178,3 @@ def test_the_rank_auto_costs_what_is_reported_and_little(tmp_path: Path) -> None
     assert done.mean.rank < exact.mean.rank
     own = open_adapter(tmp_path / "out" / "global")
     assert {s.rank for s in own.updates.values()} == {done.mean.rank}
-
-

@@ -85,7 +85,9 @@ def test_own_directions_lose_nothing_in_kinds_or_where_row_spaces_explain_what_i
 
 @pytest.mark.parametrize("began", ["independent", "mixed"])
 def test_from_different_beginnings_what_is_common_beyond_row_spaces_counts(began: Any) -> None:
-    about = known(initialisation=began, overlap=0.5, common_share=0.5 + 0.5 * (R.own_one_task + 0.02))
+    about = known(
+        initialisation=began, overlap=0.5, common_share=0.5 + 0.5 * (R.own_one_task + 0.02)
+    )
     assert choose(Settings(), about).inside == pytest.approx(0.02 * R.own_one_task_slope)
 
 

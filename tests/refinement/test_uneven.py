@@ -51,7 +51,7 @@ def test_errors_are_in_units_of_the_usual_one() -> None:
     found = stand(planted([0.5] * 9 + [1.5]))
     assert found.error[:9].max() < 1.2
     assert found.error[9] == pytest.approx(9, rel=0.15)
-    assert (stand(7 * planted([0.5] * 9 + [1.5])).error == pytest.approx(found.error, rel=1e-6))
+    assert stand(7 * planted([0.5] * 9 + [1.5])).error == pytest.approx(found.error, rel=1e-6)
 
 
 def test_a_client_trained_too_little_is_told_by_its_size() -> None:
