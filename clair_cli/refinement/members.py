@@ -16,6 +16,8 @@ from clair_cli.settings import Settings
 
 MAX_BYTES = 16 * 2**20
 HEADER = ["client", "count"]
+DATA_POOR = ("lacks", "noisy")
+"""Causes that clients with little data have in common with weak poison: who has them only receives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ def recipients(
 ) -> Recipients:
     """Benign clients, changed by --include and --exclude, and suspicious ones that only receive.
 
+    Suspicious ones receive where they do no more than lack a part of what the others share, as clients
+    with little data do; all of them with `refine_suspicious`.
     Raises UsageError for names that are no usable client and for missing counts, NoVerdict where nobody
     is left.
     """
@@ -83,7 +87,9 @@ def recipients(
     _known("--include", settings.include, usable)
     _known("--exclude", settings.exclude, verdicts)
     given = {c for c in usable if verdicts[c] == "benign"} | set(settings.include)
-    got = given | {c for c in usable if settings.refine_suspicious and verdicts[c] == "suspicious"}
+    poor = {c.client for c in said if c.cause is not None and c.cause.kind in DATA_POOR}
+    odd = {c for c in usable if verdicts[c] == "suspicious"}
+    got = given | (odd if settings.refine_suspicious else odd & poor)
     given, got = given - set(settings.exclude), got - set(settings.exclude)
     if not given:
         why = "left after --exclude" if settings.exclude else "benign"
