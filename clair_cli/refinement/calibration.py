@@ -93,6 +93,9 @@ class RefinementCalibration(Constants):
         "of what a client has for itself with another's, from which on it is not taken for noisy",
         REAL,
     )
+    label_spared: float = constant(
+        0.15, ENERGY, (0, 1), "the same, from which on a client is not taken for noisy", REAL
+    )
     labels_differ: float = constant(
         0.1, "share of clients", (0, 1), "with labels of their own, that make tasks look own", REAL
     )
@@ -218,6 +221,7 @@ class RefinementCalibration(Constants):
     def __post_init__(self) -> None:
         Constants.__post_init__(self)
         self.check_order("replicates_lack", "replicates_enough")
+        self.check_order("label_spared", "label_prior")
         self.check_order("usual_error", "unsure_error")
 
     def weak(self, initialisation: str) -> float:

@@ -181,8 +181,9 @@ class _Looking:
         relative = not all(members[0].updates[m].absolute for m in self.modules)
         full = full_matrices(who, settings, device)
         stand = even(giving) if relative else self._standing(here, giving, full)
-        apart = self._own_labels(who, stand, full)
-        others = 0.0 if apart is None else float(apart[giving].mean())
+        labels = self._own_labels(who, stand, full)
+        least = settings.refinement.label_prior
+        others = 0.0 if labels is None else float((labels[giving] >= least).mean())
         known = look(
             self.inner,
             self.rows,
@@ -203,7 +204,7 @@ class _Looking:
             weights=_weighted(who, stand),
             errors=tuple(map(float, stand.error)),
             shrinkages=shrinkages,
-            keeps=tuple(_keeps(h, stand, apart, others, settings) for h in shrinkages),
+            keeps=tuple(_keeps(h, stand, labels, others, settings) for h in shrinkages),
             mixes=tuple(
                 _mixing(h, known, giving) if h.side == "client" else None for h in shrinkages
             ),
@@ -212,8 +213,8 @@ class _Looking:
             full=full,
         )
 
-    def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Mask | None:
-        """Which clients have labels of their own; None where no heads tell."""
+    def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Array | None:
+        """How far each client has labels of its own; None where no heads tell."""
         numbers, trained = self.settings.refinement, ~stand.short & np.array(who.giving)
         found = np.zeros(len(trained))
         clients = [a for a, is_trained in zip(who.clients, trained, strict=True) if is_trained]
@@ -221,7 +222,7 @@ class _Looking:
         if inside is None:
             return None
         found[trained] = inside
-        return np.asarray(found >= numbers.label_prior)
+        return found
 
     def _standing(self, here: Mask, giving: Mask, full: FullMatrices) -> Standing:
         """Of the clients of a group, by all modules whose updates mean something by themselves."""
@@ -254,20 +255,20 @@ def _mixing(how: Shrinkage, known: Knowledge, giving: Mask) -> Array:
 
 
 def _keeps(
-    how: Shrinkage, stand: Standing, apart: Mask | None, others: float, settings: Settings
+    how: Shrinkage, stand: Standing, labels: Array | None, others: float, settings: Settings
 ) -> tuple[float, ...]:
     """What each client keeps of what F leaves.
 
-    Nobody is taken for noisy who has labels of its own (`apart`, the share `others` of the clients), or
-    company in what it has for itself; nor anybody where most have labels of their own.
+    Nobody is taken for noisy who has labels of its own (by `labels`, as the share `others` clearly has),
+    or company in what it has for itself; nor anybody where most have labels of their own.
     """
     numbers = settings.refinement
     if not how.per_client:
         return (1.0,) * len(stand.error)
-    found = stand.strengths(apart is not None or how.tasks == "same", numbers)
+    found = stand.strengths(labels is not None or how.tasks == "same", numbers)
     spared = stand.company >= numbers.company_spared
-    if apart is not None:
-        spared = spared | apart
+    if labels is not None:
+        spared = spared | (labels >= numbers.label_spared)
     if others >= numbers.labels_rule:
         spared = spared | ~stand.short
     return tuple(float(x) for x in np.where(spared & (how.tasks != "same"), 1.0, found))

@@ -15,7 +15,7 @@ import numpy as np
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
-MANY = 200
+MANY = 100
 """Clients from which on the search for weights takes fewer steps, each being slower."""
 RIDGE = 1e-9
 """Of the mean energy: what is below it counts as rounding."""
