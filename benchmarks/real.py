@@ -9,7 +9,7 @@ was on those held out. Tables and a picture go to --out.
 
 --peers lets others judge them, too. --refine has some cohorts refined and tests every honest client on
 held-out texts. --python PY and --source CLONE have the cohorts judged by another clair, whose reports
---against takes. Needs `pip install -e '.[bench]'`.
+--against takes; --synthetic shows the figures of detection.py beside. Needs `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import real_document, real_peers, real_refine
+from benchmarks import real_document, real_peers, real_refine, real_synthetic
 from benchmarks.real_cells import digest, fill, load
 from benchmarks.real_cohorts import HELD_OUT, SET, Cohort, cohorts
 from benchmarks.real_document import Results
@@ -40,6 +40,7 @@ HERE = Path(__file__).resolve().parent
 SEEDS = {"set": (SET,), "held-out": (HELD_OUT,), "all": (SET, HELD_OUT)}
 QUICK = ("even.none.1", "even.random.1", "even.colluder-half.1")
 PEERS = digest(HERE / "real_peers.py", HERE / "field.py")
+FIELD = digest(HERE / "real_refine.py", HERE / "merging.py", HERE / "field.py")
 CLAIR = digest(HERE.parent / "clair_cli", HERE / "real_refine.py")
 """Under which results are kept."""
 
@@ -123,12 +124,23 @@ def results(given: argparse.Namespace, clair: Clair, progress: Progress) -> Resu
         found = made("peers", wanted, folder, make, jobs, progress)
         scores = {c.name: said["scores"] for c, said in found}
     if given.refine:
-        make = partial(real_refine.judged, data, work)
-        folder = work / "refined" / CLAIR
-        some = real_refine.chosen(wanted, given.refine)
-        found = made("refinement", some, folder, make, jobs, progress)
-        rows = [Row(c, said["quality"]) for c, said in found]
-    return Results(facts(given, clair), now, before, scores, rows)
+        rows = refined(real_refine.chosen(wanted, given.refine), data, work, jobs, progress)
+    synthetic = real_synthetic.cohorts(given.synthetic) if given.synthetic else []
+    return Results(facts(given, clair), now, before, synthetic, scores, rows)
+
+
+def refined(
+    wanted: list[Cohort], data: Path, work: Path, jobs: int, progress: Progress
+) -> list[Row]:
+    """What clair and others make of the cohorts."""
+    field, ours = (partial(make, data, work) for make in (real_refine.field, real_refine.ours))
+    folder = work / "refined"
+    theirs = made("refined by others", wanted, folder / FIELD, field, jobs, progress)
+    own = made("refined by clair", wanted, folder / CLAIR, ours, jobs, progress)
+    return [
+        Row(cohort, their["quality"] | our["quality"])
+        for (cohort, their), (_, our) in zip(theirs, own, strict=True)
+    ]
 
 
 # Results
@@ -163,6 +175,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--python", default=sys.executable, help="the interpreter of another clair")
     add("--source", type=Path, help="where another clair's source lies")
     add("--against", type=Path, help="kept reports of another clair, to compare with")
+    add("--synthetic", type=Path, help="what detection.py wrote as JSON, to show beside")
     add("--out", type=Path, default=HERE / "results")
     return parser
 

@@ -17,11 +17,15 @@ TITLES = {True: "Seeds that nothing was set on", False: "Seeds that things were 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """`before`: what another clair says; `peers`: cohort -> peer -> client -> score."""
+    """`before`: what another clair says; `synthetic`: what is said of the synthetic cohorts.
+
+    `peers`: cohort -> peer -> client -> score.
+    """
 
     facts: str
     now: list[Judged]
     before: list[Judged]
+    synthetic: list[Judged]
     peers: dict[str, dict[str, dict[str, float]]]
     refined: list[refined.Row]
 
@@ -59,8 +63,18 @@ the majority.
 
 ## What is wanted
 
-{tables.targets(found.now, found.before)}
+{tables.targets(found.now, beside(found))}
 """
+
+
+def beside(found: Results) -> dict[str, list[Judged]]:
+    """Further columns of what is wanted, by their title."""
+    others = {
+        "before, set on": [j for j in found.before if not j.cohort.held_out],
+        "before, held out": [j for j in found.before if j.cohort.held_out],
+        "synthetic": found.synthetic,
+    }
+    return {title: judged for title, judged in others.items() if judged}
 
 
 def areas(found: Results, picture: str) -> str:

@@ -272,8 +272,9 @@ def batch(examples: Sequence[Example], task: Task, data: Path) -> dict[str, Tens
 
 def base_model(task: Task, data: Path, seed: int) -> PreTrainedModel:
     """The pretrained model; a classifier's head is drawn from `seed`."""
-    logging.set_verbosity_error()  # else a table of the head that is not pretrained, every time
-    logging.disable_progress_bar()
+    talk: Any = logging  # of the head that is not pretrained, every time
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
     torch.manual_seed(seed)
     if task == "language":
         model = AutoModelForCausalLM.from_pretrained(data / "model")

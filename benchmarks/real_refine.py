@@ -242,14 +242,19 @@ def clair(bench: Bench, settings: dict[str, Any], out: Path) -> dict[str, dict[s
     return found
 
 
-def judged(data: Path, work: Path, cohort: Cohort) -> dict[str, Any]:
-    """`quality`: method -> honest client -> loss, accuracy."""
+def field(data: Path, work: Path, cohort: Cohort) -> dict[str, Any]:
+    """`quality`: everything but clair -> honest client -> loss, accuracy."""
+    with written(cohort, work) as folder:
+        return {"quality": peers(Bench(cohort, folder, data))}
+
+
+def ours(data: Path, work: Path, cohort: Cohort) -> dict[str, Any]:
+    """`quality`: clair by its settings -> honest client -> loss, accuracy."""
+    found = {}
     with written(cohort, work) as folder:
         bench = Bench(cohort, folder, data)
-        found = peers(bench)
         for name, settings in SETTINGS.items():
-            out = folder.parent / name.replace(" ", "")
-            said = clair(bench, settings, out)
+            said = clair(bench, settings, folder.parent / name.replace(" ", ""))
             found[name] = said["refined"]
             if "global" in said:
                 found[f"{name} global"] = said["global"]

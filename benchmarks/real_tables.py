@@ -75,8 +75,11 @@ def honest(cohorts: Iterable[Judged]) -> list[Said]:
 
 def contaminated(cohorts: Iterable[Judged], *labels: str) -> list[Said]:
     """Their contaminated clients; of these labels where any is given."""
-    wanted = labels or KINDS
-    return [s for s in clients(cohorts) if not s.client.honest and s.client.label in wanted]
+    return [
+        s
+        for s in clients(cohorts)
+        if not s.client.honest and (not labels or s.client.label in labels)
+    ]
 
 
 def exact(judged: Judged) -> bool:
@@ -218,17 +221,15 @@ TARGETS = (
 # Markdown
 
 
-def targets(cohorts: list[Judged], against: list[Judged] = ()) -> str:  # type: ignore[assignment]
-    """Each target on both sets of seeds, and what another clair reaches on those held out."""
-    head = ["", "wanted", "seeds set on", "seeds held out"]
-    parts = [[j for j in cohorts if j.cohort.held_out == held] for held in (False, True)]
-    lines = [[t.name, t.wanted, *(t.cell(p) for p in parts)] for t in TARGETS]
-    if against:
-        head.append("before, held out")
-        held = [j for j in against if j.cohort.held_out]
-        for target, line in zip(TARGETS, lines, strict=True):
-            line.append(str(target.count(held)))
-    return table(head, lines)
+def targets(cohorts: list[Judged], others: dict[str, list[Judged]] | None = None) -> str:
+    """Each target on both sets of seeds, and on other cohorts by their title."""
+    parts = {
+        "seeds set on": [j for j in cohorts if not j.cohort.held_out],
+        "seeds held out": [j for j in cohorts if j.cohort.held_out],
+        **(others or {}),
+    }
+    lines = [[t.name, t.wanted, *map(t.cell, parts.values())] for t in TARGETS]
+    return table(["", "wanted", *parts], lines)
 
 
 def by_condition(cohorts: list[Judged]) -> str:

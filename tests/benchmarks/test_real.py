@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks import real, real_peers, real_pictures, real_pools, real_refine
+from benchmarks import real, real_peers, real_pictures, real_pools, real_refine, real_synthetic
 from benchmarks import real_refine_tables as refined
 from benchmarks import real_tables as tables
 from benchmarks.real_cells import keep, load
@@ -278,6 +278,32 @@ def test_a_result_is_used_again_for_the_same_clients_only(tmp_path: Path) -> Non
     assert load(cohort, tmp_path) is not None
     changed = {**cohort.clients, "0": Client("even-02", True, "even")}
     assert load(replace(cohort, clients=changed), tmp_path) is None
+
+
+def cell(group: str, clients: list[tuple[str, int, str | None]], **facts: str) -> dict[str, object]:
+    """As detection.py writes one: kind, bad and verdict of every client."""
+    status = "no_verdict" if clients[0][2] is None else "complete"
+    names = {"pool": "p", "what": "w", "init": "own", "kind": "none", "status": status} | facts
+    rows = [[kind, bad, verdict, 1.0, ""] for kind, bad, verdict in clients]
+    return {**names, "group": group, "clients": rows, "clair": [0.5]}
+
+
+def test_synthetic_cells_are_counted_as_cohorts_of_here(tmp_path: Path) -> None:
+    rows = [
+        cell("strong", [("clean", 0, "benign"), ("cipher", 1, "contaminated")]),
+        cell("medium", [("clean", 0, "benign"), ("corrupt-50", 1, "suspicious")]),
+        cell("thin", [("clean", 0, None), ("cipher", 1, None), ("random", 1, None)]),
+        cell("controls", [("clean", 0, "contaminated"), ("short", 0, "minority")]),
+        cell("majority", [("clean", 0, "contaminated")]),
+    ]
+    path = tmp_path / "detection.json"
+    path.write_text(json.dumps({"rows": rows}))
+    figures = {t.name: t.cell(real_synthetic.cohorts(path)) for t in tables.TARGETS}
+    assert figures["honest clients contaminated"] == "0.200 (1 of 5) **no**"
+    assert figures["honest clients a minority that they are not"] == "0.000 (0 of 4) yes"
+    assert figures["strong kinds, exact sets"] == "1.000 (1 of 1) yes"
+    assert figures["half-corrupted, own A"] == "1.000 (1 of 1, 1 suspicious) yes"
+    assert figures["thin majorities"] == "0.000 (0 of 2) **no**"
 
 
 # What others say, and the curves
