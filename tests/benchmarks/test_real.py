@@ -26,7 +26,7 @@ from benchmarks.real_cohorts import (
     every_cohort,
     put,
 )
-from benchmarks.real_judges import Judged
+from benchmarks.real_judges import Judged, said_of
 from benchmarks.real_pools import HARMED, Pool, label_of, pools
 from benchmarks.saved import Saved, read, write
 
@@ -304,6 +304,18 @@ def test_synthetic_cells_are_counted_as_cohorts_of_here(tmp_path: Path) -> None:
     assert figures["strong kinds, exact sets"] == "1.000 (1 of 1) yes"
     assert figures["half-corrupted, own A"] == "1.000 (1 of 1, 1 suspicious) yes"
     assert figures["thin majorities"] == "0.000 (0 of 2) **no**"
+
+
+@pytest.mark.parametrize(("status", "verdict"), [("complete", "benign"), ("no_verdict", None)])
+def test_a_kept_report_without_a_verdict_has_none_for_anybody(
+    tmp_path: Path, status: str, verdict: str | None
+) -> None:
+    cohort = judged(["even"], [None]).cohort
+    clients = [{"id": "0", "verdict": "benign", "score": 0.5}]
+    keep(cohort, tmp_path, {"report": {"status": status, "clients": clients}, "seconds": 1})
+    said = said_of(cohort, tmp_path)
+    assert said is not None
+    assert (said.verdicts, said.scores) == ({"0": verdict}, {"0": 0.5})
 
 
 # What others say, and the curves
