@@ -152,6 +152,7 @@ def facts(given: argparse.Namespace, clair: Clair) -> str:
     command = f"python -m benchmarks.real --data DATA --work DIR --seeds {given.seeds}"
     command += " --quick" * given.quick + " --peers" * given.peers
     command += f" --refine {given.refine}" * bool(given.refine)
+    command += f" --only {given.only}" * bool(given.only)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return (
         f"`{command}`, on {machine}; python {platform.python_version()}, {packages},\n"
@@ -176,7 +177,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--source", type=Path, help="where another clair's source lies")
     add("--against", type=Path, help="kept reports of another clair, to compare with")
     add("--synthetic", type=Path, help="what detection.py wrote as JSON, to show beside")
-    add("--out", type=Path, default=HERE / "results")
+    add("--out", type=Path, help="default: benchmarks/results; none with --only")
     return parser
 
 
@@ -187,18 +188,30 @@ def main(words: list[str] | None = None) -> None:
     ours = given.python == sys.executable and not given.source
     clair = clair_of(given.python, HERE.parent if ours else given.source)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        found = results(given, clair, progress)
-    path = given.out / ("real-quick.md" if given.quick else "real.md")
-    picture = path.with_name(f"{path.stem}-roc.png")
-    text = real_document.as_markdown(found, picture.name)
-    print(text)
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            found = results(given, clair, progress)
+    except KeyboardInterrupt:
+        print("interrupted; what was made is kept, run again to go on", file=sys.stderr)
+        sys.exit(130)
+    out = given.out or (None if given.only or not ours else HERE / "results")
+    publish(found, out, "real-quick" if given.quick else "real")
     print(f"reports: {clair.reports(given.work.resolve())}", file=sys.stderr)
-    if ours:
-        given.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        if find_spec("matplotlib"):
-            real_document.draw(found, picture)
+
+
+def publish(found: Results, out: Path | None, name: str) -> None:
+    """Print the tables; write them and the picture into the folder `out`, where one is given."""
+    picture = f"{name}-roc.png"
+    text = real_document.as_markdown(found, picture)
+    print(text)
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    if find_spec("matplotlib"):
+        real_document.draw(found, out / picture)
+    else:
+        print("no picture: matplotlib is not installed", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def keep(cohort: Cohort, folder: Path, result: dict[str, Any]) -> None:
 @contextmanager
 def written(cohort: Cohort, work: Path) -> Iterator[Path]:
     """The cohort's folder, for as long as it is needed; what lies beside it goes with it."""
-    place = work / "scratch" / f"{os.getpid()}" / cohort.name
+    place = work / "scratch" / f"{cohort.name}.{os.getpid()}"
     shutil.rmtree(place, ignore_errors=True)
     try:
         put(cohort, work / "pools", place / "round")
