@@ -15,7 +15,8 @@ Three values in a cell are: unseen / under the limit / t = {OPEN:g}, where nobod
 highest of the attackers. *poison*: what the attackers' changes add to a mean, relative to the norm of
 the benign mean; *along*: its part along the way they pull together, unseen; *most*: the most poison
 of the unseen t, which the attackers search for, since they know the weights that bound them; *worst*:
-the most poison in clair's global adapter of all t tried, seen or not. *error*: distance to what is written, or averaged,
+the most poison in clair's global adapter of all t tried, seen or not. *error*: distance to what is
+written, or averaged,
 without the attackers, relative to its norm; *change*: the same for the refined adapters, mean of the
 benign clients. Honest clients in the attackers' place make an error too: it stands in the rows
 `honest`, beside `left out`, the benign clients alone. *global* and *refined* are clair's, *average* is
