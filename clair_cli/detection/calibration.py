@@ -126,6 +126,13 @@ class DetectionCalibration(Constants):
         "labels 0.13 and less",
         REAL,
     )
+    nothing: float = constant(
+        0.1,
+        "of the common content",
+        (0, 1),
+        "content below which a score is not bounded by what is lacking",
+        REAL,
+    )
     kept_whole: float = constant(
         0.8,
         "of the common content",
@@ -198,6 +205,20 @@ class DetectionCalibration(Constants):
         "likeness to an addition's members from which on an outsider speaks against it",
         REAL,
     )
+    hasty: float = constant(
+        5.0,
+        "usual errors",
+        (1, 1000),
+        "error, for the square of the content, from which on more content is a larger learning rate",
+        REAL,
+    )
+    copied: float = constant(
+        0.85,
+        "of the rest's energy",
+        (0, 1),
+        "share of a client's rest in another's from which on that copied it; colluders have 0.81",
+        REAL,
+    )
     same: float = constant(
         0.5,
         "cosine",
@@ -238,7 +259,7 @@ class DetectionCalibration(Constants):
         "likeness of two distant clients that makes them company",
         REAL,
     )
-    side: float = constant(
+    side_likeness: float = constant(
         0.7,
         "of the nearest likeness",
         (0, 1),

@@ -21,6 +21,9 @@ from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.scales import robust_scale
 
+LEAST = 1e-6
+"""Size below which an update is as good as zero, in usual sizes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Causes:
@@ -49,7 +52,7 @@ def causes(whole: Array, group: Mask) -> Causes | None:
     error = rest.diagonal().clip(min=0)
     length = np.sqrt(error[:, None] * error)
     company = np.divide(rest, length, out=np.zeros_like(rest), where=length > 0)
-    cut = np.maximum(np.minimum(norm, usual), np.finfo(float).tiny)
+    cut = np.maximum(np.minimum(norm, usual), LEAST * usual)
     kept = agreement.support(whole / np.outer(cut, cut), group)
     middle = float(np.median(kept[group]))
     if middle <= 0:

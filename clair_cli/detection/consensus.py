@@ -123,7 +123,7 @@ class Consensus:
     def _sides(self) -> str:
         """The groups that the clients form where no side is a majority, as the end of a sentence."""
         kernel = self.distances.alike(self.distinct)
-        groups = sides(kernel, self.distinct, self.numbers.side)
+        groups = sides(kernel, self.distinct, self.numbers.side_likeness)
         if len(groups) < 2:
             return ""
         said = [f"{len(g)} ({named(self.tables.clients, g)})" for g in groups]

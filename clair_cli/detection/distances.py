@@ -49,11 +49,9 @@ class Distances(Kernels):
 
     def evidence(self, group: Mask) -> list[Evidence]:
         """Every distance of every client against `group`, each client left out of its own reference."""
-        remarks = [self._too_near(group), self._rank(group), *self._doubts(group)]
-        return [
-            *self.decisive(group),
-            *(e for e in map(self._of_originals, remarks) if e is not None),
-        ]
+        remarks = map(self._of_originals, (self._too_near(group), self._rank(group)))
+        known = [e for e in remarks if e is not None]
+        return [*self.decisive(group), *known, *self._doubts(group)]
 
     def decisive(self, group: Mask, settled: bool = True) -> list[Evidence]:
         """The distances that can contaminate; whom they make suspects is of use once `group` settled.
@@ -65,7 +63,10 @@ class Distances(Kernels):
         why = self.causes(group) if direction is not None else None
         norm = self._norm(group, direction, why)
         lack = self._lack(group, why, settled)
-        near = [_at_most(self._agreement(group), lack), _at_most(direction, lack)]
+        agree = self._agreement(group)
+        if agree is not None:  # other rows hide what is there
+            lack = np.where(self.elsewhere(group), np.minimum(lack, agree.scores), lack)
+        near = [_at_most(agree, lack), _at_most(direction, lack)]
         parts = [e for e in map(self._of_originals, near) if e is not None]
         both = np.maximum(lack[self.originals], norm.scores)
         together = _at_most(self._together([*parts, norm], group, settled), both)
@@ -104,7 +105,8 @@ class Distances(Kernels):
             unit = max(self._unit(kept[group], n.content_floor), lower_scale(kept[who]))
         else:
             kept, unit = why.kept, self._unit(why.kept[group], n.direction_floor)
-        return ((1 - kept) / unit).clip(0, n.score_cap)
+        bound = ((1 - kept) / unit).clip(0, n.score_cap)
+        return np.where(kept < n.nothing, np.inf, bound)
 
     def _calm(
         self, local: list[Evidence | None], why: Causes, lack: Array, group: Mask
@@ -145,7 +147,8 @@ class Distances(Kernels):
         joint = self._together([e for e in whole if e is not None], group, True).scores
         some = (kept < n.kept_whole) | ((kept < n.kept_most) & (why.error < 2 * n.noisy))
         partly = np.where(some, joint, 0.0)
-        own = max(robust_scale(kept[group]), n.finest)
+        usual = max(robust_scale(kept[group]), n.finest)
+        own = usual * np.sqrt(np.maximum(why.error / n.noisy, 1))  # who is noisy is known less well
         fine = ((np.median(kept[group]) - kept) / own * n.limit / n.fine).clip(0, n.score_cap)
         scores = np.maximum(partly, np.where(why.size < n.hardly_trained, 0.0, fine))
 
@@ -155,12 +158,10 @@ class Distances(Kernels):
                 return "opposes what the others share"
             if share < n.kept_half:
                 return f"lacks what the others share: {100 * share:.0f} % of it is there"
-            return (
-                f"has {100 * share:.0f} % of what the others share and {error:.2g}x their error: "
-                "little data, or poor labels"
-            )
+            partly = f"has {100 * share:.0f} % of the common content"
+            return f"{partly}, {error:.2g}x the usual error: little data?"
 
-        limit = (1 - n.fine * own, math.inf)
+        limit = (1 - n.fine * usual, math.inf)
         return [Evidence("CLR209", kept, scores, limit, words, decisive=False)]
 
     def _of_originals(self, evidence: Evidence | None) -> Evidence | None:

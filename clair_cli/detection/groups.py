@@ -52,21 +52,32 @@ class Groups:
         if why is None:
             return None
         able = self.consensus.distinct & (why.size > n.hardly_trained)
-        able &= (why.content < n.grown) | (why.error < n.noisy)
-        able &= ~self.adding
-        rows, ranks = distances.tables.rows, distances.tables.ranks
+        able &= (why.content < n.grown) | (why.error < n.hasty * why.content**2)
+        able &= ~self.adding & ~self._copied(able)
+        able &= ~distances.elsewhere(self.group)
+        ranks = distances.tables.ranks
         if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
             able &= np.isclose(ranks, np.median(ranks[self.group]), rtol=0.1)
-        if rows is not None:
-            usual = float(np.median(agreement.pairs(rows, self.group)))
-            if usual > n.same_rows:
-                able &= agreement.support(rows, self.group) > n.same_rows * usual
         found = addition(why.company, able, n.addition_floor, n.addition_apart)
         if found is None or found.cosine < n.addition_cosine:
             return None
         few = 1 + 0.5 / (len(found.members) - 1)  # chance makes two alike more easily than many
         alike = found.cosine >= (n.same if len(found.members) > 2 else n.same_two)
         return found if alike or found.score >= n.addition * few else None
+
+    def _copied(self, able: Mask) -> Mask:
+        """Clients of usual error whose whole rest lies in that of another, (K,): it copied them.
+
+        Otherwise whoever sends somebody's update with noise on top would have company in that client.
+        """
+        n, why = self.numbers, self.distances.causes(self.group)
+        assert why is not None
+        ratio = np.sqrt(why.error / np.maximum(why.error, np.finfo(float).tiny)[:, None])
+        inside = why.company * ratio  # [i, j]: share of the rest of i that j has, too
+        inside = np.where(np.eye(len(able), dtype=bool) | ~able, 0.0, inside)
+        usual = (why.error < n.noisy) & (why.kept > n.kept_whole)
+        found: Mask = usual & (inside.max(axis=1) > n.copied)
+        return found
 
     def minorities(self, scores: Array) -> tuple[tuple[int, ...], ...]:
         """Groups of two and more that are far from the consensus in the same way."""
@@ -83,7 +94,8 @@ class Groups:
         towards = agreement.support(alike, self.group)
         for members in sides(alike, near & ~self.group | far, 0.0, n.minority):
             inside = [float(np.mean([alike[k, j] for j in members if j != k])) for k in members]
-            own = tuple(k for k, x in zip(members, inside, strict=True) if x > towards[k])
+            pairs = zip(members, inside, strict=True)
+            own = tuple(k for k, x in pairs if towards[k] < n.kept_whole * x)
             if len(own) > 1 and far[list(own)].any():
                 groups.append(own)
         return tuple(sorted(groups))

@@ -17,11 +17,14 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
+from clair_cli.detection.causes import LEAST
 from clair_cli.detection.scales import robust_scale
 
 if TYPE_CHECKING:
     from clair_cli.detection.tables import Tables
 
+LARGE = 4.0
+"""Size from which on a matrix is not cut to the usual one any more."""
 FEWEST = 3
 """Members that have a matrix, below which nobody is judged by it."""
 
@@ -77,7 +80,9 @@ class Heads:
         for f in known:
             present, members = self.present[f], group & self.present[f]
             norm = np.sqrt(self.inner[f].diagonal().clip(min=0))
-            cut = np.maximum(np.minimum(norm, np.median(norm[members])), np.finfo(float).tiny)
+            typical = float(np.median(norm[members]))
+            cut = np.clip(norm, LEAST * typical, typical)
+            cut = np.maximum(cut, norm / LARGE)  # of an enormous one only the direction counts
             own = agreement.support(self.inner[f] / np.outer(cut, cut), members)
             values += np.where(present, own, 0.0)
             usual += np.where(present, np.median(own[members]), 0.0)

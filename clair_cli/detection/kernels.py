@@ -105,15 +105,20 @@ class Kernels:
         return alone
 
     def alike(self, group: Mask) -> Array:
-        """How alike two clients are, (K, K), 1 as two typical members are, whatever noise is on top."""
-        if self.clear(group):
-            norm = np.sqrt(self.whole.diagonal().clip(min=0))
-            cut = np.minimum(norm, float(np.median(norm[group])))
-            kernel = np.asarray(self.whole / np.maximum(np.outer(cut, cut), np.finfo(float).tiny))
-        else:
-            kernel = self.kernel
+        """How alike two clients are whatever their size, (K, K), 1 as two typical members are."""
+        kernel = self.direction if self.clear(group) else self.kernel
         usual = float(np.median(agreement.pairs(kernel, group)))
         return np.asarray(kernel / usual) if usual > 0 else kernel
+
+    def elsewhere(self, group: Mask) -> Mask:
+        """Who began from other rows than members who began alike, (K,): no cosine tells of them."""
+        rows = self.tables.rows
+        if rows is None:
+            return np.zeros(len(group), bool)
+        usual = float(np.median(agreement.pairs(rows, group)))
+        least = self.numbers.same_rows * usual
+        found: Mask = agreement.support(rows, group) <= least
+        return found & (usual > self.numbers.same_rows)
 
     def clear(self, group: Mask) -> bool:
         """Whether the members' cosines are more than those of strangers."""

@@ -204,10 +204,15 @@ class _Bench:
             ("opposes", kept < 0),
             ("size", score["CLR202"] >= n.suspicious),
             ("lacks", kept < n.kept_whole and (odd or kept < n.kept_half)),
-            ("noisy", bool(self.why.error[k] >= 2 * n.noisy)),
+            ("noisy", self._noise(k) >= 2 * n.noisy),
             ("lacks", odd),
         )
         return next((name for name, holds in tests if holds), None)
+
+    def _noise(self, k: int) -> float:
+        """Error of client k in usual errors, for its own size where it is larger than usual."""
+        assert self.why is not None
+        return float(self.why.error[k] / max(self.why.content[k] ** 2, 1.0))
 
     def _small(self, k: int) -> bool:
         """Hardly trained, and in the others' direction: nothing that could do harm."""
@@ -251,12 +256,9 @@ class _Bench:
         if self.why.size[k] < n.hardly_trained:
             text = f"hardly trained: {100 * self.why.size[k]:.0f} % of the usual size"
             return [Reason("CLR213", text, float(self.why.size[k]), n.hardly_trained)]
-        if self.kept[k] >= n.kept_whole and self.why.error[k] >= 2 * n.noisy:
-            text = (
-                f"noisy: it has what the others share, and {self.why.error[k]:.2g}x their error on "
-                "top; little data?"
-            )
-            return [Reason("CLR209", text, float(self.why.error[k]), 2 * n.noisy)]
+        if self.kept[k] >= n.kept_whole and self._noise(k) >= 2 * n.noisy:
+            text = f"noisy: the common content, and {self._noise(k):.2g}x the usual error: little data?"
+            return [Reason("CLR209", text, self._noise(k), 2 * n.noisy)]
         return []
 
     def _addition(self, k: int) -> list[Reason]:

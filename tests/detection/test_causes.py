@@ -120,7 +120,7 @@ def test_a_noisy_client_is_benign_and_it_is_remarked(shared: bool, seed: int) ->
     said = verdict(found, "noisy")
     assert said.verdict == "benign"
     assert [r.code for r in said.reasons] == ["CLR209"]
-    assert said.reasons[0].message.startswith("noisy: it has what the others share")
+    assert said.reasons[0].message.startswith("noisy: the common content")
     assert said.cause is not None
     assert said.cause.error > 2 * DETECTION.noisy
     assert called(found, "benign") == {v.client for v in found.verdicts}
