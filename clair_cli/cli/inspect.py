@@ -25,7 +25,7 @@ def inspect(
     max_header_bytes: o.MaxHeader = o.MAX_HEADER,
     format: o.Format = "text",
 ) -> int:
-    """Show one adapter, with shapes, ranks, scaling and norms; or the clients of a folder."""
+    """Show what an adapter holds, or the adapters of a folder."""
     settings = o.settings_from(locals())
     from clair_cli import inspection
     from clair_cli.opening import check_files

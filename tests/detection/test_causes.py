@@ -139,8 +139,6 @@ def test_noise_of_thirty_times_the_usual_is_at_most_suspicious_and_for_its_size(
 
 def test_a_doubled_update_is_large_and_not_noisy() -> None:
     """Everything in it is doubled: relative to its content its error is the usual one."""
-    # Fails: `error` counts against the usual content and not the client's own, so that a wrong alpha
-    # of x1.8 alone is told "noisy: ... 3.2x their error on top; little data?".
     for factor in (1.8, 2.0, 10.0):
         found = judged(honest(9) | {"large": trained(task(0), 50).times(factor)})
         assert not any(r.message.startswith("noisy") for r in verdict(found, "large").reasons)
@@ -200,8 +198,6 @@ def test_a_short_training_is_told_to_be_one() -> None:
 @pytest.mark.parametrize("seed", range(77, 80))
 def test_another_rank_convicts_nobody(rank: int, shared: bool, seed: int) -> None:
     """Its A is drawn anew, as PEFT does where ranks differ, also where the others' A is one and same."""
-    # Fails for rank 4 in a cohort of one A: of rows that began elsewhere only the part r / d_in can
-    # carry the others' content (kept 0.1 to 0.2 here), and that is taken for lacking it.
     q = rows(seed, rank)
     other = Client((task(0) + own(seed)) @ q.transpose(0, 2, 1) @ q, rank, q)
     found = judged(honest(9, shared) | {"x": other})

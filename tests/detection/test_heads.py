@@ -223,7 +223,6 @@ def test_one_constant_head_among_trained_ones_accuses_nobody_else(
 @STARTS
 def test_a_head_of_zeros_is_judged(shared: bool) -> None:
     """It keeps nothing of what the others have learned, and is there."""
-    # Fails: the product of two least floats is 0, 0 / 0 is NaN, and NaN means "has no head".
     clients = headed(9, shared) | {"x": replace(trained(task(0), 50), head=np.zeros(SIZE))}
     found = judged(clients)
     assert called(found, "benign") == headed(9, shared).keys()
@@ -239,8 +238,6 @@ def test_an_enormous_head_of_noise_is_not_taken_for_an_honest_one(
     seed: int, factor: float, shared: bool
 ) -> None:
     """It would be all of a mean, whatever chance lets it share with the others."""
-    # Fails for draws that chance lets point along the others: nothing judges the size of a full matrix,
-    # and what is kept is not cut to the usual size, so that it is above 1 here.
     head = factor * direction(70 + seed)
     found = judged(headed(9, shared) | {"x": replace(trained(task(0), 50), head=head)})
     assert called(found, "benign") == headed(9, shared).keys()

@@ -125,8 +125,6 @@ def test_of_two_equal_halves_nobody_is_judged_and_both_are_named(shared: bool) -
 @pytest.mark.parametrize("factor", [2.0, 10.0])
 def test_a_wrong_size_is_no_company(factor: float, shared: bool) -> None:
     """Both do what all do, only more of it: they are as near to each honest client as to each other."""
-    # Fails: `alike` divides by the usual norm, so two large updates are alike by the square of their
-    # size; two boosted clients pass the default gate as a minority.
     large = {f"x{k}": trained(task(0), 50 + k, shared).times(factor) for k in range(2)}
     found = judged(honest(9, shared) | large)
     assert called(found, "contaminated") == large.keys()
@@ -170,8 +168,6 @@ def test_colluders_who_add_a_common_part_are_found_and_named_together(
 @pytest.mark.parametrize("share", [0.6, 1.0, 2.0])
 def test_a_large_common_addition_is_found_where_every_start_is_its_own(share: float) -> None:
     """All add one and the same update, whatever their A."""
-    # Fails at 1 and above: `content` is measured against the other colluders, too, so theirs rises above
-    # `grown`, and whoever is above that is not looked at for an addition.
     evil = task(7) / np.linalg.norm(task(7))
     few = {}
     for k in range(3):
@@ -190,8 +186,6 @@ def test_one_who_adds_alone_has_nobody_named_with_it() -> None:
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_nobody_is_convicted_for_being_copied_with_noise_on_top(share: float) -> None:
     """All that the two share is what the victim has for itself: its rest is wholly in the other's."""
-    # Fails, and accuses the innocent: whoever sends h-03's update plus noise makes h-03 contaminated
-    # (CLR211), at any share of noise from 0.1 to 3 (own A: 0.1 to 0.5).
     cohort = honest(9)
     victim = cohort["h-03"]
     copy = added(victim, own(99), share)

@@ -76,8 +76,6 @@ def test_copies_of_an_attacker_do_not_vouch_for_each_other(benign: Clients, size
 def test_the_odd_one_of_four_needs_half_as_much_again(
     benign: Clients, attack: Callable[[Client], Client]
 ) -> None:
-    # Fails for noise: three members widen content_floor to 0.29, so that who keeps nothing at all has a
-    # score of 3.46, and the limit of a verdict that each of the three could overturn is 4.5.
     honest = chosen(benign, 3)
     found = judged(honest | {"s": attack(benign["client-05"])})
     verdict = found.verdicts[-1]
@@ -120,7 +118,6 @@ def test_a_copy_of_another_size_is_convicted_for_its_own_size_alone(
     benign: Clients, name: str, factor: float
 ) -> None:
     """Whatever the names: the one that is copied is at most suspicious."""
-    # Fails where the tiny copy comes first by name: CLR209 is said of it, and so of what it copies.
     copy = scaled(benign["client-04"], factor)
     clients = dict(sorted((benign | {name: copy}).items()))
     found = {v.client: v for v in judged(clients).verdicts}

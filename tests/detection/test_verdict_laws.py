@@ -109,9 +109,10 @@ def test_the_limit_is_wider_where_most_others_could_overturn_the_verdict(
     verdicts = [v for f in cohorts.values() for v in f.verdicts]
     wide = [v for v in verdicts if v.limit == 4.5]
     assert len(wide) > 3
-    assert all(
-        v.stability is not None and (v.limit == 4.5) == (v.stability < 0.5) for v in verdicts
-    )
+    assert all(v.stability is not None and v.stability < 0.5 for v in wide)
+    adding = [v for v in verdicts if any(r.code == "CLR211" for r in v.reasons)]
+    steady = [v for v in verdicts if v.limit == 3.0 and v not in adding]
+    assert all(v.stability is not None and v.stability >= 0.5 for v in steady)
 
 
 def test_stability_is_one_exactly_where_nobody_is_depended_on(
@@ -225,7 +226,6 @@ def test_a_cohort_of_two_honest_kinds_is_warned_of(benign: Clients) -> None:
 
 def test_two_honest_clients_of_a_wrong_size_are_no_pair(benign: Clients) -> None:
     """Each is nearer to an honest client than to the other, and many are nearer than usual."""
-    # Fails: they are taken for a minority, since likeness counts by the square of their size.
     kernel = Distances(tabled(benign), DETECTION).kernel
     names, more_than_usual = list(benign), 0
     for i, j in combinations(range(len(names)), 2):
