@@ -206,7 +206,7 @@ class DetectionCalibration(Constants):
         REAL,
     )
     hasty: float = constant(
-        5.0,
+        2.5,
         "usual errors",
         (1, 1000),
         "error, for the square of the content, from which on more content is a larger learning rate",
@@ -257,6 +257,13 @@ class DetectionCalibration(Constants):
         "of the members' likeness",
         (0, 10),
         "likeness of two distant clients that makes them company",
+        REAL,
+    )
+    many: float = constant(
+        1 / 3,
+        "share of the clients",
+        (0, 1),
+        "far and alike clients above which they are a minority although the others are as like to them",
         REAL,
     )
     side_likeness: float = constant(

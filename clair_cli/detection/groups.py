@@ -94,8 +94,10 @@ class Groups:
         towards = agreement.support(alike, self.group)
         for members in sides(alike, near & ~self.group | far, 0.0, n.minority):
             inside = [float(np.mean([alike[k, j] for j in members if j != k])) for k in members]
+            # of so many nobody knows whether they or the others are the badly trained ones
+            many = len(members) > n.many * self.consensus.distinct.sum()
             pairs = zip(members, inside, strict=True)
-            own = tuple(k for k, x in pairs if towards[k] < n.kept_whole * x)
+            own = tuple(k for k, x in pairs if many or towards[k] < n.kept_whole * x)
             if len(own) > 1 and far[list(own)].any():
                 groups.append(own)
         return tuple(sorted(groups))
