@@ -59,41 +59,12 @@ def test_every_exit_code_is_in_the_readme_and_in_help() -> None:
         assert f"| {code}" in README
 
 
-def test_the_table_of_results_is_the_measured_one() -> None:
-    """The rows of the README against those of the page of measurements, which names them longer."""
-    measured = (RESULTS / "method-measurements.md").read_text()
-    rows = {
-        "nobody contaminated: honest clients accused": "honest clients convicted, clean cohorts",
-        "strong contamination: exactly": "strong contamination: exactly the right clients",
-        "nearly half contaminated: exactly": "thin majorities: exactly the right",
-    }
-    for ours, theirs in rows.items():
-        assert figures(README, ours) == figures(measured, theirs)
-    found, accused = (
-        figures(README, f"mild contamination: {what}") for what in ("contaminated", "honest")
-    )
-    mild = figures(measured, "half-corrupted labels, 30 % backdoors", skip=1)
-    assert [*mild[::2]] == found
-    assert [*mild[1::2]] == accused
-
-
-def figures(page: str, row: str, skip: int = 0) -> list[float]:
-    """The percentages in the one row of a table that begins with `row`, without the first `skip`."""
-    (line,) = [line for line in page.splitlines() if line.startswith(f"| {row}")]
-    return [float(x) for x in re.findall(r"(\d+\.?\d*) %", line)][skip:]
-
-
-def test_the_figures_of_the_field_are_those_of_the_benchmark() -> None:
-    """Recall and exact sets, rounded to whole percents, as the table of all judges has them."""
-    table = (RESULTS / "detection-full-2000.md").read_text().splitlines()
-    columns = next([*map(str.strip, x.split("|"))] for x in table if x.startswith("| judge"))
-    for number, judge in enumerate(
-        ("NNM + trimmed mean, Delta W *", "DnC, Delta W *", "FLAME, Delta W")
-    ):
-        (line,) = [x for x in table if x.startswith(f"| {judge} ")]
-        cells = dict(zip(columns, map(str.strip, line.split("|")), strict=True))
-        exact = [round(100 * float(cells[name].split(" / ")[1])) for name in ("strong", "thin")]
-        shown = [
-            figures(README, row)[number + 1] for row in ("strong contamination", "nearly half")
-        ]
-        assert exact == shown
+def test_the_figures_are_those_of_seeds_that_nothing_was_set_on() -> None:
+    """Every "n of m" of the README stands in the last column of the table of what is wanted."""
+    page = (RESULTS / "real.md").read_text()
+    rows = re.findall(r"^\|[^|\n]*\|[^|\n]*\|[^|\n]*\|([^|\n]*)\|$", page, re.MULTILINE)
+    measured = {tuple(x) for row in rows for x in re.findall(r"(\d+) of (\d+)", row)}
+    part = README.split("## How good is it?")[1].split("\n## ")[0]
+    shown = [(n, m.replace("\u00a0", "")) for n, m in re.findall(r"(\d+) of (\d+)", part)]
+    assert len(shown) >= 6
+    assert set(shown) <= measured
