@@ -85,7 +85,12 @@ class Groups:
         if self.distances.told is None:  # what all share is unknown, and so is who shares more
             return ()
         uneven = self._uneven()
-        groups = [c.members for c in self.companies if uneven or self._elsewhere(c)]
+        most = n.many * self.consensus.distinct.sum()
+        groups = [
+            c.members
+            for c in self.companies
+            if uneven or self._elsewhere(c) or len(c.members) > most
+        ]
         taken = self.adding
         far = (scores >= n.limit) & ~zero & ~taken & self.consensus.distinct
         near = (scores >= n.suspicious) & ~zero & ~taken & self.consensus.distinct
@@ -95,7 +100,7 @@ class Groups:
         for members in sides(alike, near & ~self.group | far, 0.0, n.minority):
             inside = [float(np.mean([alike[k, j] for j in members if j != k])) for k in members]
             # of so many nobody knows whether they or the others are the badly trained ones
-            many = len(members) > n.many * self.consensus.distinct.sum()
+            many = len(members) > most
             pairs = zip(members, inside, strict=True)
             own = tuple(k for k, x in pairs if many or towards[k] < n.kept_whole * x)
             if len(own) > 1 and far[list(own)].any():
