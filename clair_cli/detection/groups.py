@@ -44,26 +44,34 @@ class Groups:
     def _addition_of_few(self) -> Company | None:
         """Clients with a rest that they share with a few others, most striking first.
 
-        Not judged by it are updates that hardly moved, that went further along the common way, that have
-        another rank, and that began elsewhere than the members did.
+        Not judged by it are updates that hardly moved, that have another rank, and that began elsewhere
+        than the members did.
         """
         n, distances = self.numbers, self.distances
         why = distances.causes(self.group)
         if why is None:
             return None
-        able = self.consensus.distinct & (why.size > n.hardly_trained)
-        able &= (why.content < n.grown) | (why.error < n.hasty * why.content**2)
-        able &= ~self.adding & ~self._copied(able)
-        able &= ~distances.elsewhere(self.group)
+        able = self.consensus.distinct & (why.size > n.hardly_trained) & ~self.adding
+        able &= ~self._copied(able) & ~distances.elsewhere(self.group)
         ranks = distances.tables.ranks
         if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
             able &= np.isclose(ranks, np.median(ranks[self.group]), rtol=0.1)
-        found = addition(why.company, able, n.addition_floor, n.addition_apart)
-        if found is None or found.cosine < n.addition_cosine:
-            return None
-        few = 1 + 0.5 / (len(found.members) - 1)  # chance makes two alike more easily than many
-        alike = found.cosine >= (n.same if len(found.members) > 2 else n.same_two)
-        return found if alike or found.score >= n.addition * few else None
+        further = (why.content >= n.grown) & (why.error >= n.hasty * why.content**2)
+        for who in (able, able & ~further):
+            found = addition(why.company, who, n.addition_floor, n.addition_apart)
+            if found is not None and self._striking(
+                found, bool(further[list(found.members)].any())
+            ):
+                return found
+        return None
+
+    def _striking(self, found: Company, further: bool) -> bool:
+        """Whether so many are so alike; who went `further` has to be alike beyond doubt."""
+        n, count = self.numbers, len(found.members)
+        few = 1 + 0.5 / (count - 1)  # chance makes two alike more easily than many
+        alike = found.cosine >= (n.same if count > 2 else n.same_two)
+        beyond = found.cosine >= n.addition_cosine and found.score >= n.addition * few
+        return alike or (beyond and not further)
 
     def _copied(self, able: Mask) -> Mask:
         """Clients of usual error whose whole rest lies in that of another, (K,): it copied them.

@@ -54,14 +54,16 @@ def split_evidence(clients: Clients, group: np.ndarray) -> tuple[list[Evidence],
 
 
 def bounds(clients: Clients, group: np.ndarray) -> np.ndarray:
-    """What is lacking of the common content, (K,), in units of the widest honest spread of it."""
+    """What is lacking of the common content, (K,), in units of the widest honest spread of it; no bound
+    for who has next to nothing of it."""
     distances = Distances(tabled(clients), NUMBERS)
     kept = distances.kept(group)
     assert kept is not None
     floor = NUMBERS.content_floor * (1 + (NUMBERS.few_members / group.sum()) ** 2)
     tail = lower_scale(kept[group | distances.stragglers(group)])
     unit = max(robust_scale(kept[group]), floor, tail)
-    return np.asarray(((1 - kept) / unit).clip(0, NUMBERS.score_cap))
+    lack = ((1 - kept) / unit).clip(0, NUMBERS.score_cap)
+    return np.where(kept < NUMBERS.nothing, np.inf, lack)
 
 
 @pytest.mark.parametrize(
