@@ -21,6 +21,8 @@ from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.scales import robust_scale
 
+ROUNDING = 1e-8
+"""Error, in energies of what is shared, that is rounding: nobody has company in it."""
 LEAST = 1e-6
 """Size below which an update is as good as zero, in usual sizes."""
 
@@ -50,6 +52,7 @@ def causes(whole: Array, group: Mask) -> Causes | None:
     content = agreement.support(whole, group) / shared
     rest = whole / shared - np.outer(content, content)
     error = rest.diagonal().clip(min=0)
+    error = np.where(error > ROUNDING, error, 0.0)
     length = np.sqrt(error[:, None] * error)
     company = np.divide(rest, length, out=np.zeros_like(rest), where=length > 0)
     cut = np.maximum(np.minimum(norm, usual), LEAST * usual)

@@ -24,9 +24,12 @@ class Groups:
         self.companies: list[Company] = []
         self.split = False
         while (found := self._addition_of_few()) is not None:
-            self.companies.append(found)
             left = self.group & ~self._mask(found.members)
-            if self.consensus.unidentified(left, int(self.consensus.distinct.sum())):
+            alone = self.consensus.unidentified(left, int(self.consensus.distinct.sum()))
+            if alone is not None and found.cosine < self.numbers.same:
+                break  # a weak likeness unseats no majority
+            self.companies.append(found)
+            if alone is not None:
                 self.split = True
                 break
             self.group = left  # what they add is no part of what all share

@@ -360,7 +360,7 @@ def test_honest_controls(control: Control, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "verdict"),
     [
-        ("A2 sign flip", "contaminated"),
+        ("A2 sign flip", "minority"),
         ("A3 boost x10", "contaminated"),
         ("A18 one NaN", "broken"),
     ],
