@@ -94,9 +94,8 @@ class Consensus:
             )
             return Reason("CLR302", text, usual, least)
         kept = self.distances.kept(group)
-        if (
-            kept is not None
-        ):  # noise makes clients agree unevenly, and strangers stand out all the same
+        # noise makes clients agree unevenly, and strangers stand out all the same
+        if kept is not None:
             spread = robust_scale(kept[group])
         most = 1 / self.numbers.limit
         if spread >= most:

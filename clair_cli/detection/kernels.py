@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
 import numpy as np
 
 from clair_cli.detection import agreement
@@ -12,6 +16,22 @@ from clair_cli.detection.heads import Heads
 from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
+
+Answer = TypeVar("Answer")
+
+
+def remembered(method: Callable[[Any, Mask], Answer]) -> Callable[[Any, Mask], Answer]:
+    """The method of a group (K,), asked about the same group again answered from memory."""
+    name = f"_last_{method.__name__}"
+
+    @wraps(method)
+    def asked(self: Any, group: Mask) -> Answer:
+        known: tuple[Mask, Answer] | None = self.__dict__.get(name)
+        if known is None or not np.array_equal(known[0], group):
+            known = self.__dict__[name] = (group.copy(), method(self, group))
+        return known[1]
+
+    return asked
 
 
 class Kernels:
@@ -73,6 +93,7 @@ class Kernels:
         same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
         return [list(np.flatnonzero(row)) for row in near | same]
 
+    @remembered
     def causes(self, group: Mask) -> Causes | None:
         """What each client lacks and adds against `group`; None where its members share nothing.
 
@@ -80,6 +101,7 @@ class Kernels:
         """
         return None if self.told is None else causes(self.told, group)
 
+    @remembered
     def kept(self, group: Mask) -> Array | None:
         """Share of the common content in each client, (K,), None where cosines are mere chance.
 
@@ -93,6 +115,7 @@ class Kernels:
             return why.kept
         return np.fmax(why.kept, head - self.numbers.head_excuse)
 
+    @remembered
     def stragglers(self, group: Mask) -> Mask:
         """Who is no member, has some of the common content, and is alone with its rest, (K,)."""
         n, why, kept = self.numbers, self.causes(group), self.kept(group)
@@ -110,6 +133,7 @@ class Kernels:
         usual = float(np.median(agreement.pairs(kernel, group)))
         return np.asarray(kernel / usual) if usual > 0 else kernel
 
+    @remembered
     def elsewhere(self, group: Mask) -> Mask:
         """Who began from other rows than members who began alike, (K,): no cosine tells of them."""
         rows = self.tables.rows
@@ -120,12 +144,14 @@ class Kernels:
         found: Mask = agreement.support(rows, group) <= least
         return found & (usual > self.numbers.same_rows)
 
+    @remembered
     def clear(self, group: Mask) -> bool:
         """Whether the members' cosines are more than those of strangers."""
         values = agreement.support(self.direction, group)
         chance = float(np.median(self.chance[np.ix_(group, group)]))
         return float(np.median(values[group])) >= self.numbers.clear_of_chance * chance
 
+    @remembered
     def cut(self, group: Mask) -> Array:
         """`inner` with every update cut to the usual norm of its module, in its unit, (M, K, K)."""
         usual = np.median(self.norms[:, group], axis=1)[:, None]
