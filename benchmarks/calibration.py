@@ -114,7 +114,8 @@ class Cohort:
         names = (*self.adapters,)
         inner, overlap, d_out, d_in = tables(stacks)
         modules = tuple(s.module for s in stacks)
-        known = Tables(names, modules, inner, overlap, d_out, d_in, found.members, names)
+        what = names, modules, inner, overlap, d_out, d_in, found.members, names
+        known = Tables(*what, unexplained=found.unexplained())
         said = judge(known, Settings(detection=numbers))
         verdicts = {v.client: v.verdict for v in said.verdicts}
         verdicts |= dict.fromkeys(self.broken, "broken")

@@ -47,7 +47,8 @@ def settle(stacks: Sequence[ModuleStack], found: Decomposition) -> tuple[Judgeme
     """The verdicts of `clair detect`, and M and U of their consensus, where there is one."""
     inner, overlap, d_out, d_in = tables(stacks)
     names = tuple(f"client-{k + 1:02d}" for k in range(inner.shape[1]))
-    said = judge(Tables(names, found.modules, inner, overlap, d_out, d_in, found.members, names))
+    what = names, found.modules, inner, overlap, d_out, d_in, found.members, names
+    said = judge(Tables(*what, unexplained=found.unexplained()))
     return said, refit(stacks, said.consensus) if said.identified else found
 
 

@@ -102,7 +102,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         if too_few(cohort):
             return Detection(cohort, stacks, machine=machine)
         solved = decompose(stacks, settings.detection, settings.seed, on_progress)
-        judgement = judge(tabulated(cohort, stacks, solved.members, full), settings)
+        judgement = judge(tabulated(cohort, stacks, solved, full), settings)
         decomposition = None
         if judgement.identified:
             decomposition = settled(solved, stacks, judgement.consensus, settings)

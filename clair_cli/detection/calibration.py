@@ -212,11 +212,46 @@ class DetectionCalibration(Constants):
         "error, for the square of the content, from which on more content is a larger learning rate",
         REAL,
     )
+    addition_error: float = constant(
+        4.0,
+        "usual errors",
+        (1, 1000),
+        "error, for the square of the content, from which on a client in few directions adds something",
+        REAL,
+    )
+    narrow: float = constant(
+        0.15,
+        "log effective rank",
+        (1e-6, 10),
+        "how much narrower an update is that adds something: honest ones with as much error were at "
+        "most 0.09 narrower, random tokens 0.22 and more",
+        REAL,
+    )
+    distorted: float = constant(
+        100.0,
+        "usual errors",
+        (1, 1e9),
+        "error that no lack of data makes: a thirtieth of the data made 50",
+        REAL,
+    )
+    material: float = constant(
+        0.01,
+        "of the usual energy",
+        (0, 1),
+        "error that a distortion has at least, per `distorted`",
+        REAL,
+    )
+    enormous: float = constant(
+        30.0, "usual errors", (1, 1e9), "error that is suspicious however small it is", REAL
+    )
+    rounding: float = constant(
+        1e-6, "of the usual energy", (0, 1), "error that may be rounding", METHOD
+    )
     copied: float = constant(
-        0.85,
+        0.93,
         "of the rest's energy",
         (0, 1),
-        "share of a client's rest in another's from which on that copied it; colluders have 0.81",
+        "share of a client's rest in another's from which on that copied it; colluders have 0.87",
         REAL,
     )
     same: float = constant(

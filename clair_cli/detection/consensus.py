@@ -14,7 +14,8 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.causes import named, sides
-from clair_cli.detection.distances import Distances, Evidence
+from clair_cli.detection.distances import Distances
+from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.scales import robust_scale
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS

@@ -9,37 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.causes import Causes
+from clair_cli.detection.evidence import Evidence, at_most
+from clair_cli.detection.excess import excess
 from clair_cli.detection.kernels import Kernels
 from clair_cli.detection.module_names import describe
 from clair_cli.detection.scales import lower_scale, robust_scale
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """One distance of every client: its value, its score, its code and the words for it.
-
-    Evidence that is not `decisive` makes a client suspicious at most. `parts` are what joint
-    evidence is made of; it carries the code of the part that says most.
-    """
-
-    code: str
-    values: Array
-    scores: Array
-    limit: tuple[float, float]
-    words: Callable[[int], str]
-    decisive: bool = True
-    parts: tuple[Evidence, ...] = ()
-
-    def code_of(self, k: int) -> str:
-        """The code under which this speaks of client k."""
-        return max(self.parts, key=lambda p: p.scores[k]).code if self.parts else self.code
 
 
 class Distances(Kernels):
@@ -66,16 +47,17 @@ class Distances(Kernels):
         agree = self._agreement(group)
         if agree is not None:  # other rows hide what is there
             lack = np.where(self.elsewhere(group), np.minimum(lack, agree.scores), lack)
-        near = [_at_most(agree, lack), _at_most(direction, lack)]
+        near = [at_most(agree, lack), at_most(direction, lack)]
         parts = [e for e in map(self._of_originals, near) if e is not None]
         both = np.maximum(lack[self.originals], norm.scores)
-        together = _at_most(self._together([*parts, norm], group, settled), both)
+        together = at_most(self._together([*parts, norm], group, settled), both)
         local: list[Evidence | None] = [self._local(self.agree, group)]
         if direction is not None:
             local.append(self._local(self.cosine if why is None else self.cut(group), group))
         if why is not None:
             local = self._calm(local, why, lack, group)
         local.append(self._head(group, why))
+        local.extend(excess(self, group, why) if why is not None else [])
         found = [*parts, norm, together, *map(self._of_originals, local)]
         return [e for e in found if e is not None]
 
@@ -116,11 +98,11 @@ class Distances(Kernels):
         Of noisy clients agreement says no more than what is missing of the content there.
         """
         whole = np.where(self._whole_elsewhere(self.cut(group), group), np.inf, lack)
-        agree, content = (_at_most(e, whole) for e in local)
+        agree, content = (at_most(e, whole) for e in local)
         if content is None:
             return [agree]
         return [
-            _at_most(agree, np.where(why.error < self.numbers.noisy, whole, content.scores)),
+            at_most(agree, np.where(why.error < self.numbers.noisy, whole, content.scores)),
             content,
         ]
 
@@ -394,10 +376,3 @@ class Distances(Kernels):
             scores = ((1 - relative) / np.array(spread)[:, None]).clip(0, self.numbers.score_cap)
             found = np.maximum(found, np.where((usual > 0)[:, None], scores, 0.0))
         return found
-
-
-def _at_most(evidence: Evidence | None, bound: Array) -> Evidence | None:
-    """The same evidence with no score above `bound` (K,)."""
-    if evidence is None:
-        return None
-    return replace(evidence, scores=np.minimum(evidence.scores, bound))

@@ -75,6 +75,12 @@ class Decomposition:
             self.residuals, self.norms, out=np.zeros_like(self.norms), where=self.norms > 0
         )
 
+    def unexplained(self) -> NDArray[np.float64]:
+        """Energy of each client that M and U leave, (K,), in energies of a usual update."""
+        usual = float(np.median((self.norms**2).sum(axis=0)))
+        lost = (self.residuals**2).sum(axis=0)
+        return np.asarray(lost / usual if usual > 0 else lost)
+
     def explained(self) -> NDArray[np.float64]:
         """Share of the members' energy that M and U explain, (modules,)."""
         lost = (self.residuals[:, self.members] ** 2).sum(axis=1)

@@ -13,6 +13,7 @@ from clair_cli.detection.agreement import Array, Mask
 if TYPE_CHECKING:
     from clair_cli.cohort import Adapter, Cohort
     from clair_cli.detection.full import FullTables
+    from clair_cli.detection.solver import Decomposition
     from clair_cli.detection.stacks import ModuleStack
 
 
@@ -24,7 +25,7 @@ class Tables:
     clients the decomposition left without S, `digests` K content hashes, `full` the matrices that were
     trained whole. `rows` (K, K) are the mean squared cosines of the clients' row spaces, `ranks` (K,)
     the mean ranks of their updates. `absolute` (M,) are the modules whose updates mean something by
-    themselves; None: all.
+    themselves; None: all. `unexplained` (K,) is the energy outside of M and U, in usual energies.
     """
 
     clients: tuple[str, ...]
@@ -39,15 +40,16 @@ class Tables:
     rows: Array | None = None
     ranks: Array | None = None
     absolute: Mask | None = None
+    unexplained: Array | None = None
 
 
 def tabulated(
     cohort: Cohort,
     stacks: Sequence[ModuleStack],
-    members: Mask,
+    solved: Decomposition,
     full: FullTables | None = None,
 ) -> Tables:
-    """The tables of a cohort from its stacks; `members` (K,) and `full` as in `Tables`."""
+    """The tables of a cohort from its stacks and what the solver made of them; `full` as in `Tables`."""
     from clair_cli.detection.stacks import tables
 
     inner, overlap, d_out, d_in = tables(stacks)
@@ -58,12 +60,13 @@ def tabulated(
         overlap=overlap,
         d_out=d_out,
         d_in=d_in,
-        members=members,
+        members=solved.members,
         digests=tuple(a.digest for a in cohort.clients),
         full=full,
         rows=np.mean([s.rows.numpy() for s in stacks], axis=0) if stacks else None,
         absolute=np.array([cohort.clients[0].updates[m].absolute for m in cohort.modules]),
         ranks=np.array([_rank(a, cohort.modules) for a in cohort.clients]),
+        unexplained=solved.unexplained(),
     )
 
 

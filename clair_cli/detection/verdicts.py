@@ -17,7 +17,8 @@ from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.causes import Causes, named
 from clair_cli.detection.consensus import Consensus
-from clair_cli.detection.distances import Distances, Evidence
+from clair_cli.detection.distances import Distances
+from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.groups import Groups
 from clair_cli.detection.tables import Tables
 from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from clair_cli.detection.calibration import DETECTION
-from clair_cli.detection.distances import Distances, Evidence
+from clair_cli.detection.distances import Distances
+from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.scales import lower_scale, robust_scale
 from clair_cli.detection.verdicts import Judgement
 from clair_cli.report import Verdict
@@ -76,7 +77,7 @@ def test_noise_on_top_adds_up_to_nothing_where_the_content_is_all_there(
     clients = without(benign, client) | {"mallory": jittered(benign[client], seed, 1.1)}
     found = judged(clients)
     single, joint = split_evidence(clients, found.consensus)
-    assert {e.code for e in single} == {"CLR201", "CLR202", "CLR203", "CLR204"}
+    assert {e.code for e in single} == {"CLR201", "CLR202", "CLR203", "CLR204", "CLR214"}
     assert max(float(e.scores[-1]) for e in [*single, joint]) < NUMBERS.suspicious
     assert {v.verdict for v in found.verdicts[:-1]} == {"benign"}
     assert last(found).verdict in ("benign", "suspicious")
@@ -204,7 +205,7 @@ def test_who_adds_the_same_on_top_is_contaminated_and_who_adds_noise_is_not(
 
 def test_honest_clients_are_nobodys_accomplices(benign: Clients) -> None:
     single, joint = split_evidence(benign, np.ones(6, bool))
-    assert len(single) == 5
+    assert len(single) == 6
     assert joint.scores.max() < 1
     assert not any("other suspects" in joint.words(k) for k in range(6))
 

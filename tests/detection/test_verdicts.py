@@ -40,7 +40,8 @@ def tabled(clients: Clients, settings: Settings | None = None, digests: Digests 
     modules = tuple(next(iter(clients.values())))
     stacks = [stack_module(m, [clients[c][m] for c in names]) for m in modules]
     found = decompose(stacks, (settings or Settings()).detection)
-    return Tables(names, modules, *tables(stacks), found.members, digests or names)
+    what = names, modules, *tables(stacks), found.members, digests or names
+    return Tables(*what, unexplained=found.unexplained())
 
 
 def judged(

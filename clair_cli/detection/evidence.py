@@ -1,0 +1,38 @@
+"""One distance of every client: its value, its score, its code and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clair_cli.detection.agreement import Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """One distance of every client: its value, its score, its code and the words for it.
+
+    Evidence that is not `decisive` makes a client suspicious at most. `parts` are what joint
+    evidence is made of; it carries the code of the part that says most.
+    """
+
+    code: str
+    values: Array
+    scores: Array
+    limit: tuple[float, float]
+    words: Callable[[int], str]
+    decisive: bool = True
+    parts: tuple[Evidence, ...] = ()
+
+    def code_of(self, k: int) -> str:
+        """The code under which this speaks of client k."""
+        return max(self.parts, key=lambda p: p.scores[k]).code if self.parts else self.code
+
+
+def at_most(evidence: Evidence | None, bound: Array) -> Evidence | None:
+    """The same evidence with no score above `bound` (K,)."""
+    if evidence is None:
+        return None
+    return replace(evidence, scores=np.minimum(evidence.scores, bound))
