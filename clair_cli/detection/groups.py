@@ -100,7 +100,7 @@ class Groups:
         groups = [
             c.members
             for c in self.companies
-            if uneven or self._elsewhere(c) or len(c.members) > most
+            if uneven or self._elsewhere(c) or self._by_chance(c) or len(c.members) > most
         ]
         taken = self.adding
         far = (scores >= n.limit) & ~zero & ~taken & self.consensus.distinct
@@ -123,6 +123,10 @@ class Groups:
         alike = self.distances.alike(self.group)
         pairs = [alike[np.ix_(g, g)][np.triu_indices(len(g), 1)] for g in minorities]
         return tuple(float(p.mean()) for p in pairs)
+
+    def _by_chance(self, company: Company) -> bool:
+        """Whether two honest clients with data in common are as alike."""
+        return len(company.members) == 2 and company.cosine < self.numbers.same_two
 
     def _elsewhere(self, company: Company) -> bool:
         """Whether its members lack of the common content, too: then they do something else."""
