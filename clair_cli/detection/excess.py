@@ -48,22 +48,21 @@ def _narrow(kernels: Kernels, group: Mask, error: Array) -> Evidence:
         error,
         scores,
         (-math.inf, n.addition_error),
-        lambda k: (
-            f"adds what nobody else has: {error[k]:.2g}x the usual error, and in few directions"
-        ),
+        lambda k: f"adds something of its own: {error[k]:.2g}x the usual error, in few directions",
     )
 
 
 def _beyond(left: Array, usual: float, most: float, score: float, decisive: bool) -> Evidence:
     """Energy `left` (K,) outside of what is shared; `most` times the `usual` is worth `score`."""
     ratio = left / usual
-    return Evidence(
-        "CLR214",
-        ratio,
-        score * np.log(np.maximum(ratio, 1.0)) / math.log(most),
-        (-math.inf, most),
-        lambda k: (
-            f"adds what nobody else has: {ratio[k]:.2g}x the usual error, more than little data make"
-        ),
-        decisive,
-    )
+
+    def words(k: int) -> str:
+        much = (
+            "more than little data make"
+            if ratio[k] >= most
+            else "very little data, or an addition?"
+        )
+        return f"has {ratio[k]:.2g}x the usual error: {much}"
+
+    scores = score * np.log(np.maximum(ratio, 1.0)) / math.log(most)
+    return Evidence("CLR214", ratio, scores, (-math.inf, most), words, decisive)

@@ -196,19 +196,25 @@ class _Bench:
         n, first = self.settings.detection, int(self.distances.originals[k])
         assert self.why is not None
         assert self.kept is not None
-        score = {e.code: float(e.scores[k]) for e in self.evidence if e.decisive and not e.parts}
-        kept, odd = float(self.kept[k]), float(self.scores[k]) >= n.suspicious
+        kept = float(self.kept[k])
+        odd = max(float(self.scores[k]), self._score("CLR209", k)) >= n.suspicious
         tests: tuple[tuple[CauseName, bool], ...] = (
             ("copy", bool(self.distances.twins[k])),
             ("adds", any(first in c.members for c in self.groups.companies)),
-            ("head", score.get("CLR210", 0.0) >= n.limit),
+            ("head", self._score("CLR210", k) >= n.limit),
             ("opposes", kept < 0),
-            ("size", score["CLR202"] >= n.suspicious),
+            ("adds", self._score("CLR214", k) >= n.limit),
+            ("size", self._score("CLR202", k) >= n.suspicious),
             ("lacks", kept < n.kept_whole and (odd or kept < n.kept_half)),
             ("noisy", self._noise(k) >= 2 * n.noisy),
             ("lacks", odd),
         )
         return next((name for name, holds in tests if holds), None)
+
+    def _score(self, code: str, k: int) -> float:
+        """The largest that single evidence of this code says of client k."""
+        said = (float(e.scores[k]) for e in self.evidence if e.code == code and not e.parts)
+        return max(said, default=0.0)
 
     def _noise(self, k: int) -> float:
         """Error of client k in usual errors, for its own size where it is larger than usual."""
