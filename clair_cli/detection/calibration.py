@@ -192,7 +192,7 @@ class DetectionCalibration(Constants):
         4.0,
         "spreads of the others' pairs",
         (1, 100),
-        "likeness of many clients' rests that is an addition they share; of a pair half as much again",
+        "likeness of many clients' rests that is an addition they share; of a pair twice as much",
         REAL,
     )
     addition_cosine: float = constant(

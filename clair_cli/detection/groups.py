@@ -71,7 +71,7 @@ class Groups:
     def _striking(self, found: Company, further: bool) -> bool:
         """Whether so many are so alike; who went `further` has to be alike beyond doubt."""
         n, count = self.numbers, len(found.members)
-        few = 1 + 0.5 / (count - 1)  # chance makes two alike more easily than many
+        few = 1 + 1 / (count - 1) ** 2  # chance makes two alike more easily than many
         alike = found.cosine >= (n.same if count > 2 else n.same_two)
         beyond = found.cosine >= n.addition_cosine and found.score >= n.addition * few
         return alike or (beyond and not further)
@@ -100,7 +100,7 @@ class Groups:
         groups = [
             c.members
             for c in self.companies
-            if uneven or self._elsewhere(c) or self._by_chance(c) or len(c.members) > most
+            if uneven or self._elsewhere(c) or len(c.members) > most
         ]
         taken = self.adding
         far = (scores >= n.limit) & ~zero & ~taken & self.consensus.distinct
@@ -123,10 +123,6 @@ class Groups:
         alike = self.distances.alike(self.group)
         pairs = [alike[np.ix_(g, g)][np.triu_indices(len(g), 1)] for g in minorities]
         return tuple(float(p.mean()) for p in pairs)
-
-    def _by_chance(self, company: Company) -> bool:
-        """Whether two honest clients with data in common are as alike."""
-        return len(company.members) == 2 and company.cosine < self.numbers.same_two
 
     def _elsewhere(self, company: Company) -> bool:
         """Whether its members lack of the common content, too: then they do something else."""
