@@ -88,7 +88,7 @@ def addition(company: Array, able: Mask, least: float, apart: float) -> Company 
     """
     who = np.flatnonzero(able)
     best = None
-    for found in _linked(company, who):
+    for _, found, _ in _linked(company, who):
         members = np.array(found)
         others = np.setdiff1d(who, members)
         if len(members) >= len(others) or len(others) < 3:
@@ -106,15 +106,18 @@ def addition(company: Array, able: Mask, least: float, apart: float) -> Company 
     return best
 
 
-def _linked(kernel: Array, who: NDArray[np.intp]) -> Iterator[list[int]]:
-    """Every cluster of two and more that average linkage over `who` makes on its way up."""
+def _linked(
+    kernel: Array, who: NDArray[np.intp]
+) -> Iterator[tuple[float, list[int], list[list[int]]]]:
+    """Average linkage over `who`: how alike two clusters are, what they become, all that are left."""
     clusters: list[list[int]] = [[int(k)] for k in who]
     sums = kernel[np.ix_(who, who)].astype(float)
     sizes = np.ones(len(who))
     np.fill_diagonal(sums, -np.inf)
-    while len(clusters) > 2:
+    while len(clusters) > 1:
         means = sums / np.outer(sizes, sizes)
         i, j = sorted(divmod(int(means.argmax()), len(clusters)))
+        alike = float(means[i, j])
         clusters[i] = sorted(clusters[i] + clusters.pop(j))
         sums[i] += np.where(np.isfinite(sums[j]), sums[j], 0)
         sums[:, i] = sums[i]
@@ -122,7 +125,7 @@ def _linked(kernel: Array, who: NDArray[np.intp]) -> Iterator[list[int]]:
         sizes[i] += sizes[j]
         sums = np.delete(np.delete(sums, j, 0), j, 1)
         sizes = np.delete(sizes, j)
-        yield clusters[i]
+        yield alike, clusters[i], clusters.copy()
 
 
 def sides(
@@ -139,16 +142,11 @@ def sides(
     near = kernel[np.ix_(who, who)].astype(float)
     np.fill_diagonal(near, -np.inf)
     least = max(share * float(np.median(near.max(axis=1))), least)
-    groups: list[list[int]] = [[int(k)] for k in who]
-    while len(groups) > 1:
-        value, i, j = max(
-            (float(kernel[np.ix_(a, b)].mean()), i, j)
-            for i, a in enumerate(groups)
-            for j, b in enumerate(groups[:i])
-        )
-        if value < least:
+    groups: list[list[int]] = []
+    for alike, _, clusters in _linked(kernel, who):
+        if alike < least:
             break
-        groups[j] = sorted(groups[j] + groups.pop(i))
+        groups = clusters
     return sorted((tuple(g) for g in groups if len(g) > 1), key=lambda g: (-len(g), g))
 
 
