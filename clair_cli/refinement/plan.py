@@ -106,8 +106,16 @@ class Plan:
         return self._padded(adapter, {m: self.rank(adapter, m) for m in self.modules})
 
     def mean_ranks(self, adapter: Adapter) -> dict[str, int]:
-        """The same of the mean."""
-        return self._padded(adapter, {m: self.rank_of_mean(adapter, m) for m in self.modules})
+        """The same of the mean; of none where all are as they are.
+
+        Where ranks and scales stand in a reference that others keep, "auto" is that of the reference.
+        """
+        own = {m: adapter.updates[m].rank for m in self.modules}
+        fixed = formats.record(adapter).needs_reference
+        if fixed and self.settings.global_rank == "auto":
+            return {}
+        ranks = self._padded(adapter, {m: self.rank_of_mean(adapter, m) for m in self.modules})
+        return {} if ranks == own else ranks
 
     def _padded(self, adapter: Adapter, ranks: dict[str, int]) -> dict[str, int]:
         style = self.settings.write

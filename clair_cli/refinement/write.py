@@ -235,7 +235,7 @@ class _Mean:
         data = _provenance(self.template, template=self.template.client, mean_of=weights)
         publish.write_bytes(self.folder / PROVENANCE, data)
         error = (self.lost / self.squared) ** 0.5 if self.squared > 0 else 0.0
-        rank = max(self.ranks.values())
+        rank = max(self.ranks.get(m, s.rank) for m, s in self.template.updates.items())
         return GlobalAdapter(GLOBAL, self.template.client, error, rank)
 
 
