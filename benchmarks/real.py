@@ -124,7 +124,8 @@ def results(given: argparse.Namespace, clair: Clair, progress: Progress) -> Resu
         found = made("peers", wanted, folder, make, jobs, progress)
         scores = {c.name: said["scores"] for c, said in found}
     if given.refine:
-        rows = refined(real_refine.chosen(wanted, given.refine), data, work, jobs, progress)
+        these = real_refine.chosen(wanted, given.refine, given.conditions)
+        rows = refined(these, data, work, jobs, progress)
     synthetic = real_synthetic.cohorts(given.synthetic) if given.synthetic else []
     return Results(facts(given, clair), now, before, synthetic, scores, rows)
 
@@ -152,6 +153,7 @@ def facts(given: argparse.Namespace, clair: Clair) -> str:
     command = f"python -m benchmarks.real --data DATA --work DIR --seeds {given.seeds}"
     command += " --quick" * given.quick + " --peers" * given.peers
     command += f" --refine {given.refine}" * bool(given.refine)
+    command += f" --conditions {' '.join(given.conditions)}" * bool(given.conditions)
     command += f" --only {given.only}" * bool(given.only)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return (
@@ -173,6 +175,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--no-train", action="store_true", help="leave out cohorts of clients not trained yet")
     add("--peers", action="store_true", help="what others would say")
     add("--refine", type=int, default=0, metavar="N", help="refine N of each pool and condition")
+    add("--conditions", nargs="+", default=[], help="refine cohorts of these only; all by default")
     add("--python", default=sys.executable, help="the interpreter of another clair")
     add("--source", type=Path, help="where another clair's source lies")
     add("--against", type=Path, help="kept reports of another clair, to compare with")

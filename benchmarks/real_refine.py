@@ -6,7 +6,7 @@ classes. Classifier heads count: a method for all takes them into its mean, or t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
@@ -268,15 +268,16 @@ def ours(data: Path, work: Path, cohort: Cohort) -> dict[str, Any]:
     return {"quality": found}
 
 
-def chosen(cohorts: Iterable[Cohort], each: int) -> list[Cohort]:
+def chosen(cohorts: Iterable[Cohort], each: int, conditions: Collection[str] = ()) -> list[Cohort]:
     """The first `each` of every pool and condition without contamination, and as many of some kinds
-    of it among even clients."""
+    of it among even clients; of these `conditions` where any is named."""
     counts: dict[tuple[str, str, str], int] = {}
     found: list[Cohort] = []
     for cohort in cohorts:
         key = cohort.pool.name, cohort.condition, cohort.kind
         counts[key] = counts.get(key, 0) + 1
         harmed = cohort.condition == "even" and cohort.kind in HARMED
-        if counts[key] <= each and (cohort.kind == "none" or harmed):
+        asked = not conditions or cohort.condition in conditions
+        if asked and counts[key] <= each and (cohort.kind == "none" or harmed):
             found.append(cohort)
     return found
