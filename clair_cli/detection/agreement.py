@@ -54,9 +54,12 @@ def chance_cosines(overlap: Array, norms: Array, d_in: Array) -> Array:
     return _over(spread, length[:, None] * length)
 
 
-def levelled(inner: Array) -> Array:
-    """`inner` with every module in units of its median client energy; zero where that is zero."""
-    units = np.median(np.einsum("mkk->mk", inner), axis=1)[:, None, None]
+def levelled(inner: Array, members: Mask | None = None) -> Array:
+    """`inner` with every module in units of the median energy of `members`, else of all clients; zero
+    where that is zero."""
+    energies = np.einsum("mkk->mk", inner)
+    given = energies if members is None else energies[:, members]
+    units = np.median(given, axis=1)[:, None, None]
     return _over(inner, np.broadcast_to(units, inner.shape))
 
 

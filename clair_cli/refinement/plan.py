@@ -9,7 +9,7 @@ import numpy as np
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, Start
-from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.agreement import Array, Mask, levelled
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
 from clair_cli.refinement.labels import own_labels
@@ -234,15 +234,9 @@ class _Looking:
 
     def _standing(self, here: Mask, giving: Mask, full: FullMatrices) -> Standing:
         """Of the clients of a group, by all modules whose updates mean something by themselves."""
-        kernel = _levelled(self.inner[:, here][:, :, here], giving)
-        whole = _levelled(full.inner, giving) if len(full.inner) else None
+        kernel = levelled(self.inner[:, here][:, :, here], giving).sum(axis=0)
+        whole = levelled(full.inner, giving).sum(axis=0) if len(full.inner) else None
         return standing(kernel, giving, self.settings.refinement, whole)
-
-
-def _levelled(inner: Array, giving: Mask) -> Array:
-    """Inner products (K, K) of whole adapters, every module in units of its median giver's energy."""
-    units = np.median(np.einsum("mkk->mk", inner)[:, giving], axis=1)
-    return np.asarray((inner / np.where(units > 0, units, np.inf)[:, None, None]).sum(axis=0))
 
 
 def _weighted(who: Recipients, stand: Standing) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.cohort.records import natural_key
-from clair_cli.detection.agreement import Array
+from clair_cli.detection.agreement import Array, common_share
 from clair_cli.detection.full import read_full, read_full_estimate
 from clair_cli.refinement.members import Recipients
 from clair_cli.settings import Settings
@@ -43,7 +43,8 @@ def full_matrices(who: Recipients, settings: Settings, device: str) -> FullMatri
     giving = np.array(who.giving)
     least = settings.refinement.full_common
     means = [
-        _common(w, p & giving) >= least for w, p in zip(found.inner, found.present, strict=True)
+        common_share(w[None, p & giving][:, :, p & giving]) >= least
+        for w, p in zip(found.inner, found.present, strict=True)
     ]
     every = found.present.all(axis=1)
     return FullMatrices(
@@ -59,15 +60,6 @@ def _usual_shapes(clients: Sequence[Adapter]) -> dict[str, tuple[int, ...]]:
     names = sorted({n for a in clients for n in a.full}, key=natural_key)
     found = {n: Counter(a.full[n].shape for a in clients if n in a.full) for n in names}
     return {n: count.most_common(1)[0][0] for n, count in found.items()}
-
-
-def _common(inner: Array, who: Array) -> float:
-    """Share of their energy that two of the clients `who` (K,) have in common; 0 for fewer than two."""
-    own = inner[np.ix_(who, who)]
-    count, energy = len(own), float(np.trace(own))
-    if count < 2 or not energy > 0:
-        return 0.0
-    return (float(own.sum()) - energy) / (count - 1) / energy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
