@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clair_cli.cli import options as o
-from clair_cli.cli.delivery import command_line, delivery
+from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.renderers.safe import safe_text
 
@@ -52,7 +52,7 @@ def refine(
     broken gets none.
     """
     settings = o.settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, folder, out)
+    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks), out)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

@@ -166,6 +166,11 @@ class Cohort:
     findings: tuple[Reason, ...] = ()
     full: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of all clients, broken ones included."""
+        return (*(a.client for a in self.clients), *(b.client for b in self.broken))
+
     def having(self, name: str) -> tuple[int, ...]:
         """Positions of the clients that have `full[name]` with its shape; the others have it otherwise
         or not at all, and a finding names them."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+STATEMENT = "statement.dsse.json"
+"""What is signed, and the signature: written after the manifest, which therefore does not list it."""
 MAX_BYTES = 64 * 2**20
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
@@ -49,6 +51,11 @@ def load_manifest(folder: Path) -> dict[str, Any] | None:
         if cause.errno in ABSENT:
             return None
         raise
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether clair wrote the folder, and it is still as it was written: nothing more, nothing less."""
+    return read_manifest(folder) is not None and not differences(folder)
 
 
 def verify(out: Path) -> list[str]:

@@ -19,6 +19,7 @@ from clair_cli.output.manifest import MANIFEST, load_manifest, read_manifest, ve
 __all__ = [
     "MANIFEST",
     "NewFile",
+    "check_apart",
     "check_output",
     "linked_folders",
     "read_manifest",
@@ -66,26 +67,39 @@ def _check_place(out: Path, inputs: Path, shown: str) -> None:
     source = inputs.resolve()
     if own == _key(source):
         raise UsageError(f"--out {shown}: is the input folder; give another")
-    if _key(source) in {_key(p) for p in (parent, *parent.parents)}:
+    by_name = Path(os.path.abspath(out)).parents
+    if _key(source) in {_key(p) for p in (parent, *parent.parents, *by_name) if p.exists()}:
         raise UsageError(f"--out {shown}: lies inside the input folder; give one outside")
     if own in {_key(p) for p in source.parents}:
         raise UsageError(f"--out {shown}: contains the input folder; give another")
-    for folder in linked_folders(inputs):
-        if parent == folder or parent.is_relative_to(folder) or out.resolve() == folder:
-            raise UsageError(
-                f"--out {shown}: lies inside {str(folder)!r}, which the input links to"
-            )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out {shown}: its parent folder is not writable")
 
 
-def linked_folders(inputs: Path) -> list[Path]:
-    """The folders outside `inputs` that its clients are links to, resolved."""
+def check_apart(out: Path, inputs: Path) -> None:
+    """Raises UsageError where `out` lies in a folder that a link among the clients leads to.
+
+    For runs that follow links: then what they lead to is input, too.
+    """
+    parent = out.parent.resolve()
+    for name, folder in linked_folders(inputs).items():
+        if parent.is_relative_to(folder) or out.resolve() == folder:
+            where = f"{str(folder)!r}, which the link {name!r} among the clients leads to"
+            raise UsageError(f"--out {str(out)!r}: lies inside {where}; give another")
+
+
+def linked_folders(inputs: Path) -> dict[str, Path]:
+    """Names of links in `inputs` and the folders outside that they, or the files they are, lie in.
+
+    A link that leads nowhere, or to a folder around `inputs`, is no client and not among them.
+    """
     try:
-        links = [p.resolve() for p in inputs.iterdir() if p.is_symlink()]
-    except OSError:
-        return []
-    return [p if p.is_dir() else p.parent for p in links]
+        links = {p.name: p.resolve() for p in inputs.iterdir() if p.is_symlink()}
+    except (OSError, RuntimeError):
+        return {}
+    around = inputs.resolve()
+    folders = {n: p if p.is_dir() else p.parent for n, p in links.items() if p.exists()}
+    return {n: p for n, p in folders.items() if not around.is_relative_to(p)}
 
 
 def _key(path: Path) -> tuple[int, int]:
