@@ -54,8 +54,8 @@ class Plan:
     """Names, paths and numbers: everything that refining one module needs but the module.
 
     `groups` are the majority and then the minorities. `folders` are what the clients' folders in the
-    output are called, which depends on all clients, those that get no adapter included. `ranks` (client -> rank) and `mean_rank` are
-    known where "auto" was asked for and measured.
+    output are called, which depends on all clients, those that get no adapter included. `ranks`
+    (client -> rank) and `mean_rank` are known where "auto" was asked for and measured.
     """
 
     groups: tuple[Group, ...]

@@ -1,4 +1,4 @@
-"""Names of entries, as uploads choose them: nobody vanishes, is taken for another, or decides about OUT."""
+"""Names as uploads choose them: nobody vanishes, is taken for another, or decides about OUT."""
 
 from __future__ import annotations
 
