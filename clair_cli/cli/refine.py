@@ -12,6 +12,7 @@ def refine(
     folder: o.Folder,
     out: o.Out,
     overwrite: o.Overwrite = False,
+    sign: o.Sign = None,
     write_global: o.WriteGlobal = False,
     global_rank: o.GlobalRank = "auto",
     rank: o.Rank = "keep",

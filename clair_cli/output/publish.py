@@ -7,14 +7,14 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.output import manifest
 from clair_cli.output.leftovers import aside, passing, sweep
-from clair_cli.output.manifest import MANIFEST, load_manifest, read_manifest, verify
+from clair_cli.output.manifest import MANIFEST, STATEMENT, load_manifest, read_manifest, verify
 
 __all__ = [
     "MANIFEST",
@@ -111,14 +111,22 @@ def _key(path: Path) -> tuple[int, int]:
 def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
-    found = load_manifest(out)
-    if found is None:
+    foreign = manifest.steady(out, _foreign)
+    if foreign is None:
         text = f"has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
-    listed = {f["name"] for f in found["files"]} | {MANIFEST}
-    if foreign := sorted(set(manifest.names(out)) - listed):
+    if foreign:
         text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
         raise UsageError(f"--out {shown}: {text}")
+
+
+def _foreign(out: Path) -> list[str] | None:
+    """What is in the folder and not in its manifest; None where it has no manifest of clair."""
+    found = load_manifest(out)
+    if found is None:
+        return None
+    listed = {f["name"] for f in found["files"]} | {MANIFEST, STATEMENT}
+    return sorted(set(manifest.names(out)) - listed)
 
 
 def _reason(cause: BaseException) -> str:
@@ -126,10 +134,17 @@ def _reason(cause: BaseException) -> str:
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[Path]:
+def staged(
+    out: Path,
+    overwrite: bool,
+    inputs: Path,
+    version: str,
+    seal: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """A new folder beside `out` to write into; it becomes `out` when the block ends without error.
 
-    Every file is on disk and in manifest.json before the one rename that publishes them. On any
+    Every file is on disk and in manifest.json before the one rename that publishes them; `seal` may
+    then write what vouches for them into the folder. On any
     exception, an interrupt included, the staging folder is removed and what was at `out` is still
     there. Raises UsageError as `check_output`, OutputError where writing fails or something else
     has appeared at `out` meanwhile.
@@ -141,6 +156,8 @@ def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[P
         os.mkdir(staging)
         yield staging
         write_manifest(staging, version)
+        if seal is not None:
+            seal(staging)
         _sync_tree(staging)
         _publish(staging, out, overwrite)
     except OSError as cause:
@@ -272,10 +289,14 @@ def _publish(staging: Path, out: Path, overwrite: bool) -> None:
 
 def _replace(staging: Path, out: Path) -> None:
     """In one step where the system can exchange two folders; else with a moment without OUT."""
+    foreign = OSError(errno.EEXIST, f"it has no {MANIFEST} of clair and is not overwritten")
     if out.is_symlink() or load_manifest(out) is None:
-        raise OSError(errno.EEXIST, f"it has no {MANIFEST} of clair and is not overwritten")
+        raise foreign
     if not _system_rename(staging, out, RENAME_EXCHANGE):
-        return
+        if not staging.is_symlink() and load_manifest(staging) is not None:
+            return
+        _system_rename(staging, out, RENAME_EXCHANGE)  # it came after the look: back with it
+        raise foreign
     old = aside(staging)
     rename_new(out, old)
     try:
