@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from clair_cli import formats
@@ -44,8 +45,11 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
 
 
 def _open(source: formats.Source, settings: Settings) -> Adapter | Broken | Reason:
+    if source.no_client is not None:
+        return source.no_client
     try:
         adapter = formats.open_adapter(source.path, settings, source.client, source.root)
+        adapter = replace(adapter, notes=(*source.notes, *adapter.notes))
     except NoAdapter as error:
         return Reason(error.code, str(error))
     except AdapterError as error:

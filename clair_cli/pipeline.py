@@ -18,6 +18,8 @@ from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.opening import open_entries
 from clair_cli.output import publish
+from clair_cli.output.folders import REPORT, folder_names
+from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, silent
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Refinement, Report, gated
@@ -56,16 +58,17 @@ def refine(
     """
     path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
     clock, counts = _Clock(command), _check_places(path, out, settings)
+    seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
     _check_refinable(cohort, settings)
     detection = examined(cohort, settings, tell)
     report = reported(detection, path, settings, clock)
     if report.status == "no_verdict":
         return report
-    with publish.staged(out, settings.overwrite, path, __version__) as stage:
+    with publish.staged(out, settings.overwrite, path, __version__, seal) as stage:
         refinement = refined(detection, report, stage, settings, counts, tell)
         report = replace(report, refinement=refinement, run=clock.run(detection.machine))
-        publish.write_bytes(stage / "report.json", RENDERERS["json"](report).encode())
+        publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
     return report
 
 
@@ -156,6 +159,8 @@ def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]
     if not path.is_dir():
         raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
     publish.check_output(out, path, settings.overwrite)
+    if settings.follow_symlinks:
+        publish.check_apart(out, path)
     if settings.weights is None:
         return {}
     from clair_cli.refinement.members import read_counts
@@ -165,6 +170,7 @@ def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]
 
 def _check_refinable(cohort: Cohort, settings: Settings) -> None:
     """Raises UsageError, naming the client, for what could not be written back."""
+    folder_names(cohort.ids)
     for adapter in cohort.clients:
         starts = {spec.start for spec in adapter.updates.values()}
         if Start.MAGNITUDE in starts and not settings.allow_dora:

@@ -136,8 +136,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A folder compared with its manifest, which lists `files` files."""
+    """A folder compared with its manifest, which lists `files` files.
+
+    Of `compared` files, those in `differences` are not as they should be. `signed` says whether the
+    folder comes with a signed statement, and `checked` that all was compared with that, by a key.
+    """
 
     folder: str
     files: int
     differences: tuple[Difference, ...]
+    compared: int = 0
+    signed: bool = False
+    checked: bool = False

@@ -120,6 +120,8 @@ class Settings:
     """Also write the mean of the benign clients."""
     overwrite: bool = False
     """Replace an output that clair wrote."""
+    sign: Path | None = None
+    """An Ed25519 private key that signs what was written, and what it was made from."""
 
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
@@ -200,7 +202,17 @@ RANGES = {
     "max_elements": (1, 2**60),
 }
 """Settings that are whole numbers, and from where to where."""
-MACHINE = {"device", "threads", "engine", "config", "base", "reference", "weights", "overwrite"}
+MACHINE = {
+    "device",
+    "threads",
+    "engine",
+    "config",
+    "base",
+    "reference",
+    "weights",
+    "overwrite",
+    "sign",
+}
 """Settings that say where something is or where it is computed: not in the report."""
 
 

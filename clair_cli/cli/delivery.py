@@ -67,6 +67,11 @@ def delivery(
     return Delivery(next(iter(to_stdout), None), files, verbose)
 
 
+def read_from(folder: Path, followed: bool) -> list[Path]:
+    """The folder of clients, and where links in it lead, if they are followed."""
+    return [folder, *(linked_folders(folder).values() if followed else ())]
+
+
 def command_line() -> str:
     """The command as a shell would take it."""
     return shlex.join(["clair", *sys.argv[1:]])
@@ -81,9 +86,8 @@ def _split(value: str) -> tuple[str, str]:
 
 
 def _places(kept: tuple[Path, ...]) -> list[str]:
-    """The folders in `kept` by every name they have, and the folders that links in them lead to."""
-    named = [place for f in kept for place in (os.path.realpath(f), os.path.abspath(f))]
-    return named + [str(linked) for folder in kept for linked in linked_folders(folder)]
+    """The folders in `kept` by every name they have."""
+    return [place for f in kept for place in (os.path.realpath(f), os.path.abspath(f))]
 
 
 def _checked(path: str, places: list[str]) -> Path:

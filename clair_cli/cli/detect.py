@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clair_cli.cli import options as o
-from clair_cli.cli.delivery import command_line, delivery
+from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.streams import Progress
 
 
@@ -30,7 +30,7 @@ def detect(
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
     settings = o.settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, folder)
+    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks))
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

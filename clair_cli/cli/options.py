@@ -241,6 +241,15 @@ WriteGlobal = Annotated[
 Overwrite = Annotated[
     bool, _option(WRITING, "--overwrite", help="Replace the output folder if clair has written it.")
 ]
+Sign = Annotated[
+    Path | None,
+    _option(
+        WRITING,
+        metavar="KEY",
+        help="Sign the output, its inputs and settings with this Ed25519 private key, in PEM or "
+        "OpenSSH's form. Needs clair-cli[sign].",
+    ),
+]
 
 # --- what is shown
 
@@ -300,6 +309,16 @@ Saved = Annotated[
     Path, typer.Argument(metavar="REPORT.json", help="A report that clair has saved as JSON.")
 ]
 Written = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that clair has written.")]
+PublicKey = Annotated[
+    Path | None,
+    _option(
+        READING,
+        "--key",
+        metavar="PUBLIC",
+        help="Check that the holder of this Ed25519 public key has signed every file. Needs "
+        "clair-cli[sign].",
+    ),
+]
 Candidates = Annotated[
     Path, typer.Argument(metavar="OUT", help="A folder that clair refine --path has written.")
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clair_cli.cli import options as o
-from clair_cli.cli.delivery import command_line, delivery
+from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.renderers.safe import safe_text
 
@@ -12,6 +12,7 @@ def refine(
     folder: o.Folder,
     out: o.Out,
     overwrite: o.Overwrite = False,
+    sign: o.Sign = None,
     write_global: o.WriteGlobal = False,
     global_rank: o.GlobalRank = "auto",
     rank: o.Rank = "keep",
@@ -52,7 +53,7 @@ def refine(
     broken gets none.
     """
     settings = o.settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, folder, out)
+    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks), out)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

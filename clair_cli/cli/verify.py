@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from clair_cli.cli import options as o
 from clair_cli.cli.streams import print_out
 from clair_cli.errors import UsageError
-from clair_cli.output.manifest import MANIFEST, differences, read_manifest
+from clair_cli.output.manifest import MANIFEST, STATEMENT, compared, read_manifest
+from clair_cli.output.signature import compared as signed
+from clair_cli.output.signature import public_key
 from clair_cli.renderers import RENDERERS
 from clair_cli.results import Difference, Verification
 
 
-def verify(folder: o.Written, format: o.Format = "text", quiet: o.Quiet = False) -> int:
-    """Compare a folder that clair has written with its manifest."""
+def verify(
+    folder: o.Written,
+    key: o.PublicKey = None,
+    format: o.Format = "text",
+    quiet: o.Quiet = False,
+) -> int:
+    """Compare a folder that clair has written with its manifest, or with what was signed."""
+    signer = public_key(key) if key is not None else None
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
     if not os.path.lexists(folder / MANIFEST):
         raise UsageError(f"{folder}: has no {MANIFEST}; give a folder that clair has written")
-    found = _compared(folder)
-    if format != "text" or not quiet:
-        print_out(RENDERERS[format](found))
-    return int(bool(found.differences))
-
-
-def _compared(folder: Path) -> Verification:
-    found = tuple(Difference(name, what) for name, what in differences(folder))
+    count, found = compared(folder) if signer is None else signed(folder, signer)
     listed = read_manifest(folder) or {"files": []}
-    return Verification(str(folder), len(listed["files"]), found)
+    said = Verification(
+        folder=str(folder),
+        files=len(listed["files"]),
+        differences=tuple(Difference(name, what) for name, what in found),
+        compared=count,
+        signed=os.path.lexists(folder / STATEMENT),
+        checked=signer is not None,
+    )
+    if format != "text" or not quiet:
+        print_out(RENDERERS[format](said))
+    return int(bool(said.differences))

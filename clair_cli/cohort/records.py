@@ -107,7 +107,7 @@ class Adapter:
     should have alike: "peft_type", "init", "scaling".
     `digest` is a sha256 over what the tensors and config hold.
     `replicates` are further adapters of the same client; where the client has nothing else, this
-    adapter is one of them.
+    adapter is one of them. `card` is where its README.md would be.
     """
 
     client: str
@@ -124,6 +124,7 @@ class Adapter:
     traits: Mapping[str, str] = field(default_factory=dict)
     replicates: tuple[Adapter, ...] = ()
     full: Mapping[str, FullSpec] = field(default_factory=dict)
+    card: Path | None = None
 
     @property
     def only_replicates(self) -> bool:
@@ -165,6 +166,11 @@ class Cohort:
     broken: tuple[Broken, ...] = ()
     findings: tuple[Reason, ...] = ()
     full: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of all clients, broken ones included."""
+        return (*(a.client for a in self.clients), *(b.client for b in self.broken))
 
     def having(self, name: str) -> tuple[int, ...]:
         """Positions of the clients that have `full[name]` with its shape; the others have it otherwise

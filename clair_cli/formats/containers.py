@@ -249,6 +249,7 @@ def as_adapter(contents: Contents, client: str, form: str, found: Described) -> 
         notes=(*contents.layout.notes, *found.notes),
         traits=found.traits,
         full=found.full,
+        card=contents.layout.card,
     )
 
 

@@ -17,17 +17,19 @@ from clair_cli.formats.files import shown
 from clair_cli.formats.layout import (
     CHECKPOINT,
     CONFIG,
+    IGNORED,
     OTHER_WEIGHTS,
     PICKLES,
+    REPLICATE,
     SHARD,
     WEIGHTS,
     is_candidate,
     is_replicate,
 )
 from clair_cli.output.folders import GLOBAL
-from clair_cli.output.manifest import read_manifest
+from clair_cli.output.manifest import is_whole
 from clair_cli.report import Reason
-from clair_cli.settings import Settings
+from clair_cli.settings import MIN_CLIENTS, Settings
 
 LATE = 0.5
 """Checkpoints from this share of the last step on count: earlier ones have not arrived."""
@@ -40,6 +42,10 @@ class Source:
     client: str
     path: Path
     root: Path
+    notes: tuple[Reason, ...] = ()
+    """What is to be said of the client because of what lies beside it."""
+    no_client: Reason | None = None
+    """Why the entry is none, where that is known without opening it."""
 
 
 def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
@@ -56,27 +62,74 @@ def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
         text = f"{shown(str(root))}: not a folder that can be read: {why}"
         raise UsageError(f"{text}; give the folder that holds the clients") from None
     names = [n for n in names if not any(fnmatchcase(n, pattern) for pattern in ignore)]
-    own_files = {WEIGHTS, *OTHER_WEIGHTS, "adapter_model.bin"}
-    whole = not own_files.isdisjoint(names) or {"blobs", "snapshots"} <= set(names)
-    if whole or any(map(SHARD.fullmatch, names)):
+    if _is_one_adapter(names):
         raise UsageError(
             f"{shown(str(root))}: is itself one adapter; give the folder above it, "
             "or look at it with `clair inspect`"
         )
-    own = (
-        {GLOBAL} if read_manifest(root) is not None else set()
-    )  # the mean clair wrote is no client
-    found = [n for n in names if is_candidate(root / n) and not _is_twin(n, names) and n not in own]
-    stems = Counter(_stem(root / name) for name in found)
-    sources = [
-        Source(_stem(root / n) if stems[_stem(root / n)] == 1 else n, root / n, root) for n in found
-    ]
-    if not sources:
+    found = [n for n in names if is_candidate(root / n) and not _is_twin(root, n, names)]
+    if not found:
         raise NoVerdict(
             f"{shown(str(root))}: no client in it; expected a folder with {CONFIG} and {WEIGHTS}, "
             "or a .safetensors file, per client"
         )
+    notes = _name_clashes(root, found)
+    own = {GLOBAL: Reason("CLR118", OWN_MEAN)} if GLOBAL in found and is_whole(root) else {}
+    sources = [
+        Source(client, root / n, root, notes.get(n, ()), own.get(n))
+        for n, client in client_ids(root, found).items()
+    ]
     return sorted(sources, key=lambda s: natural_key(s.client))
+
+
+OWN_MEAN = f"{GLOBAL}: the mean that clair wrote beside these adapters; it is no client"
+OF_ONE_ADAPTER = {WEIGHTS, *OTHER_WEIGHTS, "adapter_model.bin"}
+
+
+def _is_one_adapter(names: Sequence[str]) -> bool:
+    """Whether the names are those of one adapter's folder, and not of a folder of clients.
+
+    A file that is called as an adapter's own does not decide it where there are clients enough
+    beside it: one upload of that name would cost all others their verdicts.
+    """
+    cache = {"blobs", "snapshots"}
+    parts = [n for n in names if n in OF_ONE_ADAPTER or SHARD.fullmatch(n)]
+    if not parts and not cache <= set(names):
+        return False
+    others = set(names) - {*parts, *cache, "refs", CONFIG}
+    inside = (CHECKPOINT, REPLICATE, IGNORED)
+    return sum(not any(kind.fullmatch(n) for kind in inside) for n in others) < MIN_CLIENTS - 1
+
+
+def client_ids(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Name of an entry below `root` -> the id of its client: no two have one.
+
+    The id is the name without the ending, unless another entry has that for its name, or without its
+    ending; then it is the name as it is.
+    """
+    stems = {name: _stem(root / name) for name in names}
+    count = Counter(stems.values())
+    return {
+        name: name if count[stem] > 1 or (stem != name and stem in stems) else stem
+        for name, stem in stems.items()
+    }
+
+
+def _name_clashes(root: Path, names: Sequence[str]) -> dict[str, tuple[Reason, ...]]:
+    """A note for every entry that is called by its whole name because of others."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names):
+        alike.setdefault(_stem(root / name), []).append(name)
+    for stem, found in alike.items():
+        if stem in names and stem not in found:
+            found.append(stem)
+    notes: dict[str, tuple[Reason, ...]] = {}
+    for stem, found in alike.items():
+        if len(found) > 1:
+            text = f"{', '.join(map(shown, found))} would all be called {stem!r}"
+            text += "; each is called by its whole name: leave only one, or rename the others"
+            notes |= {n: (*notes.get(n, ()), Reason("CLR119", text)) for n in found}
+    return notes
 
 
 def _stem(path: Path) -> str:
@@ -84,10 +137,13 @@ def _stem(path: Path) -> str:
     return path.stem if known and not os.path.isdir(path) else path.name
 
 
-def _is_twin(name: str, names: list[str]) -> bool:
+def _is_twin(root: Path, name: str, names: Sequence[str]) -> bool:
     """A pickle beside the same client's own file: a note on that client."""
     stem, suffix = os.path.splitext(name)
-    return suffix in PICKLES and not {stem + ".safetensors", stem + ".npz"}.isdisjoint(names)
+    own = {stem + ".safetensors", stem + ".npz"}.intersection(names)
+    return (
+        suffix in PICKLES and not any(os.path.isdir(root / n) for n in (name, *own)) and bool(own)
+    )
 
 
 def client_name(path: Path) -> str:

@@ -1,4 +1,10 @@
-"""Files from strangers: regular ones only, links by rule, read without mmap, checked for change."""
+"""Files from strangers: regular ones only, links by rule, read without mmap, checked for change.
+
+A file is opened for the first time folder by folder, each relative to the descriptor of the one above
+and none of them a link, whatever names are exchanged meanwhile. Then its bytes are hashed. Later it is
+opened by name, and must be the very file that was hashed: of one device, inode, size and time of
+writing. Where nothing but the inode's own time differs, as after a new hard link, it is hashed again.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +24,14 @@ from clair_cli.errors import ChangedWhileRead, Unreadable, UnsafePath
 FLAGS = os.O_RDONLY | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 )
+FOLDER = sum(getattr(os, n, 0) for n in ("O_PATH", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"))
+BY_DESCRIPTOR = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
+"""Not so on Windows, where files are opened by name: nothing else differs."""
 CHUNK = 2**20
+TICK = 20_000_000
+"""Nanoseconds within which two changes of a file may bear the same time."""
+TRIES = 3
+"""How often a file is hashed whose inode changes, but not its contents, before it is given up."""
 
 T = TypeVar("T")
 
@@ -36,20 +50,23 @@ def is_link(path: Path) -> bool:
 
 
 def follow(path: Path, root: Path, anywhere: bool = False) -> Path:
-    """`path`, or where it leads if it is a link to a file that may be followed.
+    """`path`, or where it leads if it is a link to a file that may be followed: without links in it.
 
     A link may lead to a file below `root`, from snapshots/ to blobs/ of one Hugging Face cache, or
-    `anywhere`. Raises Unreadable on a dangling link or a loop, UnsafePath on one that may not be
+    `anywhere`. What is not a link itself is taken to lie below `root` as its name says: `hash_file`
+    sees to that. Raises Unreadable on a dangling link or a loop, UnsafePath on one that may not be
     followed.
     """
-    if not is_link(path):
-        return path
+    top = root.resolve()
+    if not anywhere and not is_link(path):
+        inside = path.is_relative_to(root)
+        return top / path.relative_to(root) if inside else path.parent.resolve() / path.name
     try:
-        target = path.resolve(strict=True)
+        target = path.resolve(strict=is_link(path))
     except (OSError, RuntimeError) as cause:  # RuntimeError: a loop, before Python 3.13
         reason = getattr(cause, "strerror", None) or "it is a loop"
         raise Unreadable(f"{shown(path.name)}: the link leads nowhere: {reason}") from None
-    if anywhere or target.is_relative_to(root.resolve()) or _in_hub_cache(path, target):
+    if anywhere or target.is_relative_to(top) or _in_hub_cache(path, target):
         return target
     raise UnsafePath(
         f"{shown(path.name)}: a link that leaves the scanned folder; "
@@ -65,14 +82,16 @@ def _in_hub_cache(path: Path, target: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def opened(path: Path, by_descriptor: bool = False) -> Iterator[int]:
     """A descriptor of the regular file `path`, never of what a link leads to.
 
-    Raises UnsafePath for a link, folder, FIFO, socket or device (none of which it waits for), and
-    Unreadable, with the words of the system, for every OSError, also of the reads within.
+    With `by_descriptor` no folder above it may be a link either. Raises UnsafePath for a link, folder,
+    FIFO, socket or device (none of which it waits for), ChangedWhileRead where a folder above has
+    become a link, and Unreadable, with the words of the system, for every OSError, also of the reads
+    within.
     """
     try:
-        fd = os.open(path, FLAGS)
+        fd = _descend(path) if by_descriptor and BY_DESCRIPTOR else os.open(path, FLAGS)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise UnsafePath(_not_regular(path))
@@ -85,12 +104,34 @@ def opened(path: Path) -> Iterator[int]:
         raise Unreadable(f"{shown(path.name)}: cannot be read: {cause.strerror or cause}") from None
 
 
+def _descend(path: Path) -> int:
+    """A descriptor of `path`, reached from the top of the file system without following a link."""
+    top, *folders, name = path.absolute().parts
+    at = os.open(top, FOLDER)
+    try:
+        for folder in folders:
+            try:
+                below = os.open(folder, FOLDER, dir_fd=at)
+            except OSError as cause:
+                if cause.errno in (errno.ENOTDIR, errno.ELOOP):
+                    raise ChangedWhileRead(_changed(path)) from None
+                raise
+            os.close(at)
+            at = below
+        return os.open(name, FLAGS, dir_fd=at)
+    finally:
+        os.close(at)
+
+
 def _not_regular(path: Path) -> str:
     return f"{shown(path.name)}: not a regular file; replace it by the adapter's own file"
 
 
 def identity(fd: int) -> tuple[int, ...]:
-    """What tells one state of a file from another: device, inode, size, times of change in ns."""
+    """What tells one state of a file from another: device, inode, size, times of change in ns.
+
+    The last is that of the inode, which nobody can set, and which also a new hard link changes.
+    """
     s = os.fstat(fd)
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
@@ -98,20 +139,45 @@ def identity(fd: int) -> tuple[int, ...]:
 def hash_file(path: Path, name: str, look: Callable[[int, int], T]) -> tuple[InputFile, T]:
     """The file with its sha256, and what `look(descriptor, size)` found before it was hashed.
 
-    Looking comes first, so that garbage is refused before its gigabytes are read. Raises
-    ChangedWhileRead when the file changed in between, and all that `opened` and `look` raise.
+    `path` has no links in it, as `follow` gives it. Looking comes first, so that garbage is refused
+    before its gigabytes are read. Raises ChangedWhileRead when the file changed in between, and all
+    that `opened` and `look` raise.
     """
-    with opened(path) as fd:
-        before = identity(fd)
-        size = before[2]
-        found = look(fd, size)
-        digest, left = hashlib.sha256(), size
-        while left and (chunk := os.read(fd, min(CHUNK, left))):
-            digest.update(chunk)
-            left -= len(chunk)
-        if left or identity(fd) != before:
-            raise ChangedWhileRead(_changed(path))
-    return InputFile(name, path, size, digest.hexdigest(), before), found
+    with opened(path, by_descriptor=True) as fd:
+        for _ in range(TRIES):
+            before = _at_rest(fd)
+            found = look(fd, before[2])
+            digest = _sha256(fd, before[2])
+            after = identity(fd)
+            if digest is not None and after == before:
+                return InputFile(name, path, before[2], digest, before), found
+            if not _same_but_for_inode(before, after):
+                break
+    raise ChangedWhileRead(_changed(path))
+
+
+def _at_rest(fd: int) -> tuple[int, ...]:
+    """The identity of a file, once whatever is written to it from now on gives it another time."""
+    found = identity(fd)
+    age = time.time_ns() - found[-1]
+    if 0 <= age < TICK:
+        time.sleep((TICK - age) / 1e9)
+        return identity(fd)
+    return found
+
+
+def _sha256(fd: int, size: int) -> str | None:
+    """Of the first `size` bytes; None where there are fewer."""
+    digest, left = hashlib.sha256(), size
+    os.lseek(fd, 0, os.SEEK_SET)
+    while left and (chunk := os.read(fd, min(CHUNK, left))):
+        digest.update(chunk)
+        left -= len(chunk)
+    return None if left else digest.hexdigest()
+
+
+def _same_but_for_inode(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return one[:-1] == other[:-1]
 
 
 def read_range(file: InputFile, begin: int, end: int) -> bytearray:
@@ -120,10 +186,31 @@ def read_range(file: InputFile, begin: int, end: int) -> bytearray:
     Raises ChangedWhileRead when it has been replaced, truncated or written to, before or meanwhile.
     """
     with opened(file.path) as fd:
-        data = pread(fd, begin, end)
-        if len(data) != end - begin or identity(fd) != file.identity:
-            raise ChangedWhileRead(_changed(file.path))
-    return data
+        for _ in range(TRIES):
+            state = _proved(fd, file)
+            data = pread(fd, begin, end)
+            if len(data) == end - begin and identity(fd) == state:
+                return data
+    raise ChangedWhileRead(_changed(file.path))
+
+
+_hashed_again: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+"""Identity when a file was hashed -> later ones under which its contents were the same."""
+
+
+def _proved(fd: int, file: InputFile) -> tuple[int, ...]:
+    """The state of an open file whose contents are those that were hashed. Raises ChangedWhileRead."""
+    now = identity(fd)
+    if now == file.identity:
+        return now
+    known = _hashed_again.setdefault(file.identity, [])
+    if now in known:
+        return now
+    same = _same_but_for_inode(now, file.identity) and len(known) < TRIES
+    if not same or _sha256(fd, file.size) != file.sha256:
+        raise ChangedWhileRead(_changed(file.path))
+    known.append(now)  # if it changes from here on, its identity will differ
+    return now
 
 
 def _changed(path: Path) -> str:

@@ -24,6 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = ("pytorch_lora_weights.safetensors", "adapters.safetensors")
 """Of diffusers and of mlx-lm."""
 CONFIG = "adapter_config.json"
+CARD = "README.md"
 SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 FULL_MODEL = re.compile(r"(?:pytorch_|diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors")
 CHECKPOINT = re.compile(r"(?:checkpoint-|epoch_)(\d{1,18})")
@@ -61,12 +62,16 @@ MAX_DEPTH = 4
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where one adapter lies: its folder or flat file, then the true paths of its parts."""
+    """Where one adapter lies: its folder or flat file, then the true paths of its parts.
+
+    `card` is where a README.md would be, which goes along unread.
+    """
 
     path: Path
     weights: tuple[tuple[str, Path], ...]
     config: Path | None
     notes: tuple[Reason, ...] = ()
+    card: Path | None = None
 
 
 def is_candidate(path: Path) -> bool:
@@ -139,7 +144,9 @@ def _folder_layout(path: Path, root: Path, settings: Settings) -> Layout:
     files = adapter_files(names) or arrays(names)
     weights = tuple((n, follow(folder / n, root, settings.follow_symlinks)) for n in files)
     config = _config(folder / CONFIG, root, settings)
-    return Layout(folder, weights, config, (*notes, *pickle_notes(find_pickles(names))))
+    card = folder / CARD
+    card = card if is_link(card) else follow(card, root, settings.follow_symlinks)
+    return Layout(folder, weights, config, (*notes, *pickle_notes(find_pickles(names))), card)
 
 
 def _plain_folder_layout(path: Path, root: Path, settings: Settings) -> Layout:

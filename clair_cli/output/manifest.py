@@ -7,21 +7,30 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 MANIFEST = "manifest.json"
+STATEMENT = "statement.dsse.json"
+"""What is signed, and the signature: written after the manifest, which therefore does not list it."""
 MAX_BYTES = 64 * 2**20
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
+DEPTH = 8
+"""Folders below an output's top that are looked into; clair makes two."""
+AGAIN = 100
+"""How often an output is looked at anew that is replaced by another meanwhile."""
+Seen = TypeVar("Seen")
+Differences = list[tuple[str, str]]
+"""Names of files, and how each differs, in order."""
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 """There is no such file, or it is a link or anything else that clair does not write."""
 
 
 def described(folder: Path, version: str) -> bytes:
     """The manifest of every file below `folder`: name, size and sha256. Raises OSError."""
-    files = [{"name": name} | _facts(folder / name) for name in names(folder)]
+    files = [{"name": name} | facts(folder / name) for name in names(folder)]
     tool = {"name": "clair", "version": version}
     data = {"schema_version": "1.0", "tool": tool, "files": files}
     return json.dumps(data, indent=2).encode() + b"\n"
@@ -38,8 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def load_manifest(folder: Path) -> dict[str, Any] | None:
     """The same, but raises OSError where there is one that cannot be read."""
     try:
-        with _opened(folder / MANIFEST) as fd, open(fd, "rb", closefd=False) as file:
-            data = json.loads(file.read(MAX_BYTES))
+        data = json.loads(read_file(folder / MANIFEST))
         listed = [f["name"] for f in data["files"] if (f["size"], f["sha256"])]
         fine = data["tool"]["name"] == "clair" and all(isinstance(n, str) for n in listed)
         return data if fine and len(set(listed)) == len(listed) else None
@@ -51,47 +59,101 @@ def load_manifest(folder: Path) -> dict[str, Any] | None:
         raise
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether clair wrote the folder, and it is still as it was written: nothing more, nothing less."""
+    return read_manifest(folder) is not None and not differences(folder)
+
+
 def verify(out: Path) -> list[str]:
     """How the folder differs from its manifest, one line each; empty where it does not."""
     return [f"{name}: {what}" for name, what in differences(out)]
 
 
-def differences(out: Path) -> list[tuple[str, str]]:
+def differences(out: Path) -> Differences:
     """Every name whose file is not what the manifest says, and how; no link is followed."""
+    return compared(out)[1]
+
+
+def compared(out: Path) -> tuple[int, Differences]:
+    """How many files were compared with the manifest or are not in it, and those that differ."""
+    return steady(out, _compared)
+
+
+def _compared(out: Path) -> tuple[int, Differences]:
     data = read_manifest(out)
     if data is None:
-        return [(MANIFEST, "missing, or not of clair")]
+        return 1, [(MANIFEST, "missing, or not of clair")]
     wanted = {f["name"]: {"size": f["size"], "sha256": f["sha256"]} for f in data["files"]}
+    return compared_with(out, wanted, {MANIFEST, STATEMENT}, ("in the manifest", "written"))
+
+
+def compared_with(
+    out: Path, wanted: Mapping[str, Mapping[str, Any]], apart: set[str], said: tuple[str, str]
+) -> tuple[int, Differences]:
+    """The same for files of which `wanted` says the facts, without those `apart`.
+
+    `said` is where they are listed, and what they should be unchanged since.
+    """
     try:
-        there = set(names(out)) - {MANIFEST}
+        there = set(names(out)) - apart
     except OSError as cause:
         where = os.path.relpath(cause.filename or out, out)
-        return [(where, f"cannot be read: {cause.strerror}")]
+        return len(wanted) + 1, [(where, f"cannot be read: {cause.strerror}")]
     found = [(name, "missing") for name in wanted.keys() - there]
-    found += [(name, "not in the manifest") for name in there - wanted.keys()]
+    found += [(name, f"not {said[0]}") for name in there - wanted.keys()]
     for name in wanted.keys() & there:
         try:
-            if _facts(out / name) != wanted[name]:
-                found.append((name, "changed since it was written"))
+            found_facts = facts(out / name)
+            if any(found_facts[kind] != value for kind, value in wanted[name].items()):
+                found.append((name, f"changed since it was {said[1]}"))
         except OSError as cause:
             found.append((name, f"cannot be read: {cause.strerror}"))
-    return sorted(found)
+    return len(wanted.keys() | there), sorted(found)
+
+
+def steady(folder: Path, look: Callable[[Path], Seen]) -> Seen:
+    """What `look` finds in a folder that was the same before and after it looked.
+
+    Another run may replace the whole folder at any moment, and then it saw some of each.
+    """
+    for _ in range(AGAIN):
+        before, seen = _state(folder), look(folder)
+        if before == _state(folder):
+            break
+    return seen
+
+
+def _state(folder: Path) -> tuple[int, ...] | None:
+    """What a folder of this name is just now; its inode's time changes as it gets the name."""
+    try:
+        info = os.stat(folder)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_ctime_ns
 
 
 def names(folder: Path) -> list[str]:
-    """Everything below `folder` but folders, links to folders included, as POSIX paths.
+    """Everything below `folder` but folders, as POSIX paths; links to folders, and folders deeper than
+    clair makes any, are named like files and not looked into.
 
     Raises OSError where a folder cannot be listed.
     """
-
-    def stop(cause: OSError) -> None:
-        raise cause
-
-    found = []
-    for top, folders, files in os.walk(folder, onerror=stop):
-        links = [name for name in folders if os.path.islink(os.path.join(top, name))]
-        found += [Path(top, name).relative_to(folder).as_posix() for name in (*files, *links)]
+    found, waiting = [], [("", 0)]
+    while waiting:
+        above, depth = waiting.pop()
+        with os.scandir(folder / above) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) and depth < DEPTH:
+                    waiting.append((f"{above}{entry.name}/", depth + 1))
+                else:
+                    found.append(f"{above}{entry.name}")
     return sorted(found)
+
+
+def read_file(path: Path) -> bytes:
+    """The first MAX_BYTES of a regular file. Raises OSError."""
+    with _opened(path) as fd, open(fd, "rb", closefd=False) as file:
+        return file.read(MAX_BYTES)
 
 
 @contextmanager
@@ -106,7 +168,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def facts(path: Path) -> dict[str, Any]:
     """Size and sha256 of a regular file. Raises OSError."""
     digest, size = hashlib.sha256(), 0
     with _opened(path) as fd:

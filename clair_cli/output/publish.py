@@ -7,18 +7,19 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clair_cli.errors import OutputError, UsageError
 from clair_cli.output import manifest
 from clair_cli.output.leftovers import aside, passing, sweep
-from clair_cli.output.manifest import MANIFEST, load_manifest, read_manifest, verify
+from clair_cli.output.manifest import MANIFEST, STATEMENT, load_manifest, read_manifest, verify
 
 __all__ = [
     "MANIFEST",
     "NewFile",
+    "check_apart",
     "check_output",
     "linked_folders",
     "read_manifest",
@@ -66,26 +67,39 @@ def _check_place(out: Path, inputs: Path, shown: str) -> None:
     source = inputs.resolve()
     if own == _key(source):
         raise UsageError(f"--out {shown}: is the input folder; give another")
-    if _key(source) in {_key(p) for p in (parent, *parent.parents)}:
+    by_name = Path(os.path.abspath(out)).parents
+    if _key(source) in {_key(p) for p in (parent, *parent.parents, *by_name) if p.exists()}:
         raise UsageError(f"--out {shown}: lies inside the input folder; give one outside")
     if own in {_key(p) for p in source.parents}:
         raise UsageError(f"--out {shown}: contains the input folder; give another")
-    for folder in linked_folders(inputs):
-        if parent == folder or parent.is_relative_to(folder) or out.resolve() == folder:
-            raise UsageError(
-                f"--out {shown}: lies inside {str(folder)!r}, which the input links to"
-            )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out {shown}: its parent folder is not writable")
 
 
-def linked_folders(inputs: Path) -> list[Path]:
-    """The folders outside `inputs` that its clients are links to, resolved."""
+def check_apart(out: Path, inputs: Path) -> None:
+    """Raises UsageError where `out` lies in a folder that a link among the clients leads to.
+
+    For runs that follow links: then what they lead to is input, too.
+    """
+    parent = out.parent.resolve()
+    for name, folder in linked_folders(inputs).items():
+        if parent.is_relative_to(folder) or out.resolve() == folder:
+            where = f"{str(folder)!r}, which the link {name!r} among the clients leads to"
+            raise UsageError(f"--out {str(out)!r}: lies inside {where}; give another")
+
+
+def linked_folders(inputs: Path) -> dict[str, Path]:
+    """Names of links in `inputs` and the folders outside that they, or the files they are, lie in.
+
+    A link that leads nowhere, or to a folder around `inputs`, is no client and not among them.
+    """
     try:
-        links = [p.resolve() for p in inputs.iterdir() if p.is_symlink()]
-    except OSError:
-        return []
-    return [p if p.is_dir() else p.parent for p in links]
+        links = {p.name: p.resolve() for p in inputs.iterdir() if p.is_symlink()}
+    except (OSError, RuntimeError):
+        return {}
+    around = inputs.resolve()
+    folders = {n: p if p.is_dir() else p.parent for n, p in links.items() if p.exists()}
+    return {n: p for n, p in folders.items() if not around.is_relative_to(p)}
 
 
 def _key(path: Path) -> tuple[int, int]:
@@ -97,14 +111,22 @@ def _key(path: Path) -> tuple[int, int]:
 def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
-    found = load_manifest(out)
-    if found is None:
+    foreign = manifest.steady(out, _foreign)
+    if foreign is None:
         text = f"has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
-    listed = {f["name"] for f in found["files"]} | {MANIFEST}
-    if foreign := sorted(set(manifest.names(out)) - listed):
+    if foreign:
         text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
         raise UsageError(f"--out {shown}: {text}")
+
+
+def _foreign(out: Path) -> list[str] | None:
+    """What is in the folder and not in its manifest; None where it has no manifest of clair."""
+    found = load_manifest(out)
+    if found is None:
+        return None
+    listed = {f["name"] for f in found["files"]} | {MANIFEST, STATEMENT}
+    return sorted(set(manifest.names(out)) - listed)
 
 
 def _reason(cause: BaseException) -> str:
@@ -112,10 +134,17 @@ def _reason(cause: BaseException) -> str:
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[Path]:
+def staged(
+    out: Path,
+    overwrite: bool,
+    inputs: Path,
+    version: str,
+    seal: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """A new folder beside `out` to write into; it becomes `out` when the block ends without error.
 
-    Every file is on disk and in manifest.json before the one rename that publishes them. On any
+    Every file is on disk and in manifest.json before the one rename that publishes them; `seal` may
+    then write what vouches for them into the folder. On any
     exception, an interrupt included, the staging folder is removed and what was at `out` is still
     there. Raises UsageError as `check_output`, OutputError where writing fails or something else
     has appeared at `out` meanwhile.
@@ -127,6 +156,8 @@ def staged(out: Path, overwrite: bool, inputs: Path, version: str) -> Iterator[P
         os.mkdir(staging)
         yield staging
         write_manifest(staging, version)
+        if seal is not None:
+            seal(staging)
         _sync_tree(staging)
         _publish(staging, out, overwrite)
     except OSError as cause:
@@ -258,10 +289,14 @@ def _publish(staging: Path, out: Path, overwrite: bool) -> None:
 
 def _replace(staging: Path, out: Path) -> None:
     """In one step where the system can exchange two folders; else with a moment without OUT."""
+    foreign = OSError(errno.EEXIST, f"it has no {MANIFEST} of clair and is not overwritten")
     if out.is_symlink() or load_manifest(out) is None:
-        raise OSError(errno.EEXIST, f"it has no {MANIFEST} of clair and is not overwritten")
+        raise foreign
     if not _system_rename(staging, out, RENAME_EXCHANGE):
-        return
+        if not staging.is_symlink() and load_manifest(staging) is not None:
+            return
+        _system_rename(staging, out, RENAME_EXCHANGE)  # it came after the look: back with it
+        raise foreign
     old = aside(staging)
     rename_new(out, old)
     try:

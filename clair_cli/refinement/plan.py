@@ -12,6 +12,7 @@ from clair_cli.cohort import Adapter, Cohort, Start
 from clair_cli.detection.agreement import Array, Mask, levelled
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
+from clair_cli.output.folders import folder_names
 from clair_cli.refinement.labels import own_labels
 from clair_cli.refinement.members import Recipients, minorities, recipients, remarks
 from clair_cli.refinement.replicates import noise_of
@@ -52,8 +53,9 @@ class Group:
 class Plan:
     """Names, paths and numbers: everything that refining one module needs but the module.
 
-    `groups` are the majority and then the minorities. `ranks` (client -> rank) and `mean_rank` are
-    known where "auto" was asked for and measured.
+    `groups` are the majority and then the minorities. `folders` are what the clients' folders in the
+    output are called, which depends on all clients, those that get no adapter included. `ranks`
+    (client -> rank) and `mean_rank` are known where "auto" was asked for and measured.
     """
 
     groups: tuple[Group, ...]
@@ -62,6 +64,7 @@ class Plan:
     remarks: tuple[str, ...]
     device: str
     dtype: DtypeName
+    folders: Mapping[str, str]
     ranks: Mapping[str, int] = field(default_factory=dict)
     mean_rank: int | None = None
 
@@ -155,6 +158,7 @@ def plan_refinement(
         ),
         device=found.machine.device,
         dtype=looking.dtype,
+        folders=folder_names(cohort.ids),
     )
 
 

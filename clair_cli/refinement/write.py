@@ -17,7 +17,7 @@ from clair_cli import engines, formats
 from clair_cli._version import __version__
 from clair_cli.cohort import Adapter, Start
 from clair_cli.output import publish
-from clair_cli.output.folders import GLOBAL, folder_names, strength_folder
+from clair_cli.output.folders import GLOBAL, strength_folder
 from clair_cli.progress import Progress, silent
 from clair_cli.refinement.module import RefinedModule
 from clair_cli.refinement.plan import Group, Plan
@@ -101,7 +101,7 @@ class _Candidate:
     """Open writers of one group at one strength, and what is to be reported of its clients."""
 
     def __init__(
-        self, plan: Plan, group: int, which: int, folder: Path, names: dict[str, str]
+        self, plan: Plan, group: int, which: int, folder: Path, names: Mapping[str, str]
     ) -> None:
         self.plan, self.group, self.number = plan, plan.groups[group], group
         self.how, self.keeps = self.group.shrinkages[which], self.group.keeps[which]
@@ -252,13 +252,12 @@ class _Writing:
     modules: list[ModuleRefinement] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        names = folder_names([a.client for a in self.plan.clients])
         path, self.candidates, self.mean = self.plan.settings.path, [], None
         for which in range(len(self.plan.groups[0].shrinkages)):
             folder = self.stage / strength_folder(path[which]) if path else self.stage
             self.candidates.append(
                 [
-                    _Candidate(self.plan, g, which, folder, names)
+                    _Candidate(self.plan, g, which, folder, self.plan.folders)
                     for g in range(len(self.plan.groups))
                 ]
             )

@@ -20,7 +20,11 @@ def as_text(found: Verification) -> str:
     """Every difference, then whether there is one."""
     lines = [f"{safe_text(d.name)}: {safe_text(d.what)}" for d in found.differences]
     if found.differences:
-        lines.append(f"FAIL: {len(found.differences)} differ")
+        lines.append(f"FAIL: {len(found.differences)} of {found.compared} files differ")
+    elif found.checked:
+        lines.append(f"PASS: {found.compared} files as they were signed")
     else:
         lines.append(f"PASS: {found.files} files as they were written")
+        if found.signed:
+            lines.append("note: there is a signature, which --key PUBLIC checks")
     return "".join(f"{line}\n" for line in lines)

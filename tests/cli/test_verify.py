@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -52,6 +53,9 @@ def test_what_was_written_is_fine_from_anywhere(out: Path) -> None:
         "folder": str(out),
         "files": len(files),
         "differences": [],
+        "compared": len(files),
+        "signed": False,
+        "checked": False,
     }
 
 
@@ -131,6 +135,33 @@ SPOILED: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
 }  # fmt: skip
 
 
+def there_or_listed(out: Path) -> set[Path]:
+    """Every file that is compared: what is in the folder, and what its manifest names."""
+    there = {p for p in out.rglob("*") if p.is_symlink() or not p.is_dir()}
+    listed = json.loads((out / "manifest.json").read_text())["files"]
+    return (there | {out / f["name"] for f in listed}) - {out / "manifest.json"}
+
+
+def test_folders_without_end_are_differences_and_nobody_looks_into_them(out: Path) -> None:
+    place = os.getcwd()
+    try:
+        os.chdir(out)
+        for _ in range(1500):  # longer than any path, and deeper than Python recurses
+            os.mkdir("x")
+            os.chdir("x")
+    finally:
+        os.chdir(place)
+    try:
+        done = quick(out.parent, "verify", out)
+        assert (done.returncode, done.stderr) == (1, "")
+        first, last = done.stdout.splitlines()
+        assert first.endswith("x: not in the manifest")
+        assert last.startswith("FAIL: 1 of ")
+    finally:
+        shutil.move(out / "x", out.parent / "deep")
+        subprocess.run(["rm", "-rf", str(out.parent / "deep")], check=True)
+
+
 @pytest.mark.parametrize("name", SPOILED)
 def test_every_difference_is_named_and_exits_1(name: str, out: Path) -> None:
     spoil, wanted = SPOILED[name]
@@ -142,7 +173,8 @@ def test_every_difference_is_named_and_exits_1(name: str, out: Path) -> None:
     plain = verify(out)
     assert plain.returncode == 1
     assert plain.stdout.count("\n") == len(wanted) + 1
-    assert plain.stdout.endswith(f"FAIL: {len(wanted)} differ\n")
+    count = 1 if wanted == TORN else len(there_or_listed(out))
+    assert plain.stdout.endswith(f"FAIL: {len(wanted)} of {count} files differ\n")
     assert not set("\x1b\u202e") & set(plain.stdout)
     assert verify(out, "-q").stdout == ""
 

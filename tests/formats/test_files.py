@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from clair_cli.errors import ChangedWhileRead, ConfigInvalid, Unreadable, UnsafePath
+from clair_cli.errors import AdapterError, ChangedWhileRead, ConfigInvalid, Unreadable, UnsafePath
+from clair_cli.formats import files
 from clair_cli.formats.files import follow, hash_file, opened, read_range
+from clair_cli.formats.layout import CONFIG, WEIGHTS
 from clair_cli.formats.strict_json import parse_object
 
 
@@ -115,6 +119,126 @@ def test_a_file_changed_after_hashing_is_noticed(change: str, tmp_path: Path) ->
             out.write(b"c")
     with pytest.raises(ChangedWhileRead, match="run again"):
         read_range(file, 0, 10)
+
+
+def test_another_name_or_other_permissions_are_no_change(tmp_path: Path) -> None:
+    """Backups link files, which changes the time of the inode and not one byte."""
+    path = tmp_path / "x"
+    path.write_bytes(b"a" * 1000)
+
+    def linked(fd: int, size: int) -> None:
+        if not (tmp_path / "during").exists():
+            (tmp_path / "during").hardlink_to(path)
+
+    file, _ = hash_file(path, "x", linked)
+    for change in (lambda: (tmp_path / "after").hardlink_to(path), lambda: path.chmod(0o600)):
+        before = path.stat().st_ctime_ns
+        time.sleep(0.02)
+        change()
+        assert path.stat().st_ctime_ns > before
+        assert read_range(file, 5, 7) == b"aa"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_write_that_sets_its_time_back_is_noticed(when: str, tmp_path: Path) -> None:
+    """Only the time of the inode tells, and then the contents are hashed again."""
+    path = tmp_path / "x"
+    path.write_bytes(b"a" * 1000)
+    file, _ = hash_file(path, "x", nothing)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    for _ in range(2 if when == "after" else 0):  # what was known to be the same is so no more
+        os.link(path, tmp_path / str(time.monotonic_ns()))
+        assert read_range(file, 0, 10) == b"a" * 10
+    with open(path, "r+b") as out:
+        out.write(b"c")
+    os.utime(path, ns=times)
+    assert path.stat().st_mtime_ns == times[1]
+    for _ in range(3):
+        with pytest.raises(ChangedWhileRead, match="run again"):
+            read_range(file, 500, 510)
+
+
+def test_a_write_right_after_hashing_has_another_time(tmp_path: Path) -> None:
+    """However fast: what was hashed had been at rest for longer than a tick of the kernel."""
+    path = tmp_path / "x"
+    for _ in range(20):
+        path.write_bytes(b"a" * 1000)
+        file, _ = hash_file(path, "x", nothing)
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        with open(path, "r+b") as out:
+            out.write(b"c")
+        os.utime(path, ns=times)
+        with pytest.raises(ChangedWhileRead):
+            read_range(file, 0, 10)
+
+
+def test_one_whose_inode_changes_all_the_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a" * 1000)
+    file, _ = hash_file(path, "x", nothing)
+    real, hashed = files._sha256, []
+    monkeypatch.setattr(files, "_sha256", lambda fd, size: hashed.append(1) or real(fd, size))
+
+    def read_while_linked() -> None:
+        for number in range(20):
+            time.sleep(0.02)
+            os.link(path, tmp_path / str(number))
+            read_range(file, 0, 10)
+
+    with pytest.raises(ChangedWhileRead):
+        read_while_linked()
+    assert 1 <= len(hashed) <= 5
+
+
+FLIP = """
+import os, sys
+client, kept, link = sys.argv[1:]
+print("ready", flush=True)
+while True:  # the client is, in turn, its own folder and a link to another's
+    os.rename(client, kept)
+    os.rename(link, client)
+    os.rename(client, link)
+    os.rename(kept, client)
+"""
+
+
+@contextmanager
+def flipping(client: Path, outside: Path) -> Iterator[None]:
+    """A process that exchanges the client's folder and a link to `outside` all the time."""
+    link = client.parent / ".link"
+    link.symlink_to(outside)
+    command = [sys.executable, "-c", FLIP, client, client.parent / ".kept", link]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as racer:
+        assert racer.stdout is not None
+        racer.stdout.readline()
+        try:
+            yield
+        finally:
+            racer.kill()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "README.md"])
+def test_a_folder_that_becomes_a_link_while_it_is_opened_leads_nowhere(
+    name: str, tmp_path: Path
+) -> None:
+    client, outside = tmp_path / "in" / "client", tmp_path / "outside"
+    for folder, text in ((client, b"own"), (outside, b"secret")):
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(text)
+    seen: list[str | int] = []
+    with flipping(client, outside):
+        until = time.monotonic() + 3
+        while time.monotonic() < until and seen.count("own") < 300:
+            try:
+                with opened(follow(client / name, tmp_path / "in"), by_descriptor=True) as fd:
+                    seen.append(os.read(fd, 10).decode())
+            except AdapterError as error:
+                seen.append(error.code)
+    assert set(seen) <= {"own", "CLR101", "CLR110", "CLR112"}
+    assert seen.count("own") > 20
+    assert len(set(seen)) > 1
 
 
 def test_a_file_changed_while_it_is_hashed_is_noticed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from clair_cli.errors import ClairError, OutputError, UsageError
 from clair_cli.output import publish
-from clair_cli.output.publish import check_output, staged, verify, write_bytes
+from clair_cli.output.publish import check_apart, check_output, staged, verify, write_bytes
 
 FILES = {"report.json": b"{}", "a/adapter.bin": b"x" * 5000, "b/adapter.bin": b""}
 
@@ -443,5 +443,8 @@ def test_nothing_is_written_where_the_input_links_to(tmp_path: Path) -> None:
     (inputs / "c1").symlink_to(store)
     for out in (store / "out", inputs / "c1" / "out"):
         with pytest.raises(UsageError, match="inside"):
-            check_output(out, inputs)
-    check_output(tmp_path / "store" / "out", inputs)
+            check_apart(out, inputs)
+    with pytest.raises(UsageError, match="inside the input"):
+        check_output(inputs / "c1" / "out", inputs)
+    for check in (check_output, check_apart):
+        check(tmp_path / "store" / "out", inputs)

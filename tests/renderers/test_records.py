@@ -97,7 +97,8 @@ def test_json_of_a_selection_names_what_was_chosen() -> None:
 def test_json_of_a_verification_names_every_difference() -> None:
     data = json.loads(RENDERERS["json"](RECORDS["verification"]))
     assert data["differences"] == [{"name": HOSTILE, "difference": HOSTILE}]
-    assert list(data) == ["schema_version", "tool", "folder", "files", "differences"]
+    own = ["folder", "files", "differences", "compared", "signed", "checked"]
+    assert list(data) == ["schema_version", "tool", *own]
 
 
 @pytest.mark.parametrize(

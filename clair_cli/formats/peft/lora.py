@@ -12,6 +12,7 @@ from typing import Any
 
 from clair_cli.cohort import Adapter, FullSpec, Start, TensorSpec, UpdateSpec
 from clair_cli.errors import (
+    ChangedWhileRead,
     ConfigInvalid,
     LimitExceeded,
     OutputError,
@@ -358,10 +359,12 @@ def _targets(config: Mapping[str, Any], modules: Collection[str]) -> dict[str, A
 
 def read_readme(adapter: Adapter) -> bytes | None:
     """The model card in the adapter's own folder, if it is a plain file of a plausible size."""
+    if adapter.card is None:
+        return None
     try:
-        with opened(adapter.path / "README.md") as fd:
+        with opened(adapter.card, by_descriptor=True) as fd:
             data = bytes(pread(fd, 0, MAX_README_BYTES + 1))
-    except (Unreadable, UnsafePath):
+    except (ChangedWhileRead, Unreadable, UnsafePath):
         return None
     return data if len(data) <= MAX_README_BYTES else None
 
