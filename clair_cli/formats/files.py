@@ -18,6 +18,8 @@ FLAGS = os.O_RDONLY | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 )
 CHUNK = 2**20
+PIECE = 2**22
+"""Bytes in memory of what is only passed through."""
 
 T = TypeVar("T")
 
@@ -124,6 +126,12 @@ def read_range(file: InputFile, begin: int, end: int) -> bytearray:
         if len(data) != end - begin or identity(fd) != file.identity:
             raise ChangedWhileRead(_changed(file.path))
     return data
+
+
+def read_pieces(file: InputFile, begin: int, end: int) -> Iterator[bytearray]:
+    """The same in pieces of at most PIECE bytes."""
+    for at in range(begin, end, PIECE):
+        yield read_range(file, at, min(at + PIECE, end))
 
 
 def _changed(path: Path) -> str:
