@@ -131,6 +131,20 @@ def shortened(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return core.T, turn.T @ down
 
 
+def leading(up: Tensor, down: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Factors (d_out, size) and (size, d_in) of most of up @ down, without the product.
+
+    Randomised range finder with two power iterations (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    The draw is made on the CPU. A product of rank `size` or less is kept whole.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(down.shape[1], size, generator=draw, dtype=torch.float64).to(down)
+    for _ in range(3):
+        basis = torch.linalg.qr(up @ (down @ rows))[0]  # (d_out, size)
+        rows = down.T @ (up.T @ basis)  # (d_in, size)
+    return basis, rows.T
+
+
 EXACT_SIZE = 128
 """Up to this size one SVD takes less than the tries that might spare it."""
 TRIED_RANKS = (16, 32, 64, 128, 256, 512)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from clair_cli.cohort import InputFile
 from clair_cli.errors import ChangedWhileRead, Unreadable, UnsafePath
+from clair_cli.formats.deadline import check_time
 
 FLAGS = os.O_RDONLY | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
@@ -20,6 +21,9 @@ FLAGS = os.O_RDONLY | sum(
 CHUNK = 2**20
 PIECE = 2**22
 """Bytes in memory of what is only passed through."""
+
+AT_ONCE = 2**26
+"""Bytes asked of the system in one call, which nothing interrupts."""
 
 T = TypeVar("T")
 
@@ -111,6 +115,7 @@ def hash_file(path: Path, name: str, look: Callable[[int, int], T]) -> tuple[Inp
         while left and (chunk := os.read(fd, min(CHUNK, left))):
             digest.update(chunk)
             left -= len(chunk)
+            check_time()
         if left or identity(fd) != before:
             raise ChangedWhileRead(_changed(path))
     return InputFile(name, path, size, digest.hexdigest(), before), found
@@ -142,8 +147,11 @@ def pread(fd: int, begin: int, end: int) -> bytearray:
     """Bytes [begin, end) of an open file, fewer where it ends before."""
     data = bytearray(end - begin)
     view, done = memoryview(data), 0
-    while done < len(data) and (count := os.preadv(fd, [view[done:]], begin + done)):
+    while done < len(data) and (
+        count := os.preadv(fd, [view[done : done + AT_ONCE]], begin + done)
+    ):
         done += count
+        check_time()
     view.release()
     del data[done:]
     return data

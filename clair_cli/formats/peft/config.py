@@ -139,9 +139,9 @@ def _check_kind(data: Mapping[str, Any], where: str, differences: bool) -> str:
     remedy = "convert it with peft.convert_to_lora, or train plain LoRA"
     if kind != "LORA":
         raise Unsupported(f"{where}: peft_type {kind[:40]!r} is not LORA; {remedy}")
-    for field, what in REFUSED.items():
-        if data.get(field):
-            raise Unsupported(f"{where}: {field}: {what}; {remedy}")
+    for name, what in REFUSED.items():
+        if data.get(name):
+            raise Unsupported(f"{where}: {name}: {what}; {remedy}")
     init = str(data.get("init_lora_weights")).lower()
     changing = init.startswith(BASE_CHANGING_INIT)
     if changing and not differences:
