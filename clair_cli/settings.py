@@ -68,7 +68,7 @@ class Settings:
     """Numbers in the factors of one update, 2 GiB in float32: twice the head of a vocabulary of 256 000
     at width 16 384 and rank 1024."""
     max_memory: int = 16 * 2**30
-    """Bytes that reading one update of a client may take; one of a 70B adapter of rank 256 takes 0.3 GB."""
+    """Bytes that reading one update of a client may take: 0.3 GB of a 70B adapter of rank 256."""
     client_timeout: float = 600.0
     """Seconds that opening a client may take, and that reading it may take beyond twice what half of all
     clients take. An adapter of a 70B model at rank 64 is 1.7 GB, which takes 170 s at 10 MB/s."""
