@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from clair_cli.errors import ClairError, Failed, contained, in_one_line
 from clair_cli.formats.deadline import deadline
@@ -41,35 +41,53 @@ class Watch:
 def spared(
     compute: Callable[[Sequence[int]], Result], suspects: Sequence[int], what: str
 ) -> tuple[Result, dict[int, Reason]]:
-    """compute(kept) of all positions in `suspects`, or without the few that make it fail, and why.
+    """compute(kept) of all positions in `suspects`, or without those that make it fail, and why.
 
-    A client is to blame if without it alone all goes well; where no single one is, the first suspect is
-    left out, and so on. Raises what `compute` raises where fewer than MIN_CLIENTS are left, and at
-    once where that is an error of clair's own.
+    They are found by halving, so that few trials suffice, the least suspect first. Raises what
+    `compute` raises where fewer than MIN_CLIENTS would be left, and at once where that is an error of
+    clair's own.
     """
-    kept, failed = sorted(suspects), dict[int, Reason]()
-    while True:
+    trial = _Trial(compute, what)
+    for order in (suspects[::-1], suspects):  # whoever comes first is believed without a trial
+        trial.begin()
+        trial.admit(order)
+        if trial.result is not None:
+            return trial.result, trial.failed
+    assert trial.error is not None
+    raise trial.error
+
+
+class _Trial(Generic[Result]):
+    """Positions with which `compute` goes well together, taken in one group after the other."""
+
+    def __init__(self, compute: Callable[[Sequence[int]], Result], what: str) -> None:
+        self.compute, self.what = compute, what
+        self.error: Exception | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody is in, nobody is out."""
+        self.kept, self.failed = list[int](), dict[int, Reason]()
+        self.result: Result | None = None
+
+    def admit(self, group: Sequence[int]) -> None:
+        """Take in all of the group, or of its halves, or call a single one the reason of a failure."""
+        together = sorted([*self.kept, *group])
+        if len(together) < MIN_CLIENTS:
+            self.kept = together
+            return
         try:
-            return compute(kept), failed
+            self.result, self.kept = self.compute(together), together
+            return
         except ClairError:
             raise
         except Exception as error:
-            if len(kept) <= MIN_CLIENTS:
-                raise
-            text = (
-                f"{what} fails with it: {in_one_line(error)}; retrain it, or leave this client out"
-            )
-        ordered = [k for k in suspects if k in kept]
-        guilty = next((k for k in ordered if _computes(compute, kept, k)), ordered[0])
-        failed[guilty] = Reason(Failed.code, text)
-        kept.remove(guilty)
-
-
-def _computes(compute: Callable[[Sequence[int]], object], kept: Sequence[int], out: int) -> bool:
-    try:
-        compute([k for k in kept if k != out])
-    except ClairError:
-        raise
-    except Exception:
-        return False
-    return True
+            self.error = self.error or error
+            text = f"{self.what} fails with it: {in_one_line(error)}"
+        if len(group) == 1:
+            remedy = "retrain it, or leave this client out"
+            self.failed[group[0]] = Reason(Failed.code, f"{text}; {remedy}")
+            return
+        half = len(group) // 2
+        self.admit(group[:half])
+        self.admit(group[half:])
