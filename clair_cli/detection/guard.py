@@ -15,6 +15,9 @@ from clair_cli.settings import MIN_CLIENTS
 
 Result = TypeVar("Result")
 
+FIRST_TRIES = 32
+"""Positions of which every two are once believed without a trial: of a minority of guilty ones not all."""
+
 
 class Watch:
     """How long each of the clients has been read for, and how long it may.
@@ -48,9 +51,10 @@ def spared(
     clair's own.
     """
     trial = _Trial(compute, what)
-    for order in (suspects[::-1], suspects):  # whoever comes first is believed without a trial
+    order = suspects[::-1]
+    for first in range(0, min(len(order), FIRST_TRIES), 2):  # two are believed without a trial
         trial.begin()
-        trial.admit(order)
+        trial.admit([*order[first:], *order[:first]])
         if trial.result is not None:
             return trial.result, trial.failed
     assert trial.error is not None

@@ -39,8 +39,8 @@ FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 """What stands in a field whose true value is in a zip64 one."""
 
 MOST_PACKED, SMALL = 64, 2**26
-"""How many times its size a file may unpack to, beyond some MiB: numbers that were trained hardly pack, and
-deflate packs zeros by a thousand."""
+"""How many times its size a file may unpack to, beyond some MiB: trained numbers hardly pack, zeros by a
+thousand."""
 DAY = 33
 """1980-01-01, the first date of the format: equal members give equal bytes."""
 UNIX, MODE = 3 << 8, 0o100644 << 16

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from clair_cli.cohort import InputFile, TensorSpec
-from clair_cli.errors import Malformed
-from clair_cli.formats import npz
+from clair_cli.errors import LimitExceeded, Malformed
+from clair_cli.formats import npz, zip_file
 from clair_cli.formats.containers import open_file
 from clair_cli.formats.files import PIECE
 from clair_cli.settings import Settings
@@ -68,8 +68,9 @@ def test_parts_of_a_deflated_array_are_right_in_any_order(
 
 
 def test_a_quarter_of_a_gigabyte_that_is_passed_through_takes_some_megabytes(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(zip_file, "SMALL", 2**30)
     file, spec = saved(tmp_path / "a.npz", np.zeros(2**26, "<i4"), deflated=True)
     tracemalloc.start()
     assert sum(map(len, npz.read_pieces(file, "a", spec))) == 2**28
@@ -95,3 +96,10 @@ def test_a_checksum_that_does_not_fit_is_found_in_pieces_too(where: str, tmp_pat
     }
     with pytest.raises(Malformed, match="do not match their checksum"):
         read[where]()
+
+
+def test_a_file_that_unpacks_to_far_more_than_trained_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(2**25, "<f4"))
+    with pytest.raises(LimitExceeded, match="bytes unpacked from"):
+        open_file(path, path.name, Settings())
