@@ -7,12 +7,20 @@ failing import included, becomes 70 here.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
 from types import FrameType
 
 INTERNAL_ERROR, INTERRUPTED = 70, 130
+GRACE = 1.0
+"""Seconds that the main thread has to answer a signal: one step of linear algebra may take longer."""
+PATIENCE = 30.0
+"""Seconds after which a folder that cannot be removed stays."""
+SAID = {signal.SIGINT: "interrupted"}
 
 
 class Terminated(BaseException):
@@ -25,6 +33,7 @@ def main() -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _end)
+        _watch_signals()
         _open_streams()
         from clair_cli.cli import run
 
@@ -41,6 +50,29 @@ def main() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one does not wait, and nothing is claimed then
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def _watch_signals() -> None:
+    """From now on a second thread answers what the main thread does not answer in time."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_answer, args=(reading,), daemon=True).start()
+
+
+def _answer(reading: int) -> None:
+    number = signal.Signals(os.read(reading, 1)[0])
+    time.sleep(GRACE)
+    publish = sys.modules.get("clair_cli.output.publish")
+    staged = getattr(publish, "STAGED", ())
+    until = time.monotonic() + PATIENCE
+    while left := [folder for folder in tuple(staged) if os.path.lexists(folder)]:
+        for folder in left:  # again where the main thread has written into it meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > until:
+            os._exit(128 + number)
+    _say(f"{SAID.get(number, 'terminated')}; nothing was left behind", 0)
+    os._exit(128 + number)
 
 
 def _open_streams() -> None:

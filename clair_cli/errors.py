@@ -6,6 +6,9 @@ that it survives pickling between processes unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ClairError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line returns for it."""
@@ -118,3 +121,28 @@ class NoAdapter(AdapterError):
     """A folder without any file that could be an adapter: no client, and nothing broken."""
 
     code = "CLR117"
+
+
+class Failed(AdapterError):
+    """Reading it, or computing with it, failed in a way that no check foresaw."""
+
+    code = "CLR118"
+
+
+@contextmanager
+def contained(what: str) -> Iterator[None]:
+    """Whatever fails within is one client's failure: Failed, but for errors that clair raises itself."""
+    try:
+        yield
+    except ClairError:
+        raise
+    except Exception as error:
+        raise Failed(
+            f"{what}: {in_one_line(error)}; retrain it, or leave this client out"
+        ) from None
+
+
+def in_one_line(error: BaseException) -> str:
+    """The kind of the error and the begin of what it says."""
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

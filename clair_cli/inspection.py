@@ -6,7 +6,9 @@ from pathlib import Path
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, Entries, align, natural_key
+from clair_cli.errors import contained
 from clair_cli.formats import open_adapter
+from clair_cli.formats.deadline import deadline
 from clair_cli.results import (
     InspectedClient,
     InspectedFolder,
@@ -20,7 +22,11 @@ from clair_cli.settings import Settings
 
 def inspect(path: Path, settings: Settings) -> Inspection:
     """Open one adapter and look at every number in it. Raises AdapterError where it is broken."""
-    adapter = open_adapter(path, settings)
+    with contained("cannot be read"), deadline(settings.client_timeout):
+        return _inspected(open_adapter(path, settings))
+
+
+def _inspected(adapter: Adapter) -> Inspection:
     names = sorted(adapter.updates, key=natural_key)
     used = {t for s in adapter.updates.values() for t in s.tensors.values()}
     used |= {spec.tensor for spec in adapter.full.values()}

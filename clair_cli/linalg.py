@@ -89,6 +89,62 @@ def range_basis(rows: Tensor, size: int, seed: int, power: int = 1) -> Tensor:
     return whiten(gram(basis)).T @ basis
 
 
+def balanced(up: Tensor, down: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
+    """The same scale * up @ down (float64) with every column of `up` as large as its row of `down`.
+
+    The factors are multiplied by powers of two alone, which is exact; the scale returned is near 1.
+    What no number of float64 holds overflows to Inf, and columns that are not finite stay so.
+    """
+    share, whole = math.frexp(scale)
+    if share < 2 / 3:
+        share, whole = 2 * share, whole - 1
+    left, right = (_exponents(x) for x in (up.T, down))  # (r,)
+    wanted = ((whole + right - left) / 2).round()
+    wanted = torch.where(torch.isfinite(left + right), wanted, (-left).clamp(-1023, 1023))
+    rest = torch.where(torch.isfinite(left + right), whole - wanted, (-right).clamp(-1023, 1023))
+    return _shifted(up.T, wanted).T, _shifted(down, rest), share
+
+
+def _exponents(rows: Tensor) -> Tensor:
+    """log2 of the largest absolute value of each row (n, d): -Inf of zeros."""
+    most: Tensor = torch.linalg.vector_norm(rows, math.inf, dim=1)
+    return most.log2()
+
+
+def _shifted(rows: Tensor, exponents: Tensor) -> Tensor:
+    """Row i times 2^exponents[i], in halves: 2^e alone may be no number of float64."""
+    half = (exponents / 2).floor()
+    return rows * half.exp2()[:, None] * (exponents - half).exp2()[:, None]
+
+
+def shortened(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """up (d_out, r) and down (r, d_in) of the same product with r <= min(d_out, d_in).
+
+    By a QR decomposition of the factor on the smaller side, whose other factor takes the turn along.
+    """
+    if up.shape[1] <= min(up.shape[0], down.shape[1]):
+        return up, down
+    if down.shape[1] <= up.shape[0]:
+        turn, core = torch.linalg.qr(down)  # (r, d_in), (d_in, d_in)
+        return up @ turn, core
+    turn, core = torch.linalg.qr(up.T)  # (r, d_out), (d_out, d_out)
+    return core.T, turn.T @ down
+
+
+def leading(up: Tensor, down: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Factors (d_out, size) and (size, d_in) of most of up @ down, without the product.
+
+    Randomised range finder with two power iterations (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    The draw is made on the CPU. A product of rank `size` or less is kept whole.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(down.shape[1], size, generator=draw, dtype=torch.float64).to(down)
+    for _ in range(3):
+        basis = torch.linalg.qr(up @ (down @ rows))[0]  # (d_out, size)
+        rows = down.T @ (up.T @ basis)  # (d_in, size)
+    return basis, rows.T
+
+
 EXACT_SIZE = 128
 """Up to this size one SVD takes less than the tries that might spare it."""
 TRIED_RANKS = (16, 32, 64, 128, 256, 512)

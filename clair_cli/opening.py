@@ -5,10 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Broken, Entries
-from clair_cli.errors import AdapterError, NoAdapter, SettingError
+from clair_cli.errors import AdapterError, NoAdapter, SettingError, contained
+from clair_cli.formats.deadline import deadline
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
@@ -27,8 +29,9 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
     adapters: list[Adapter] = []
     broken: list[Broken] = []
     findings: list[Reason] = []
+    stop = Event()
     with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
-        jobs = [pool.submit(_open, source, settings) for source in sources]
+        jobs = [pool.submit(_open, source, settings, stop) for source in sources]
         try:
             for done, job in enumerate(jobs, start=1):
                 found = job.result()
@@ -40,32 +43,46 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
                     findings.append(found)
                 on_progress("opening adapters", done, len(sources))
         finally:
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
 
 
-def _open(source: formats.Source, settings: Settings) -> Adapter | Broken | Reason:
+def _open(source: formats.Source, settings: Settings, stop: Event) -> Adapter | Broken | Reason:
+    """The adapter, or why there is none; whatever goes wrong is this client's alone."""
     if source.no_client is not None:
         return source.no_client
     try:
-        adapter = formats.open_adapter(source.path, settings, source.client, source.root)
-        adapter = replace(adapter, notes=(*source.notes, *adapter.notes))
+        with contained("cannot be opened"), deadline(settings.client_timeout, stop):
+            return _opened(source, settings)
     except NoAdapter as error:
         return Reason(error.code, str(error))
     except AdapterError as error:
         return Broken(source.client, Reason(error.code, str(error)))
+
+
+def _opened(source: formats.Source, settings: Settings) -> Adapter:
+    """The adapter with its replicates. Raises AdapterError."""
+    adapter = formats.open_adapter(source.path, settings, source.client, source.root)
+    adapter = replace(adapter, notes=(*source.notes, *adapter.notes))
     found, notes = [], []
     for path in formats.find_replicates(source.path, settings):
         try:
-            other = formats.open_adapter(path, settings, source.client, source.root)
-            for module in other.updates:
-                formats.check_finite(other, module)
-            for name in other.full:
-                formats.check_full(other, name)
-            found.append(other)
+            with contained("cannot be opened"):
+                found.append(_replicate(path, source, settings))
         except AdapterError as error:
             notes.append(Reason(error.code, f"{path.name}, no replicate: {error}"))
     return formats.with_replicates(adapter, found, notes) if found or notes else adapter
+
+
+def _replicate(path: Path, source: formats.Source, settings: Settings) -> Adapter:
+    """Another adapter of the client, every number of which is finite. Raises AdapterError."""
+    other = formats.open_adapter(path, settings, source.client, source.root)
+    for module in other.updates:
+        formats.check_finite(other, module)
+    for name in other.full:
+        formats.check_full(other, name)
+    return other
 
 
 def check_files(settings: Settings) -> None:

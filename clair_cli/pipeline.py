@@ -90,10 +90,8 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
     if too_few(cohort):
         return Detection(cohort)
     from clair_cli.detection.full import read_full
+    from clair_cli.detection.judging import judged
     from clair_cli.detection.reading import numerics, read_modules, without_failed
-    from clair_cli.detection.solver import decompose, settled
-    from clair_cli.detection.tables import tabulated
-    from clair_cli.detection.verdicts import judge
 
     with numerics(cohort, settings) as machine:
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
@@ -104,12 +102,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
             cohort, stacks, full = without_failed(cohort, stacks, full)
         if too_few(cohort):
             return Detection(cohort, stacks, machine=machine)
-        solved = decompose(stacks, settings.detection, settings.seed, on_progress)
-        judgement = judge(tabulated(cohort, stacks, solved, full), settings)
-        decomposition = None
-        if judgement.identified:
-            decomposition = settled(solved, stacks, judgement.consensus, settings)
-        return Detection(cohort, stacks, solved, judgement, decomposition, machine)
+        return judged(cohort, stacks, full, settings, machine, on_progress)
 
 
 def reported(detection: Detection, path: Path, settings: Settings, clock: _Clock) -> Report:

@@ -67,6 +67,11 @@ class Settings:
     max_elements: int = 2**29
     """Numbers in the factors of one update, 2 GiB in float32: twice the head of a vocabulary of 256 000
     at width 16 384 and rank 1024."""
+    max_memory: int = 16 * 2**30
+    """Bytes that reading one update of a client may take: 0.3 GB of a 70B adapter of rank 256."""
+    client_timeout: float = 600.0
+    """Seconds that opening a client may take, and that reading it may take beyond twice what half of all
+    clients take. An adapter of a 70B model at rank 64 is 1.7 GB, which takes 170 s at 10 MB/s."""
     min_shared_modules: float = 0.5
     """A client adapting less than this share of the others' modules is not compared."""
     modules: Modules = "shared"
@@ -146,6 +151,8 @@ class Settings:
 
     def _check_reading(self) -> None:
         """What to read: each kind of input knows only some of the choices."""
+        seconds = self.client_timeout
+        _require(0 < seconds < 1e9, "client_timeout", "a positive number of seconds", seconds)
         share = self.min_shared_modules
         _require(0 < share <= 1, "min_shared_modules", "in (0, 1]", share)
         _require(self.alpha is None or 0 < self.alpha < 1e6, "alpha", "positive", self.alpha)
@@ -200,6 +207,7 @@ RANGES = {
     "max_tensors": (1, 2**40),
     "max_dim": (1, 2**40),
     "max_elements": (1, 2**60),
+    "max_memory": (1, 2**60),
 }
 """Settings that are whole numbers, and from where to where."""
 MACHINE = {

@@ -37,6 +37,13 @@ def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowR
     return LowRankUpdate(up, down)
 
 
+def zeroed(update: LowRankUpdate) -> LowRankUpdate:
+    """The update zero, in one column, of the same shape, dtype and device."""
+    return LowRankUpdate(
+        update.up.new_zeros(len(update.up), 1), update.down.new_zeros(1, update.down.shape[1])
+    )
+
+
 def energy(update: LowRankUpdate) -> float:
     """||Delta W||_F^2 from the factors, without the product."""
     down = update.down * update.scale

@@ -95,7 +95,7 @@ def test_the_floors_are_really_there() -> None:
     assert "errors" in found["settings"]
     assert found["output.manifest"] == set()
     assert found["errors"] == set()
-    assert "detection.verdicts" in found["pipeline"]
+    assert "detection.judging" in found["pipeline"]
 
 
 def test_torch_is_loaded_only_where_numbers_begin() -> None:

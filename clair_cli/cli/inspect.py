@@ -23,6 +23,8 @@ def inspect(
     differences: o.Differences = False,
     follow_symlinks: o.Links = False,
     max_header_bytes: o.MaxHeader = o.MAX_HEADER,
+    max_memory: o.MaxMemory = o.MAX_MEMORY,
+    client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     format: o.Format = "text",
 ) -> int:
     """Show what an adapter holds, or the adapters of a folder."""

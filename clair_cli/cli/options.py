@@ -17,6 +17,8 @@ REFINING, SCORING = "How clients are refined", "How candidates are scored"
 WRITING, SHOWING = "What is written", "What is shown"
 
 MAX_HEADER = Settings().max_header_bytes
+MAX_MEMORY = f"{Settings().max_memory >> 30}G"
+CLIENT_TIMEOUT = Settings().client_timeout
 
 
 def _option(panel: str, *names: str, **more: Any) -> Any:
@@ -84,6 +86,24 @@ MaxHeader = Annotated[
         "--max-header",
         min=8,
         help="The largest safetensors header that is read, in bytes.",
+    ),
+]
+
+MaxMemory = Annotated[
+    str,
+    _option(
+        READING,
+        metavar="BYTES",
+        help="The most memory that reading one update of a client may take, as 16G or in bytes.",
+    ),
+]
+ClientTimeout = Annotated[
+    float,
+    _option(
+        READING,
+        metavar="SECONDS",
+        help="How long opening a client may take, and reading it beyond twice what half of the "
+        "clients take.",
     ),
 ]
 
@@ -388,6 +408,19 @@ def _number_or(
     return parse
 
 
+def _bytes(value: str) -> int:
+    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
+    try:
+        return int(float(number) * UNITS.get(unit, 1))
+    except (ValueError, OverflowError):
+        text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
+        raise UsageError(f"{flag('max_memory')}: {text}") from None
+
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+"""What may follow a number of bytes."""
+
+
 def _strengths(value: str) -> tuple[Any, ...]:
     return tuple(map(_number_or("path", float, "auto"), map(str.strip, value.split(","))))
 
@@ -398,5 +431,6 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "rank": _number_or("rank", int, "keep", "auto", "exact"),
     "global_rank": _number_or("global_rank", int, "auto", "exact"),
     "path": _strengths,
+    "max_memory": _bytes,
 }
 """Options that take a word or a number, and so arrive as text."""

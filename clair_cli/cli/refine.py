@@ -37,6 +37,8 @@ def refine(
     ignore: o.Ignore = None,
     follow_symlinks: o.Links = False,
     max_header_bytes: o.MaxHeader = o.MAX_HEADER,
+    max_memory: o.MaxMemory = o.MAX_MEMORY,
+    client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
     device: o.Device = "auto",
     threads: o.Threads = 0,

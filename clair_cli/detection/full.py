@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
-from clair_cli.errors import AdapterError, NonFinite
+from clair_cli.detection.guard import Watch
+from clair_cli.errors import AdapterError, NonFinite, contained
 from clair_cli.formats.full import spans
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
@@ -55,12 +56,13 @@ def read_full(
     At most BLOCK bytes of all clients together are in memory. A client that cannot be read, or holds
     numbers that are not finite, is in `failed`, and the others go on.
     """
-    job, count = partial(_inner, cohort, device), len(cohort.clients)
+    count, failed = len(cohort.clients), dict[int, Reason]()
+    watch = Watch(count, settings.client_timeout)
+    job = partial(_inner, cohort, device, watch, failed)
     inner = np.zeros((len(cohort.full), count, count))
-    failed: dict[int, Reason] = {}
     for f, found in enumerate(engines.choose(settings.engine).map(job, cohort.full)):
         inner[f] = found.inner
-        failed = {**found.failed, **failed}
+        failed |= {k: reason for k, reason in found.failed.items() if k not in failed}
         on_progress("reading full matrices", f + 1, len(inner))
     gone = sorted(failed)
     inner[:, gone] = 0
@@ -83,7 +85,7 @@ class _Inner:
     failed: Mapping[int, Reason]
 
 
-def _inner(cohort: Cohort, device: str, name: str) -> _Inner:
+def _inner(cohort: Cohort, device: str, watch: Watch, gone: Collection[int], name: str) -> _Inner:
     who = cohort.having(name)
     size = math.prod(cohort.full[name])
     total = torch.zeros((len(who), len(who)), dtype=torch.float64, device=device)
@@ -91,10 +93,11 @@ def _inner(cohort: Cohort, device: str, name: str) -> _Inner:
     for begin, end in spans(size, max(BLOCK // (8 * max(len(who), 1)), 1)):
         block = torch.zeros((len(who), end - begin), dtype=torch.float64, device=device)
         for row, k in enumerate(who):
-            if k in failed:
+            if k in failed or k in gone:
                 continue
             try:
-                block[row] = read_full_estimate(cohort.clients[k], name, begin, end, device)
+                with watch.reading(k, repr(name)):
+                    block[row] = read_full_estimate(cohort.clients[k], name, begin, end, device)
             except AdapterError as error:
                 failed[k] = Reason(error.code, str(error))
         total += block @ block.T
@@ -129,8 +132,9 @@ def _estimates(adapter: Adapter, name: str) -> list[Adapter]:
 def _not_finite(adapter: Adapter, name: str) -> Reason:
     """Which stored number is NaN or Inf, or that only the sum of squares is."""
     try:
-        for one in _estimates(adapter, name):
-            formats.check_full(one, name)
+        with contained(f"{name!r} cannot be read"):
+            for one in _estimates(adapter, name):
+                formats.check_full(one, name)
     except AdapterError as error:
         return Reason(error.code, str(error))
     spec = adapter.full[name]

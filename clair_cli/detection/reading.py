@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,16 +13,20 @@ from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.detection.differences import centred
 from clair_cli.detection.full import FullTables
+from clair_cli.detection.guard import Watch, spared
 from clair_cli.detection.record import Machine
 from clair_cli.detection.stacks import ModuleStack, stack_module
-from clair_cli.errors import AdapterError, NonFinite, UsageError
+from clair_cli.errors import AdapterError, NonFinite, UsageError, contained
+from clair_cli.linalg import leading
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
-from clair_cli.update import LowRankUpdate, combined
+from clair_cli.update import LowRankUpdate, combined, energy, zeroed
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
+WIDE, PROPORTION = 64, 4
+"""Columns that any client may have, and how many times the usual number."""
 NARROW = 1024
 """Below this width one thread is faster than several: the products are too small to share."""
 
@@ -60,12 +64,13 @@ def read_modules(
     Clients that fail on the way are broken and the others go on; modules that nobody changed are
     left out.
     """
-    job = partial(_stack, cohort, settings, machine.device)
     stacks: list[ModuleStack] = []
     failed: dict[int, Reason] = {}
+    watch = Watch(len(cohort.clients), settings.client_timeout)
+    job = partial(_stack, cohort, settings, machine.device, watch, failed)
     for result in engines.choose(settings.engine).map(job, cohort.modules):
         stacks.append(result.stack)
-        failed = {**result.failed, **failed}
+        failed |= {k: reason for k, reason in result.failed.items() if k not in failed}
         on_progress("reading modules", len(stacks), len(cohort.modules))
     if failed:
         kept = [k for k in range(len(cohort.clients)) if k not in failed]
@@ -106,28 +111,85 @@ class _Stacked:
     failed: Mapping[int, Reason]
 
 
-def _stack(cohort: Cohort, settings: Settings, device: str, module: str) -> _Stacked:
-    """Read one module of every client and stack it; a client that fails counts as zero here."""
+def _stack(
+    cohort: Cohort,
+    settings: Settings,
+    device: str,
+    watch: Watch,
+    gone: Collection[int],
+    module: str,
+) -> _Stacked:
+    """Read one module of every client and stack it; a client that fails counts as zero here.
+
+    Those at the positions `gone` have failed before, and are not read.
+    """
     dtype = _dtype(cohort, settings)
     updates: list[LowRankUpdate] = []
     failed: dict[int, Reason] = {}
     for k, adapter in enumerate(cohort.clients):
         try:
-            updates.append(read_estimate(adapter, module, dtype, device))
+            if k not in gone:
+                with watch.reading(k, repr(module)):
+                    updates.append(read_estimate(adapter, module, dtype, device))
+                continue
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
-            updates.append(_nothing(adapter, module, dtype, device))
-    numbers = settings.detection
-    relative = not all(a.updates[module].absolute for a in cohort.clients)
-    if relative:
-        updates = centred(updates, settings.seed, numbers)
-    stack = stack_module(module, updates, numbers.max_columns, settings.seed)
-    if relative:  # there is no chance in what a common entry makes alike
-        stack = replace(stack, shape=(stack.shape[0], NO_CHANCE))
+        updates.append(_nothing(adapter, module, dtype, device))
+    updates, energies = _narrow(updates, settings.seed)
+    stack, broke = spared(
+        partial(_joint, cohort, settings, module, updates),
+        sorted(range(len(updates)), key=lambda k: -updates[k].rank),
+        f"comparing {module!r}",
+    )
+    failed |= broke
+    for k, size in energies.items() if _absolute(cohort, module) else ():
+        stack.energies[k] = stack.inner[k, k] = size
     finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
     for k in torch.nonzero(~finite).flatten().tolist():
         failed[k] = _not_finite(cohort.clients[k], module)
     return _Stacked(stack, failed)
+
+
+def _joint(
+    cohort: Cohort,
+    settings: Settings,
+    module: str,
+    updates: Sequence[LowRankUpdate],
+    kept: Sequence[int],
+) -> ModuleStack:
+    """The stack of the updates at the positions `kept`, and of zeros at the others."""
+    used = [u if k in kept else zeroed(u) for k, u in enumerate(updates)]
+    numbers = settings.detection
+    relative = not _absolute(cohort, module)
+    if relative:
+        used = centred(used, settings.seed, numbers)
+    stack = stack_module(module, used, numbers.max_columns, settings.seed)
+    if relative:  # there is no chance in what a common entry makes alike
+        stack = replace(stack, shape=(stack.shape[0], NO_CHANCE))
+    return stack
+
+
+def _absolute(cohort: Cohort, module: str) -> bool:
+    """Whether the clients' updates mean something by themselves, not only beside each other."""
+    return all(adapter.updates[module].absolute for adapter in cohort.clients)
+
+
+def _narrow(
+    updates: Sequence[LowRankUpdate], seed: int
+) -> tuple[list[LowRankUpdate], dict[int, float]]:
+    """The updates, those of a rank out of all proportion by their leading part, and their energies.
+
+    All clients are padded to the largest rank: one client must not make the work of all its own.
+    """
+    usual = sorted(u.rank for u in updates)[len(updates) // 2]
+    most = max(WIDE, PROPORTION * usual)
+    found, energies = list(updates), {}
+    for k, update in enumerate(updates):
+        if update.rank > most:
+            energies[k] = energy(update)
+            up, down = leading(update.up, update.down, most, seed)
+            found[k] = LowRankUpdate(up, down, update.scale)
+    return found, energies
 
 
 def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
@@ -157,7 +219,8 @@ def _dtype(cohort: Cohort, settings: Settings) -> DtypeName:
 def _not_finite(adapter: Adapter, module: str) -> Reason:
     """Which stored number is NaN or Inf, or that only the product is."""
     try:
-        formats.check_finite(adapter, module)
+        with contained(f"{module!r} cannot be read"):
+            formats.check_finite(adapter, module)
     except AdapterError as error:
         return Reason(error.code, str(error))
     spec = adapter.updates[module]

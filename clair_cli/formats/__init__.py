@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.errors import OutputError
 from clair_cli.formats import diffusers, flower, kohya, mlx, peft, plain
-from clair_cli.formats.bounds import check_dtypes, check_updates
+from clair_cli.formats.bounds import check_dtypes, check_updates, check_work
 from clair_cli.formats.containers import as_adapter, read_contents
 from clair_cli.formats.discovery import (
     Source,
@@ -30,7 +30,7 @@ from clair_cli.formats.full import (
     read_full_tensor,
 )
 from clair_cli.formats.interface import AdapterFormat, AdapterWriter, FactoredFormat
-from clair_cli.formats.layout import locate
+from clair_cli.formats.layout import Layout, locate
 from clair_cli.settings import DtypeName, Settings
 
 if TYPE_CHECKING:
@@ -94,8 +94,16 @@ def open_adapter(
     client = client_name(path) if client is None else client
     check_client_name(client)
     layout = locate(path, root, settings)
-    if settings.read_as != "lora":
-        return plain.open_matrices(layout, client, settings)
+    if settings.read_as == "lora":
+        adapter = _open_factors(layout, client, settings)
+    else:
+        adapter = plain.open_matrices(layout, client, settings)
+    check_work(adapter, settings)
+    return adapter
+
+
+def _open_factors(layout: Layout, client: str, settings: Settings) -> Adapter:
+    """An adapter of the first format that recognises what lies there."""
     contents = read_contents(layout, settings)
     of_factors = (f for f in FORMATS.values() if isinstance(f, FactoredFormat))
     form = next(f for f in of_factors if f.recognises(contents))

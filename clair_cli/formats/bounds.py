@@ -7,9 +7,9 @@ A closed form can make much out of little: the Kronecker product of two matrices
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from clair_cli.cohort import TensorSpec, UpdateSpec
+from clair_cli.cohort import Adapter, TensorSpec, UpdateSpec
 from clair_cli.errors import ConfigInvalid, LimitExceeded, ShapeMismatch, Unsupported
 from clair_cli.formats.safetensors_file import BITS
 from clair_cli.settings import Settings
@@ -30,6 +30,55 @@ def check_updates(updates: Mapping[str, UpdateSpec], where: str, settings: Setti
         if (count := (spec.d_out + spec.d_in) * spec.rank) > settings.max_elements:
             text = f"has {count} numbers in its factors, the limit is {settings.max_elements}"
             raise LimitExceeded(f"{what} {text}; train a smaller rank")
+
+
+READ, MADE = 1e8, 1e9
+"""Bytes read and products made in a second by the slowest machine that is thought of."""
+REREAD = 2**29
+"""Bytes of tensors of several updates that are read once for all of them, as `factors.SHARED` says."""
+
+
+def check_work(adapter: Adapter, settings: Settings) -> None:
+    """Raises LimitExceeded where headers alone say that reading takes more memory or time than it may.
+
+    Shared tensors are read for every update that lies in them, and a rank above that of the product is
+    reduced: a small file can ask for both without end.
+    """
+    seconds = 0.0
+    for module, spec in adapter.updates.items():
+        tensors = [adapter.tensors[name] for name in spec.tensors.values()]
+        where = f"{tensors[0].file}: the update of {module[:200]!r}"
+        if (needed := _memory(spec, tensors)) > settings.max_memory:
+            text = f"takes {needed} bytes to read, the limit is {settings.max_memory}"
+            raise LimitExceeded(f"{where} {text}; allow more with --max-memory")
+        seconds += _seconds(spec, tensors)
+    if seconds > settings.client_timeout:
+        where, most = next(iter(adapter.files)), settings.client_timeout
+        text = f"reading its updates takes {seconds:.0f} s, the limit is {most:.0f}"
+        raise LimitExceeded(f"{where}: {text}; allow more with --client-timeout")
+
+
+def _memory(spec: UpdateSpec, tensors: Sequence[TensorSpec]) -> int:
+    """Bytes: the tensors as they are stored, this update's as they are computed with, its factors."""
+    count, rank = sum(math.prod(t.shape) for t in tensors), min(spec.rank, spec.d_out, spec.d_in)
+    wide = spec.dtype == "F64" or rank < spec.rank or spec.rule == "matrix"
+    factors = (spec.d_out + spec.d_in) * rank if spec.rule not in ("lora", "matrix") else 0
+    copies = 3 if rank < spec.rank else 1
+    own = count // spec.parts * copies + factors
+    return _bytes(tensors) + own * (8 if wide else 4)
+
+
+def _seconds(spec: UpdateSpec, tensors: Sequence[TensorSpec]) -> float:
+    size = _bytes(tensors)
+    read = size / spec.parts if size <= REREAD else size
+    least = min(spec.d_out, spec.d_in)
+    made = 0 if spec.rank <= least else 4 * (spec.d_out + spec.d_in) * spec.rank * least
+    return read / READ + made / MADE
+
+
+def _bytes(tensors: Sequence[TensorSpec]) -> int:
+    """What they take unpacked, as they are stored."""
+    return sum(math.prod(t.shape) * BITS.get(t.dtype, 128) // 8 for t in tensors)
 
 
 def check_dtypes(tensors: Mapping[str, TensorSpec]) -> None:

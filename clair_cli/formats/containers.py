@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,11 @@ class Container(Protocol):
 
     def read_bytes(self, file: InputFile, name: str, spec: TensorSpec) -> bytes | bytearray:
         """Its elements row by row, floats little-endian; raises the kinds of AdapterError."""
+
+    def read_pieces(
+        self, file: InputFile, name: str, spec: TensorSpec
+    ) -> Iterator[bytes] | Iterator[bytearray]:
+        """The same in pieces of bounded size, in order."""
 
     def read_elements(
         self, file: InputFile, name: str, spec: TensorSpec, begin: int, end: int
@@ -112,6 +117,12 @@ def read_bytes(adapter: Adapter, name: str) -> bytes | bytearray:
     """Its elements row by row, floats little-endian. Raises ChangedWhileRead, Malformed."""
     spec = adapter.tensors[name]
     return container(spec.file).read_bytes(adapter.files[spec.file], name, spec)
+
+
+def read_pieces(adapter: Adapter, name: str) -> Iterator[bytes] | Iterator[bytearray]:
+    """The same in pieces of bounded size, in order."""
+    spec = adapter.tensors[name]
+    return container(spec.file).read_pieces(adapter.files[spec.file], name, spec)
 
 
 def read_values(adapter: Adapter, name: str) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from clair_cli.cohort import TensorSpec, UpdateSpec
-from clair_cli.errors import ConfigInvalid, ShapeMismatch, Unsupported
+from clair_cli.errors import ConfigInvalid, LimitExceeded, ShapeMismatch, Unsupported
 from clair_cli.formats.containers import MAX_CONFIG_BYTES, Contents, Described, not_judged
 from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.lora_pairs import (
@@ -55,6 +55,8 @@ ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_
 METADATA = "lora_adapter_metadata"
 DEFAULTS = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
 """Of PEFT, whose LoraConfig diffusers makes of the metadata."""
+MAX_COMPONENTS = 32
+"""Models of one pipeline: several times what any has."""
 
 
 def recognises(contents: Contents) -> bool:
@@ -173,7 +175,11 @@ def _by_metadata(
     data = read_metadata(contents.metadata[METADATA], where)
     found, bases, notes = dict(updates), [], list[Reason]()
     traits = {"peft_type": "LORA"}
-    for component, names in components(data, updates).items():
+    parted = components(data, updates)
+    if len(parted) > MAX_COMPONENTS:
+        text = f"modules of {len(parted)} models, the limit is {MAX_COMPONENTS}"
+        raise LimitExceeded(f"{where}: {text}; keep the models of one pipeline")
+    for component, names in parted.items():
         config = parse_config(fields(data, component), where, None)
         if config.dora:
             raise Unsupported(f"{where}: use_dora: DoRA needs the base weights; train plain LoRA")

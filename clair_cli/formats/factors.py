@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import Adapter, FullSpec, UpdateSpec
 from clair_cli.errors import NonFinite, OutputError
-from clair_cli.formats.containers import non_finite, read_bytes, read_tensor, read_values
+from clair_cli.formats.containers import non_finite, read_pieces, read_tensor, read_values
 from clair_cli.formats.files import read_range
 from clair_cli.formats.full import FullWriter
 from clair_cli.formats.npz import NpzWriter
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from clair_cli.update import LowRankUpdate
 
+LEVEL = 2.0**30
+"""Factors whose largest number is between its inverse and it are multiplied as they are. All others are
+first brought to one size: in float32 the square of 1e19 is Inf, and that of 1e-23 is 0."""
 SHARED = 2**29
 """Bytes kept of tensors that hold several updates: every expert of a layer would read all of it."""
 
@@ -34,22 +37,43 @@ Group = tuple[str, ...]
 def read_update(
     adapter: Adapter, module: str, dtype: DtypeName = "auto", device: str = "cpu"
 ) -> LowRankUpdate:
-    """Delta W of one module as up (d_out, r), down (r, d_in) and scale.
+    """Delta W of one module as up (d_out, r), down (r, d_in) and scale, r <= min(d_out, d_in).
 
-    "auto" is float64 where a factor is stored as float64, else float32, which holds float16 and
+    How large one factor is beside the other does not matter, nor does a rank that the product cannot
+    have. "auto" is float64 where a factor is stored as float64, else float32, which holds float16 and
     bfloat16 exactly. Raises ChangedWhileRead; does not look for NaN (see `check_finite`).
     """
     import torch
 
+    from clair_cli.linalg import balanced, shortened
     from clair_cli.update import LowRankUpdate
 
     spec = adapter.updates[module]
     wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype
-    parts = _parts(adapter, spec, read_tensor)
+    kind, parts = getattr(torch, wanted), _parts(adapter, spec, read_tensor)
+    level = True
     if spec.parts == 1:  # of shared tensors, a part is a slice: cut out first
-        parts = {role: t.to(device, getattr(torch, wanted)) for role, t in parts.items()}
-    up, down = (t.to(device, getattr(torch, wanted)) for t in RULES[spec.rule].factors(parts, spec))
-    return LowRankUpdate(up, down, spec.scale)
+        parts = {role: t.to(device, kind) for role, t in parts.items()}
+        level = _level(parts.values(), spec.scale)
+        if not level:
+            parts = {role: t.double() for role, t in parts.items()}
+    up, down = (t.to(device) for t in RULES[spec.rule].factors(parts, spec))
+    level = level and (spec.parts == 1 or _level((up, down), spec.scale))
+    if level and up.shape[1] <= min(spec.d_out, spec.d_in):
+        return LowRankUpdate(up.to(kind), down.to(kind), spec.scale)
+    up, down, scale = balanced(up.double(), down.double(), spec.scale)
+    up, down = shortened(up, down)
+    return LowRankUpdate(up.to(kind), down.to(kind), scale)
+
+
+def _level(tensors: Iterable[Tensor], scale: float) -> bool:
+    """Whether all are of a size to be multiplied as they are; zeros are, and NaN."""
+    found = [abs(scale)]
+    for tensor in tensors:
+        if tensor.numel():
+            low, high = tensor.aminmax()
+            found.append(max(-float(low), float(high)))
+    return not any(0 < most < 1 / LEVEL or most > LEVEL for most in found)
 
 
 class _Recent:
@@ -106,7 +130,7 @@ def check_finite(adapter: Adapter, module: str) -> None:
 def norm(adapter: Adapter, module: str) -> float:
     """||Delta W||_F of one module, without torch. Raises NonFinite.
 
-    ||B A||_F^2 = sum (B'B o A A'), which needs the r x r cores only.
+    ||B A||_F^2 = sum (B'B o A A'), which needs the r x r cores only; the product where it is smaller.
     """
     import numpy as np
 
@@ -114,7 +138,11 @@ def norm(adapter: Adapter, module: str) -> float:
     with np.errstate(all="ignore"):
         parts = _parts(adapter, spec, read_values)
         up, down = RULES[spec.rule].factors(parts, spec)
-        found = spec.scale * math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
+        if up.shape[1] ** 2 > spec.d_out * spec.d_in:
+            size = float(np.linalg.norm(up @ down))
+        else:
+            size = math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
+        found = spec.scale * size
     if not math.isfinite(found):
         where = adapter.tensors[spec.file_key].file
         raise NonFinite(f"{where}: the update of {module!r} is not finite; retrain it")
@@ -157,7 +185,7 @@ class FactorsWriter(FullWriter):
         used = {name for g in touched for name in adapter.updates[g[0]].tensors.values()}
         used |= {spec.tensor for spec in adapter.full.values()}
         for name in (shapes.keys() & adapter.tensors.keys()) - used:
-            self.out.write(self.key(name), self.passed(name))
+            self._pass(name)
         for group in touched:
             for module in group:
                 if module not in self.due:
@@ -182,9 +210,9 @@ class FactorsWriter(FullWriter):
         """The metadata of the new file."""
         return {"format": "pt"}
 
-    def passed(self, name: str) -> bytes | bytearray:
-        """The bytes of a tensor that is no factor of an update written."""
-        return read_bytes(self.adapter, name)
+    def passed(self, name: str) -> Iterable[bytes | bytearray]:
+        """The bytes of a tensor that is no factor of an update written, in pieces."""
+        return read_pieces(self.adapter, name)
 
     def beside(self) -> None:
         """Write what belongs beside the file."""
@@ -233,16 +261,24 @@ class FactorsWriter(FullWriter):
         spec = self.adapter.updates[group[0]]
         if group[0] not in self.ranks and all(f is None for f in held.values()):
             for name in spec.tensors.values():
-                self.out.write(self.key(name), self.passed(name))
+                self._pass(name)
             return
         store = RULES[spec.rule].store
         if store is None:
             raise OutputError(f"{group[0]}: {spec.rule} cannot hold a low-rank update")
         parts = store([held[m] or self._own(m) for m in group])
         for role, name in spec.tensors.items():
+            if role not in parts:
+                self._pass(name)
+                continue
             dtype = self.adapter.tensors[name].dtype
-            data = stored(parts[role], dtype, name) if role in parts else self.passed(name)
-            self.out.write(self.key(name), data)
+            self.out.write(self.key(name), stored(parts[role], dtype, name))
+
+    def _pass(self, name: str) -> None:
+        at = 0
+        for piece in self.passed(name):
+            self.out.write(self.key(name), piece, at)
+            at += len(piece)
 
     def _own(self, module: str) -> Factors:
         """The template's factors, for the rank and scale that are written."""
@@ -262,7 +298,7 @@ class FactorsWriter(FullWriter):
         self.out.write(self.key(spec.tensor), data, begin * BITS[spec.dtype] // 8)
 
     def _pass_full(self, spec: FullSpec) -> None:
-        self.out.write(self.key(spec.tensor), self.passed(spec.tensor))
+        self._pass(spec.tensor)
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""

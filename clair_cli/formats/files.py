@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from clair_cli.cohort import InputFile
 from clair_cli.errors import ChangedWhileRead, Unreadable, UnsafePath
+from clair_cli.formats.deadline import check_time
 
 FLAGS = os.O_RDONLY | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
@@ -32,6 +33,10 @@ TICK = 20_000_000
 """Nanoseconds within which two changes of a file may bear the same time."""
 TRIES = 3
 """How often a file is hashed whose inode changes, but not its contents, before it is given up."""
+PIECE = 2**22
+"""Bytes in memory of what is only passed through."""
+AT_ONCE = 2**26
+"""Bytes asked of the system in one call, which nothing interrupts."""
 
 T = TypeVar("T")
 
@@ -173,6 +178,7 @@ def _sha256(fd: int, size: int) -> str | None:
     while left and (chunk := os.read(fd, min(CHUNK, left))):
         digest.update(chunk)
         left -= len(chunk)
+        check_time()
     return None if left else digest.hexdigest()
 
 
@@ -213,6 +219,12 @@ def _proved(fd: int, file: InputFile) -> tuple[int, ...]:
     return now
 
 
+def read_pieces(file: InputFile, begin: int, end: int) -> Iterator[bytearray]:
+    """The same in pieces of at most PIECE bytes."""
+    for at in range(begin, end, PIECE):
+        yield read_range(file, at, min(at + PIECE, end))
+
+
 def _changed(path: Path) -> str:
     return f"{shown(path.name)}: changed while being read; run again when nothing writes to it"
 
@@ -221,8 +233,11 @@ def pread(fd: int, begin: int, end: int) -> bytearray:
     """Bytes [begin, end) of an open file, fewer where it ends before."""
     data = bytearray(end - begin)
     view, done = memoryview(data), 0
-    while done < len(data) and (count := os.preadv(fd, [view[done:]], begin + done)):
+    while done < len(data) and (
+        count := os.preadv(fd, [view[done : done + AT_ONCE]], begin + done)
+    ):
         done += count
+        check_time()
     view.release()
     del data[done:]
     return data

@@ -217,7 +217,7 @@ class KohyaWriter(PairsWriter):
         for name, factor in zip(_pair(module), factors, strict=True):
             self.out.write(name, stored(factor, spec.dtype, name))
         if alpha := spec.tensors.get("alpha"):
-            self.out.write(alpha, self.passed(alpha))
+            self._pass(alpha)
 
 
 def _pair(module: str) -> tuple[str, str]:

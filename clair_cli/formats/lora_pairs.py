@@ -8,7 +8,7 @@ down is (r, in[, 1 ...]) and d_in the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from clair_cli.cohort import FullSpec, TensorSpec, UpdateSpec
@@ -158,14 +158,14 @@ class PairsWriter(FactorsWriter):
         """1 where the scale goes into the factors, and the bias with them."""
         return 1.0 if spec.tensor in self.biases else spec.scale
 
-    def passed(self, name: str) -> bytes | bytearray:
+    def passed(self, name: str) -> Iterable[bytes | bytearray]:
         """Its own bytes, or another alpha, or another bias."""
         import torch
 
         if name in self.alphas:
             rank, dtype = self.alphas[name]
-            return stored(torch.tensor(rank), dtype, name)
+            return [stored(torch.tensor(rank), dtype, name)]
         if self.biases.get(name, 1.0) != 1:
             bias = read_tensor(self.adapter, name) * self.biases[name]
-            return stored(bias, self.adapter.tensors[name].dtype, name)
+            return [stored(bias, self.adapter.tensors[name].dtype, name)]
         return super().passed(name)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import Malformed, OutputError, PickleFound, Unsupported
-from clair_cli.formats.files import CHUNK, pread, read_range
+from clair_cli.formats import files
+from clair_cli.formats.files import CHUNK, PIECE, pread, read_range
 from clair_cli.formats.safetensors_file import FLOATS, MAX_DIMENSIONS
 from clair_cli.formats.zip_file import DEFLATED, Member, ZipWriter, damaged, read_directory
 from clair_cli.settings import Settings
@@ -33,6 +34,8 @@ HEADER = re.compile(
 DESCR = re.compile(r"[<>=|](?P<kind>[biufcmMSUVO])(?P<size>\d{0,9})(?:\[[^\]]*\])?")
 MAX_HEADER = 4096
 """Twice what 64 dimensions take."""
+STREAMS = 64
+"""Deflated arrays that are unpacked beside each other, some MiB each: one of each client."""
 FLOAT_NAMES = {"f8": "F64", "f4": "F32", "f2": "F16"}
 
 
@@ -161,6 +164,61 @@ def read_bytes(file: InputFile, name: str, spec: TensorSpec) -> bytes:
     return values.astype(values.dtype.newbyteorder("<")).tobytes()
 
 
+def read_pieces(file: InputFile, name: str, spec: TensorSpec) -> Iterator[bytes]:
+    """What `read_bytes` gives in pieces of bounded size, in order.
+
+    An array that is stored column by column is one piece.
+    """
+    import numpy as np
+
+    assert isinstance(spec, NpyTensor)
+    if spec.fortran and len(spec.shape) > 1:
+        yield read_bytes(file, name, spec)
+        return
+    big = spec.descr.startswith(">") and spec.dtype in FLOATS
+    skip = spec.head
+    for piece in _raw_pieces(file, name, spec):
+        data, skip = piece[skip:], max(skip - len(piece), 0)
+        if big:
+            kind = np.dtype(spec.descr[:3])
+            data = np.frombuffer(data, kind).astype(kind.newbyteorder("<")).tobytes()
+        yield data
+
+
+def _raw_pieces(file: InputFile, name: str, spec: NpyTensor) -> Iterator[bytes]:
+    """The whole .npy file of an array, cut where elements end. Raises Malformed as `read_raw` does."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS) if spec.deflated else None
+    crc, done, rest = 0, 0, b""
+    try:
+        for packed in files.read_pieces(file, spec.begin, spec.end):
+            for data in _unpacked(unpacker, bytes(packed)):
+                crc, done = zlib.crc32(data, crc), done + len(data)
+                if done > spec.unpacked:
+                    raise damaged(spec.file, f"tensor {name!r} is longer than its directory says")
+                rest += data
+                end = len(rest) - (done - spec.head) % 8 if done > spec.head + 8 else 0
+                yield rest[:end]
+                rest = rest[end:]
+    except zlib.error as cause:
+        text = f"{spec.file}: tensor {name!r}: cannot be unpacked: {cause}; save it again"
+        raise Malformed(text) from None
+    whole = unpacker is None or (unpacker.eof and not unpacker.unused_data)
+    if not whole or done != spec.unpacked or crc != spec.crc:
+        raise damaged(spec.file, f"the bytes of tensor {name!r} do not match their checksum")
+    yield rest
+
+
+def _unpacked(unpacker: Any, data: bytes) -> Iterator[bytes]:
+    """What some bytes unpack to, in pieces."""
+    if unpacker is None:
+        yield data
+        return
+    found = b"" if not data else unpacker.decompress(data, PIECE)
+    while found:
+        yield found
+        found = unpacker.decompress(unpacker.unconsumed_tail, PIECE)
+
+
 def read_tensor(file: InputFile, name: str, spec: TensorSpec) -> Tensor:
     """The same as a tensor of its stored dtype; Unsupported unless it is one of FLOAT_NAMES."""
     import torch
@@ -176,20 +234,55 @@ def read_elements(
 ) -> NDArray[np.float64]:
     """Elements [begin, end) of a tensor of a dtype in FLOAT_NAMES, row by row, in float64.
 
-    The checksum is of the whole, and looked at with the first of them. What is deflated or stored
-    column by column is read whole every time.
+    The checksum is of the whole, and looked at with the first of them; of what is deflated with the
+    last, and parts that follow each other are unpacked once. What is stored column by column is read
+    whole every time.
     """
     import numpy as np
 
     assert isinstance(spec, NpyTensor)
-    if spec.deflated or spec.fortran:
+    if spec.fortran and len(spec.shape) > 1:
         return read_values(file, name, spec).reshape(-1)[begin:end]
+    kind = np.dtype(spec.descr[:3])
+    if spec.deflated:
+        unpacked = _streams.read(file, name, spec, begin * kind.itemsize, end * kind.itemsize)
+        return np.frombuffer(unpacked, kind).astype(np.float64)
     if begin == 0:
         _check_sum(file, name, spec)
-    kind = np.dtype(spec.descr[:3])
     at = spec.begin + spec.head
     data = read_range(file, at + begin * kind.itemsize, at + end * kind.itemsize)
     return np.frombuffer(data, kind).astype(np.float64)
+
+
+class _Streams:
+    """Arrays that are being unpacked from their beginning on, those read last."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[Any, ...], tuple[Iterator[bytes], int, bytes]] = {}
+
+    def read(self, file: InputFile, name: str, spec: NpyTensor, begin: int, end: int) -> bytes:
+        """Bytes [begin, end) of the elements as they are stored."""
+        key = (file.path, file.identity, name)
+        pieces, at, rest = self.held.pop(key, (None, 0, b""))
+        if pieces is None or begin < at:
+            pieces, at, rest = _raw_pieces(file, name, spec), -spec.head, b""
+        found = bytearray()
+        while at < end:
+            if not rest and not (rest := next(pieces, b"")):
+                continue
+            found += rest[max(begin - at, 0) : end - at]
+            taken = min(len(rest), end - at)
+            at, rest = at + taken, rest[taken:]
+        if end == spec.unpacked - spec.head:
+            list(pieces)  # looks at the checksum
+            return bytes(found)
+        self.held[key] = pieces, at, rest
+        while len(self.held) > STREAMS:
+            del self.held[next(iter(self.held))]
+        return bytes(found)
+
+
+_streams = _Streams()
 
 
 def _check_sum(file: InputFile, name: str, spec: NpyTensor) -> None:
@@ -203,7 +296,9 @@ def _check_sum(file: InputFile, name: str, spec: NpyTensor) -> None:
 def head_of(file: InputFile, name: str, spec: NpyTensor) -> bytes:
     """The header of an array, as it is stored."""
     if spec.deflated:
-        return read_raw(file, name, spec)[: spec.head]
+        end = min(spec.end, spec.begin + 2 * MAX_HEADER)
+        data = bytes(read_range(file, spec.begin, end))
+        return _inflated(data, spec.head, f"{spec.file}: tensor {name!r}")[0]
     return bytes(read_range(file, spec.begin, spec.begin + spec.head))
 
 
@@ -217,7 +312,11 @@ class SameNpz:
 
     def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
         """The tensor as it is in `file`."""
-        self.file.write(f"{name}.npy", read_raw(file, name, spec))
+        assert isinstance(spec, NpyTensor)
+        at = 0
+        for piece in _raw_pieces(file, name, spec):
+            self.file.write(f"{name}.npy", piece, at)
+            at += len(piece)
 
     def put(
         self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import LimitExceeded, Malformed, OutputError, PickleFound, Unsupported
+from clair_cli.formats import files
 from clair_cli.formats.files import pread, read_range
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.output.publish import NewFile
@@ -198,6 +199,11 @@ def read_bytes(file: InputFile, name: str, spec: TensorSpec) -> bytearray:
     return read_range(file, spec.begin, spec.end)
 
 
+def read_pieces(file: InputFile, name: str, spec: TensorSpec) -> Iterator[bytearray]:
+    """The same in pieces of bounded size, in order."""
+    return files.read_pieces(file, spec.begin, spec.end)
+
+
 def to_bytes(tensor: Tensor) -> bytes:
     """The elements row by row, as safetensors stores them."""
     import torch
@@ -281,7 +287,10 @@ class SameSafetensors(SafetensorsWriter):
 
     def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
         """The tensor as it is in `file`."""
-        self.write(name, read_range(file, spec.begin, spec.end))
+        at = 0
+        for piece in read_pieces(file, name, spec):
+            self.write(name, piece, at)
+            at += len(piece)
 
     def put(
         self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]

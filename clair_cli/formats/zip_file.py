@@ -38,6 +38,9 @@ UTF8, EFFORT = 0x800, 0x6
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF
 """What stands in a field whose true value is in a zip64 one."""
 
+MOST_PACKED, SMALL = 64, 2**26
+"""How many times its size a file may unpack to, beyond some MiB: trained numbers hardly pack, zeros by a
+thousand."""
 DAY = 33
 """1980-01-01, the first date of the format: equal members give equal bytes."""
 UNIX, MODE = 3 << 8, 0o100644 << 16
@@ -75,7 +78,9 @@ def read_directory(fd: int, size: int, where: str, settings: Settings) -> list[M
     _limit(count, settings.max_tensors, "tensors", where)
     _limit(length, settings.max_header_bytes, "bytes of directory", where)
     members = list(_entries(bytes(pread(fd, begin, begin + length)), count, where))
-    _limit(sum(m.unpacked for m in members), settings.max_file_bytes, "bytes once unpacked", where)
+    unpacked = sum(m.unpacked for m in members)
+    _limit(unpacked, settings.max_file_bytes, "bytes once unpacked", where)
+    _limit(unpacked, size * MOST_PACKED + SMALL, f"bytes unpacked from {size}", where)
     end, placed = 0, {}
     for member in sorted(members, key=lambda m: m.offset):
         if member.offset != end:

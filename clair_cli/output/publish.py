@@ -37,6 +37,9 @@ AT_FDCWD = -100
 
 log = logging.getLogger(__name__)
 
+STAGED: set[Path] = set()
+"""The staging folders of this process, which go where it must end at once."""
+
 
 def check_output(out: Path, inputs: Path, overwrite: bool = False) -> None:
     """Raises UsageError, before anything is read, where `out` cannot become the output of `inputs`.
@@ -153,6 +156,7 @@ def staged(
     staging = passing(out)
     try:
         sweep(out)
+        STAGED.add(staging)
         os.mkdir(staging)
         yield staging
         write_manifest(staging, version)
@@ -169,6 +173,7 @@ def staged(
         raise OutputError(f"{str(out)!r}: cannot be written: {_reason(cause)}{remedy}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        STAGED.discard(staging)
         if os.path.lexists(out):  # else what was moved aside is the only copy
             shutil.rmtree(aside(staging), ignore_errors=True)
 

@@ -20,7 +20,7 @@ from clair_cli.errors import (
     Unsupported,
 )
 from clair_cli.formats import check_finite, open_adapter, read_update, write_adapter
-from clair_cli.formats.peft.keys import names_of
+from clair_cli.formats.peft.keys import Parameters
 from clair_cli.settings import Settings
 from tests.formats.test_peft_variants import assert_computes, fresh, own, written
 from tests.helpers.adapters import CONFIG, PREFIX, factors, tiny_llama, write_folder
@@ -93,7 +93,7 @@ def test_patterns_that_differ_between_parameters_of_one_module_are_refused(tmp_p
 def test_a_module_is_called_what_peft_calls_it(
     module: str, parameters: list[str], names: tuple[str, ...]
 ) -> None:
-    assert names_of(module, parameters) == names
+    assert Parameters(parameters).names_of(module) == names
 
 
 def experts(rank: int, **config: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clair_cli.errors import ConfigInvalid, Unsupported
-from clair_cli.formats.peft.keys import names_of, owner
+from clair_cli.formats.peft.keys import Parameters, owner
 from clair_cli.formats.peft.patterns import Pattern, V, check_cost, compile_patterns, lookup
 from clair_cli.report import Reason
 
@@ -24,6 +24,8 @@ DEFAULT_INIT = {"true", "false", "none"}
 HARMLESS_INIT = {*DEFAULT_INIT, "gaussian", "eva", "orthogonal", "mica"}
 BASE_CHANGING_INIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+MAX_NAMES = 100_000
+"""Of all modules together: ten times what the largest mixtures of experts have."""
 KNOWN_LIBRARIES = {"transformers", "peft", "torch", "diffusers", "timm", "__main__"}
 
 
@@ -39,7 +41,7 @@ class LoraConfig:
     alphas: tuple[Pattern[float], ...] = ()
     base: str | None = None
     notes: tuple[Reason, ...] = ()
-    parameters: tuple[str, ...] = ()
+    parameters: Parameters = field(default_factory=Parameters)
     dora: bool = False
     tied: bool = False
     init: str = "default"
@@ -59,11 +61,11 @@ class LoraConfig:
 
     def is_parameter(self, module: str) -> bool:
         """Whether the tensors of `module` adapt parameters of it, as those of experts are."""
-        return names_of(module, self.parameters) != (owner(module),)
+        return self.parameters.names_of(module) != (owner(module),)
 
     def _looked_up(self, patterns: tuple[Pattern[V], ...], module: str, default: V) -> V:
         """By the first pattern that matches what PEFT calls `module`."""
-        names = names_of(module, self.parameters)
+        names = self.parameters.names_of(module)
         found = {name: lookup(patterns, name, default) for name in names}
         if len(set(found.values())) > 1:
             raise Unsupported(
@@ -74,10 +76,15 @@ class LoraConfig:
 
     def check_modules(self, modules: Iterable[str]) -> tuple[Reason, ...]:
         """Notes on modules that two patterns match; ConfigInvalid where matching takes too long."""
-        names = list({n: 0 for m in modules for n in names_of(m, self.parameters)})
+        names: dict[str, int] = {}
+        for module in modules:
+            names |= dict.fromkeys(self.parameters.names_of(module), 0)
+            if len(names) > MAX_NAMES:
+                text = f"target_parameters give its modules more than {MAX_NAMES} names"
+                raise ConfigInvalid(f"{self.where}: {text}; name the parameters that were trained")
         patterns: tuple[Pattern[Any], ...] = (*self.ranks, *self.alphas)
         check_cost(patterns, names, self.where)
-        both = [*self._overlaps(names, self.ranks), *self._overlaps(names, self.alphas)]
+        both = [*self._overlaps(list(names), self.ranks), *self._overlaps(list(names), self.alphas)]
         return tuple(both[:1])
 
     def _overlaps(self, names: list[str], patterns: tuple[Pattern[Any], ...]) -> list[Reason]:
@@ -116,7 +123,7 @@ def parse_config(
         alphas=_patterns(data, "alpha_pattern", where, _number),
         base=base or None,
         notes=_code_notes(data, where),
-        parameters=_texts(data, "target_parameters", where),
+        parameters=Parameters(_texts(data, "target_parameters", where)),
         dora=_flag(data, "use_dora", where),
         tied=_flag(data, "ensure_weight_tying", where),
         init="default" if init in DEFAULT_INIT else init,
@@ -132,9 +139,9 @@ def _check_kind(data: Mapping[str, Any], where: str, differences: bool) -> str:
     remedy = "convert it with peft.convert_to_lora, or train plain LoRA"
     if kind != "LORA":
         raise Unsupported(f"{where}: peft_type {kind[:40]!r} is not LORA; {remedy}")
-    for field, what in REFUSED.items():
-        if data.get(field):
-            raise Unsupported(f"{where}: {field}: {what}; {remedy}")
+    for name, what in REFUSED.items():
+        if data.get(name):
+            raise Unsupported(f"{where}: {name}: {what}; {remedy}")
     init = str(data.get("init_lora_weights")).lower()
     changing = init.startswith(BASE_CHANGING_INIT)
     if changing and not differences:

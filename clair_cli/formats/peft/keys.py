@@ -60,14 +60,36 @@ def owner(module: str) -> str:
     return EXPERT.sub("", WRAPPED.sub("", module))
 
 
-def names_of(module: str, parameters: Sequence[str]) -> tuple[str, ...]:
-    """What PEFT may call `module` where it looks up patterns; several where the file does not tell.
+class Parameters:
+    """The config's target_parameters, looked up by the module that each may be in."""
 
-    That is the wrapped module, or those of the config's target_parameters that may be in it.
-    """
-    whole = owner(module)
-    named = [(f"{whole}.{p.rpartition('.')[2]}", p) for p in parameters]
-    return tuple({n: 0 for n, p in named if f".{n}".endswith(f".{p}")}) or (whole,)
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.everywhere: list[tuple[int, str]] = []
+        self.within: dict[str, list[tuple[int, str]]] = {}
+        for place, name in enumerate(dict.fromkeys(names)):
+            module, dot, last = name.rpartition(".")
+            found = self.within.setdefault(module, []) if dot else self.everywhere
+            found.append((place, last))
+
+    def of(self, whole: str) -> tuple[str, ...]:
+        """The last parts of those that may be in the module `whole`, in the order of the config.
+
+        A name without a dot may be in every module, another one in those that end in what it names.
+        """
+        found = list(self.everywhere)
+        if self.within:
+            starts = [0, *(i + 1 for i, c in enumerate(whole) if c == ".")]
+            for start in starts:
+                found += self.within.get(whole[start:], ())
+        return tuple(dict.fromkeys(last for _, last in sorted(found)))
+
+    def names_of(self, module: str) -> tuple[str, ...]:
+        """What PEFT may call `module` where it looks up patterns; several where the file does not tell.
+
+        That is the wrapped module, or those parameters that may be in it.
+        """
+        whole = owner(module)
+        return tuple(f"{whole}.{last}" for last in self.of(whole)) or (whole,)
 
 
 def find_factors(

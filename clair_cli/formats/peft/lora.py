@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from clair_cli.formats.peft.keys import (
     FACTOR_NAME,
     PREFIX,
     UNUSED,
+    Parameters,
     canonical_key,
     find_factors,
-    names_of,
     owner,
 )
-from clair_cli.formats.peft.patterns import exactly
+from clair_cli.formats.peft.patterns import ends_in, exactly
 from clair_cli.formats.peft.types import check_type
 from clair_cli.formats.peft.whole import find_trained_whole
 from clair_cli.formats.safetensors_file import stored
@@ -258,15 +258,14 @@ class PeftWriter(FactorsWriter):
         bias = BIAS.fullmatch(canonical_key(name))
         return bias[1].removeprefix(PREFIX) if bias else ""
 
-    def passed(self, name: str) -> bytes | bytearray:
+    def passed(self, name: str) -> Iterable[bytes | bytearray]:
         """A bias of lora_B takes the scale along where that goes into the factors."""
         data, module = super().passed(name), self._module_of_bias(name)
         scale = self.adapter.updates[module].scale if module in self.ranks else 1.0
         if scale == 1:
             return data
-        return stored(
-            read_tensor(self.adapter, name) * scale, self.adapter.tensors[name].dtype, name
-        )
+        values = read_tensor(self.adapter, name) * scale
+        return [stored(values, self.adapter.tensors[name].dtype, name)]
 
     def key(self, name: str) -> str:
         """Without what wrappers put in front, which PEFT would drop in silence."""
@@ -312,13 +311,13 @@ def _dumped(config: Mapping[str, Any]) -> bytes:
 def _with_ranks(adapter: Adapter, ranks: Mapping[str, int]) -> bytes:
     """The config giving modules in `ranks` that rank and scale 1, all others what they had."""
     r = max(ranks.values())
-    parameters = adapter.config.get("target_parameters") or ()
+    parameters = Parameters(adapter.config.get("target_parameters") or ())
     found, alphas = {}, {}
     for module, spec in adapter.updates.items():
         if spec.rule == "column":  # a magnitude has no rank
             continue
         head = _module(spec.tensors["head.A"]) if spec.rule == "tied" else module
-        for name in (*names_of(module, parameters), *names_of(head, parameters)):
+        for name in (*parameters.names_of(module), *parameters.names_of(head)):
             found[name] = ranks.get(module, spec.rank)
             alphas[name] = ranks.get(module, spec.scale * spec.rank)
     config = {k: v for k, v in adapter.config.items() if k not in TRAINING} | {
@@ -333,7 +332,7 @@ def _with_ranks(adapter: Adapter, ranks: Mapping[str, int]) -> bytes:
         owner(_module(n)) for n in adapter.tensors if FACTOR_NAME.fullmatch(canonical_key(n))
     }
     return _dumped(
-        config | _targets(adapter.config, {m for m in modules if names_of(m, parameters) == (m,)})
+        config | _targets(adapter.config, {m for m in modules if parameters.names_of(m) == (m,)})
     )
 
 
@@ -351,8 +350,8 @@ def _targets(config: Mapping[str, Any], modules: Collection[str]) -> dict[str, A
     if not modules:
         return {}
     if isinstance(named, list) and not any(config.get(name) for name in limits):
-        ends = tuple(f".{t}" for t in named)
-        if all(f".{module}".endswith(ends) for module in modules):
+        names = {t for t in named if isinstance(t, str)}
+        if all(ends_in(module, names) for module in modules):
             return {}
     return {"target_modules": sorted(modules)} | {n: None for n in limits if n in config}
 

@@ -7,7 +7,7 @@ file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -91,6 +91,12 @@ def lookup(patterns: Iterable[Pattern[V]], module: str, default: V) -> V:
 
 def exactly(values: Mapping[str, V], default: V) -> dict[str, V]:
     """Patterns that give every module its own of `values`, though names may end in others."""
-    ends = tuple(f".{module}" for module, value in values.items() if value != default)
-    named = [module for module in values if f".{module}".endswith(ends)]
+    others = {module for module, value in values.items() if value != default}
+    named = [module for module in values if ends_in(module, others)]
     return {re.escape(m): values[m] for m in sorted(named, key=len, reverse=True)}
+
+
+def ends_in(module: str, names: Container[str]) -> bool:
+    """Whether `module` is one of `names`, or ends in a dot and one of them."""
+    starts = (i + 1 for i, c in enumerate(module) if c == ".")
+    return module in names or any(module[start:] in names for start in starts)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import Adapter, FullSpec, UpdateSpec
 from clair_cli.errors import OutputError
+from clair_cli.formats.containers import read_pieces
 from clair_cli.formats.factors import fitted, read_update
-from clair_cli.formats.files import read_range
 from clair_cli.formats.full import FullWriter
 from clair_cli.formats.layout import CONFIG, WEIGHTS
 from clair_cli.formats.peft.keys import PREFIX, canonical_key
@@ -83,9 +83,10 @@ class LoraWriter(FullWriter):
             self.out.write(key, stored(factor, spec.dtype, key))
 
     def _pass(self, name: str) -> None:
-        t = self.adapter.tensors[name]
-        data = read_range(self.adapter.files[t.file], t.begin, t.end)
-        self.out.write(canonical_key(name), data)
+        at = 0
+        for piece in read_pieces(self.adapter, name):
+            self.out.write(canonical_key(name), piece, at)
+            at += len(piece)
 
     def _write_full(self, spec: FullSpec, begin: int, values: Tensor) -> None:
         data = stored(values, spec.dtype, spec.tensor)

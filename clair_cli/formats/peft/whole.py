@@ -30,7 +30,9 @@ def find_trained_whole(
     `config` trains biases are. Token rows have their indices in the name: rows of other tokens are
     not the same matrix. The bias of lora_B counts with its module's scale.
     """
-    found = find_full(tensors, updates, partial(_name, config=config))
+    tokens = config.get("trainable_token_indices")
+    which = f"{zlib.crc32(json.dumps(tokens, sort_keys=True).encode()):08x}" if tokens else None
+    found = find_full(tensors, updates, partial(_name, config=config, tokens=which))
     for name, spec in found.items():
         match = BIAS.fullmatch(canonical_key(spec.tensor))
         update = updates.get(match[1].removeprefix(PREFIX)) if match else None
@@ -39,8 +41,11 @@ def find_trained_whole(
     return found
 
 
-def _name(key: str, config: Mapping[str, Any]) -> str | None:
-    """What the tensor is called in the base model; None where it is not to be judged."""
+def _name(key: str, config: Mapping[str, Any], tokens: str | None) -> str | None:
+    """What the tensor is called in the base model; None where it is not to be judged.
+
+    `tokens` is a digest of the indices of the tokens that were trained, if there are any.
+    """
     canonical = canonical_key(key)
     if FACTOR_NAME.fullmatch(canonical) or UNUSED.fullmatch(canonical):
         return None
@@ -50,11 +55,6 @@ def _name(key: str, config: Mapping[str, Any]) -> str | None:
         trained = config.get("bias") not in (None, "none") and name.endswith("bias")
         copied = "original_module" in parts or not trained
         return None if copied else ".".join(p for p in parts if p != "base_layer")
-    return _of_tokens(name, config) if TOKENS in parts else name
-
-
-def _of_tokens(name: str, config: Mapping[str, Any]) -> str | None:
-    tokens = config.get("trainable_token_indices")
-    if not tokens:
-        return None
-    return f"{name}[{zlib.crc32(json.dumps(tokens, sort_keys=True).encode()):08x}]"
+    if TOKENS in parts:
+        return f"{name}[{tokens}]" if tokens else None
+    return name

@@ -1,0 +1,97 @@
+"""One client's failure is its own: it is watched while it is read, and left out where it breaks all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Generic, TypeVar
+
+from clair_cli.errors import ClairError, Failed, contained, in_one_line
+from clair_cli.formats.deadline import deadline
+from clair_cli.report import Reason
+from clair_cli.settings import MIN_CLIENTS
+
+Result = TypeVar("Result")
+
+FIRST_TRIES = 32
+"""Positions of which every two are once believed without a trial: of few guilty ones not all."""
+
+
+class Watch:
+    """How long each of the clients has been read for, and how long it may.
+
+    A client may take `seconds`, and twice what half of the clients have taken so far: where all are
+    slow, none is at fault.
+    """
+
+    def __init__(self, clients: int, seconds: float) -> None:
+        self.spent, self.seconds = [0.0] * clients, seconds
+
+    @contextmanager
+    def reading(self, client: int, what: str) -> Iterator[None]:
+        """Reads something of the client at this position. Raises AdapterError, whatever goes wrong."""
+        most = self.seconds + 2 * median(self.spent)
+        began = time.monotonic()
+        try:
+            with contained(f"{what} cannot be read"), deadline(most - self.spent[client]):
+                yield
+        finally:
+            self.spent[client] += time.monotonic() - began
+
+
+def spared(
+    compute: Callable[[Sequence[int]], Result], suspects: Sequence[int], what: str
+) -> tuple[Result, dict[int, Reason]]:
+    """compute(kept) of all positions in `suspects`, or without those that make it fail, and why.
+
+    They are found by halving, so that few trials suffice, the least suspect first. Raises what
+    `compute` raises where fewer than MIN_CLIENTS would be left, and at once where that is an error of
+    clair's own.
+    """
+    trial = _Trial(compute, what)
+    order = suspects[::-1]
+    for first in range(0, min(len(order), FIRST_TRIES), 2):  # two are believed without a trial
+        trial.begin()
+        trial.admit([*order[first:], *order[:first]])
+        if trial.result is not None:
+            return trial.result, trial.failed
+    assert trial.error is not None
+    raise trial.error
+
+
+class _Trial(Generic[Result]):
+    """Positions with which `compute` goes well together, taken in one group after the other."""
+
+    def __init__(self, compute: Callable[[Sequence[int]], Result], what: str) -> None:
+        self.compute, self.what = compute, what
+        self.error: Exception | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Nobody is in, nobody is out."""
+        self.kept, self.failed = list[int](), dict[int, Reason]()
+        self.result: Result | None = None
+
+    def admit(self, group: Sequence[int]) -> None:
+        """Take in all of the group, or of its halves, or call a single one the reason of a failure."""
+        together = sorted([*self.kept, *group])
+        if len(together) < MIN_CLIENTS:
+            self.kept = together
+            return
+        try:
+            self.result, self.kept = self.compute(together), together
+            return
+        except ClairError:
+            raise
+        except Exception as error:
+            self.error = self.error or error
+            text = f"{self.what} fails with it: {in_one_line(error)}"
+        if len(group) == 1:
+            remedy = "retrain it, or leave this client out"
+            self.failed[group[0]] = Reason(Failed.code, f"{text}; {remedy}")
+            return
+        half = len(group) // 2
+        self.admit(group[:half])
+        self.admit(group[half:])

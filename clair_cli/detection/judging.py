@@ -1,0 +1,68 @@
+"""The clients judged together, without those with whom that cannot be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from clair_cli.cohort import Cohort
+from clair_cli.detection.full import FullTables
+from clair_cli.detection.guard import spared
+from clair_cli.detection.reading import without_failed
+from clair_cli.detection.record import Detection, Machine
+from clair_cli.detection.solver import decompose, settled
+from clair_cli.detection.stacks import ModuleStack
+from clair_cli.detection.tables import tabulated
+from clair_cli.detection.verdicts import judge
+from clair_cli.errors import Failed
+from clair_cli.progress import Progress, silent
+from clair_cli.report import Reason
+from clair_cli.settings import Settings
+
+LEFT_OUT = Reason(Failed.code, "left out of a trial")
+
+
+def judged(
+    cohort: Cohort,
+    stacks: tuple[ModuleStack, ...],
+    full: FullTables,
+    settings: Settings,
+    machine: Machine,
+    on_progress: Progress = silent,
+) -> Detection:
+    """Decompose the stacks and judge all; without those who make that fail, and are broken."""
+    compute = partial(_judged, cohort, stacks, full, settings, machine, on_progress)
+    detection, failed = spared(compute, _outermost(stacks), "the joint decomposition")
+    return replace(detection, cohort=cohort.without(failed)) if failed else detection
+
+
+def _judged(
+    cohort: Cohort,
+    stacks: tuple[ModuleStack, ...],
+    full: FullTables,
+    settings: Settings,
+    machine: Machine,
+    on_progress: Progress,
+    kept: Sequence[int],
+) -> Detection:
+    """Those at the positions `kept`."""
+    out = dict.fromkeys(set(range(len(cohort.clients))) - set(kept), LEFT_OUT)
+    if out:
+        cohort, stacks, full = without_failed(cohort, stacks, replace(full, failed=out))
+    solved = decompose(stacks, settings.detection, settings.seed, on_progress)
+    judgement = judge(tabulated(cohort, stacks, solved, full), settings)
+    decomposition = None
+    if judgement.identified:
+        decomposition = settled(solved, stacks, judgement.consensus, settings)
+    return Detection(cohort, stacks, solved, judgement, decomposition, machine)
+
+
+def _outermost(stacks: Sequence[ModuleStack]) -> list[int]:
+    """All positions, those whose norms are furthest from the usual ones in any module first."""
+    sizes = np.stack([s.energies.numpy() for s in stacks]).clip(min=np.finfo(float).tiny)
+    with np.errstate(all="ignore"):
+        far = np.abs(np.log(sizes) - np.median(np.log(sizes), axis=1, keepdims=True)).max(axis=0)
+    return list(np.argsort(-np.nan_to_num(far, nan=np.inf), kind="stable"))

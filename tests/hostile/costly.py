@@ -1,0 +1,221 @@
+"""Clients made to cost more than they hold, beside a cohort of honest ones; nothing here is damaged."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fuzz import clients
+from tests.helpers.adapters import CONFIG, PREFIX, normal, write_folder
+
+SHAPES = {f"layers.{i}.q_proj": (64, 64) for i in range(6)} | {"layers.0.tiny": (8, 8)}
+RANK = 4
+WIDE = next(iter(SHAPES))
+HOSTILE = "hostile"
+
+
+def honest(seed: int) -> dict[str, Tensor]:
+    """What all learn and what one does, as factors."""
+    found = {}
+    for i, (module, (d_out, d_in)) in enumerate(SHAPES.items()):
+        up = normal(d_out, RANK, seed=i) + 0.5 * normal(d_out, RANK, seed=1000 * (seed + 1) + i)
+        down = normal(RANK, d_in, seed=100 + i)
+        found[f"{PREFIX}{module}.lora_A.weight"] = down
+        found[f"{PREFIX}{module}.lora_B.weight"] = up
+    return found
+
+
+def config(**more: Any) -> dict[str, Any]:
+    return CONFIG | {"r": RANK, "lora_alpha": RANK, "target_modules": ["q_proj", "tiny"]} | more
+
+
+def save_honest(folder: Path, count: int = 6) -> list[str]:
+    for k in range(count):
+        write_folder(folder / f"client-{k}", honest(k), config())
+    return [f"client-{k}" for k in range(count)]
+
+
+def module(name: str, rank: int) -> dict[str, Tensor]:
+    """Other factors of one module, of this rank."""
+    d_out, d_in = SHAPES[name]
+    return {
+        f"{PREFIX}{name}.lora_A.weight": normal(rank, d_in),
+        f"{PREFIX}{name}.lora_B.weight": normal(d_out, rank, seed=1) / rank**0.5,
+    }
+
+
+def scaled(factor: float, rows: slice = slice(None)) -> Callable[[Path], object]:
+    """lora_A times `factor`, and lora_B divided by it: the same product."""
+
+    def make(folder: Path) -> None:
+        tensors = honest(9)
+        for name in SHAPES:
+            tensors[f"{PREFIX}{name}.lora_A.weight"][rows] *= factor
+            tensors[f"{PREFIX}{name}.lora_B.weight"][:, rows] /= factor
+        write_folder(folder / HOSTILE, tensors, config())
+
+    return make
+
+
+def ranked(name: str, rank: int, dtype: torch.dtype = torch.float32) -> Callable[[Path], object]:
+    def make(folder: Path) -> None:
+        tensors = {k: t.to(dtype) for k, t in (honest(9) | module(name, rank)).items()}
+        patterns = {name: rank}
+        write_folder(
+            folder / HOSTILE, tensors, config(rank_pattern=patterns, alpha_pattern=patterns)
+        )
+
+    return make
+
+
+def configured(count: int, **more: Any) -> Callable[[Path], object]:
+    """A client of `count` more modules, whose config says `more`."""
+
+    def make(folder: Path) -> None:
+        tensors = honest(9)
+        for i in range(count):
+            tensors[f"{PREFIX}layers.{i}.mlp.experts.lora_A.weight"] = normal(RANK, 2)
+            tensors[f"{PREFIX}layers.{i}.mlp.experts.lora_B.weight"] = normal(2, RANK)
+        write_folder(folder / HOSTILE, tensors, config(**more))
+
+    return make
+
+
+def deflated(name: str, size: int, dtype: str) -> Callable[[Path], object]:
+    """An .npz of the honest factors and of a large array of zeros, which takes a thousandth of it."""
+
+    def make(folder: Path) -> None:
+        client = folder / HOSTILE
+        client.mkdir(parents=True)
+        with zipfile.ZipFile(client / "weights.npz", "w", zipfile.ZIP_DEFLATED) as file:
+            for key, tensor in honest(9).items():
+                with file.open(f"{key}.npy", "w") as member:
+                    np.lib.format.write_array(member, tensor.numpy())
+            head = {"descr": dtype, "fortran_order": False, "shape": (size // int(dtype[-1]),)}
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, head)
+                for _ in range(size >> 20):
+                    member.write(bytes(2**20))
+        rewrite(client / "weights.npz")
+        (client / "adapter_config.json").write_text(json.dumps(config()))
+
+    return make
+
+
+def rewrite(path: Path) -> None:
+    """The same without the flags of a stream, as numpy.savez_compressed writes it."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w") as new:
+        for entry in old.infolist():
+            info = zipfile.ZipInfo(entry.filename)
+            info.file_size, info.compress_type = entry.file_size, zipfile.ZIP_DEFLATED
+            with old.open(entry) as source, new.open(info, "w") as target:
+                while data := source.read(2**20):
+                    target.write(data)
+    path.with_suffix(".new").rename(path)
+
+
+def tuned(kind: str, tensors: dict[str, tuple[int, ...]], **more: Any) -> Callable[[Path], object]:
+    """A client of another tuner, all modules alike; names that begin with a dot are in each module."""
+
+    def make(folder: Path) -> None:
+        found = {}
+        for name, shape in tensors.items():
+            where = [f"layers.{i}.q_proj{name}" for i in range(6)] if name[0] == "." else [name]
+            found |= {
+                PREFIX * (name[0] == ".") + place: torch.zeros(shape) + 0.01 for place in where
+            }
+        said = {"peft_type": kind, "r": 2, "alpha": 2, "lora_alpha": 2} | more
+        write_folder(folder / HOSTILE, found, said)
+
+    return make
+
+
+def components(folder: Path) -> None:
+    """A pipeline of thousands of models, with a megabyte of settings for each to look through."""
+    tensors, said = {}, {}
+    for i in range(4000):
+        tensors[f"m{i}.q.lora_A.weight"] = normal(2, 2)
+        tensors[f"m{i}.q.lora_B.weight"] = normal(2, 2)
+    said = {f"m{i}.a": 1 for i in range(50_000)} | {"unet.r": 2}
+    from safetensors.torch import save_file
+
+    (folder / HOSTILE).mkdir(parents=True)
+    path = folder / HOSTILE / "pytorch_lora_weights.safetensors"
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(said), "format": "pt"})
+
+
+class SeededDraw:
+    """Choices of a generator, the family of tensors first."""
+
+    def __init__(self, family: str, seed: int) -> None:
+        self.family, self.draw = family, np.random.default_rng(seed)
+
+    def pick(self, options: Any) -> Any:
+        if isinstance(options, list) and self.family in options:
+            return self.family
+        return options[int(self.draw.integers(len(options)))]
+
+
+def drawn(families: list[str], seed: int) -> Callable[[Path], object]:
+    """Several clients that the fuzzers' generators make."""
+
+    def make(folder: Path) -> None:
+        for number, family in enumerate(families):
+            files = clients.files(SeededDraw(family, seed + number))
+            clients.write(folder / f"{HOSTILE}-{number}", files)
+
+    return make
+
+
+NAMES = 60_000
+COSTLY: dict[str, Callable[[Path], object]] = {
+    "lora_A small, lora_B large": scaled(1e-19),
+    "lora_A large, lora_B small": scaled(1e19),
+    "one column out of proportion": scaled(1e19, slice(0, 1)),
+    "rank 5 000 of 64": ranked(WIDE, 5000),
+    "rank 5 000 of 64, in float64": ranked(WIDE, 5000, torch.float64),
+    "rank 20 000 of 8": ranked("layers.0.tiny", 20_000),
+    "60 000 parameters in their modules": configured(
+        2000, target_parameters=[f"experts.a{i}" for i in range(NAMES)]
+    ),
+    "60 000 parameters anywhere": configured(
+        2000, target_parameters=[f"a{i}" for i in range(NAMES)]
+    ),
+    "a thousand patterns": configured(
+        2000, rank_pattern={f"layers.{i:03}.mlp.experts": RANK for i in range(1000)}
+    ),
+    "60 000 target modules": configured(2000, target_modules=[f"a{i}" for i in range(NAMES)]),
+    "100 000 tokens": configured(2000, trainable_token_indices=list(range(100_000))),
+    "thousands of components": components,
+    "1.5 GiB passed through": deflated("extra", 3 << 29, "<i8"),
+    "1.5 GiB of floats beside": deflated("base_model.model.head.weight", 3 << 29, "<f4"),
+    "a Hadamard product": tuned(
+        "LOHA",
+        {f".hada_w{i}_{s}": (64, 500)[:: 1 if s == "a" else -1] for i in "12" for s in "ab"},
+        r=500,
+    ),
+    "a Kronecker product": tuned("LOKR", {".lokr_w1": (256, 256), ".lokr_w2": (256, 256)}),
+    "shared projections": tuned(
+        "VERA",
+        {
+            ".vera_lambda_b": (64,),
+            ".vera_lambda_d": (20_000,),
+            "base_model.vera_A": (20_000, 64),
+            "base_model.vera_B": (64, 20_000),
+        },
+        r=20_000,
+    ),
+}
+"""Name -> what writes the client, or several, into the folder of a cohort."""
+FAMILIES = list(clients.FAMILIES)
+COSTLY |= {
+    f"drawn {', '.join(FAMILIES[i : i + 6])}": drawn(FAMILIES[i : i + 6], 100 * i)
+    for i in range(0, len(FAMILIES), 6)
+}
