@@ -127,9 +127,8 @@ class Groups:
     def _elsewhere(self, company: Company) -> bool:
         """Whether its members lack of the common content, too: then they do something else."""
         kept = self.distances.kept(self.group)
-        assert kept is not None
         members = list(company.members)
-        return bool(np.median(kept[members]) < self.numbers.kept_whole)
+        return kept is not None and bool(np.median(kept[members]) < self.numbers.kept_whole)
 
     def _uneven(self) -> bool:
         """Whether so many others have the common content only in part that a group is no plot."""

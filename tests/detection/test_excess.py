@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clair_cli.detection.distances import Distances
 from clair_cli.detection.verdicts import Judgement, judge
 from tests.helpers.federations import (
     MODULES,
@@ -101,3 +102,16 @@ def test_a_small_error_that_is_enormous_for_these_clients_is_suspicious_and_no_m
     found = judged(near | {"x": trained(task(0), 900, noise=0.12 * 40**0.5)})
     assert said(found, "x") == "suspicious"
     assert "CLR214" in codes(found, "x")
+
+
+def test_an_addition_of_a_few_is_judged_where_content_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cosines that are mere chance tell no content; the likeness of rests may stand out all the same."""
+    clients = honest(9)
+    for k in range(3):
+        one = trained(task(0), 700 + k)
+        clients[f"x-{k}"] = replace(one, update=one.update + narrow(5, 0.6))
+    monkeypatch.setattr(Distances, "kept", lambda self, group: None)
+    found = judged(clients)
+    assert {said(found, f"x-{k}") for k in range(3)} <= {"contaminated", "minority"}
