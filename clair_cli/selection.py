@@ -24,7 +24,6 @@ from clair_cli.cohort import natural_key
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.formats.strict_json import parse_object
 from clair_cli.output import publish
-from clair_cli.output.folders import RESERVED
 from clair_cli.report import from_dict
 from clair_cli.results import Choice, Selection, Tried
 
@@ -115,8 +114,6 @@ def _candidates(refined: Path) -> Mapping[str, list[tuple[str, float]]]:
         inside = not os.path.isabs(path) and ".." not in Path(path).parts
         if not inside or not (refined / path).is_dir():
             raise UsageError(f"report.json: {path[:80]!r} is no folder of this output")
-        if Path(path).name.lower() in RESERVED:
-            raise UsageError(f"report.json: {path[:80]!r} is a name that clair needs; refine again")
         found.setdefault(written.client, []).append((path, written.strength or 0.0))
     if not found:
         raise UsageError(f"{str(refined)!r}: no refined adapters in it")

@@ -29,7 +29,7 @@ from clair_cli._version import __version__
 from clair_cli.output.manifest import differences
 from tests.helpers.cohorts import save_cohort
 from tests.helpers.commands import ENVIRONMENT, PRELOADED, SCRIPT, _forked, quick
-from tests.helpers.faults import weights
+from tests.helpers.faults import Runs, weights
 
 STRENGTHS = (0, 1)
 """Of the outputs that take turns at OUT."""
@@ -169,6 +169,27 @@ def forked_kills(place: Place, count: int, writers: int, draw: random.Random) ->
     return tally
 
 
+def step_kills(runs: Runs) -> Tally:
+    """One writer, killed before each of the calls that change the file system, the first to the last."""
+    tally, code, number = Tally(), -signal.SIGKILL, 0
+    while code == -signal.SIGKILL:
+        number += 1
+        if weights(runs.out) == runs.wanted["new"]:
+            runs.refine(STRENGTHS[0])
+        code = runs.faulty(number, "kill")
+        try:
+            after = runs.state()
+        except (AssertionError, ValueError, OSError):
+            after = "torn"
+        tally.kills += code == -signal.SIGKILL
+        tally.torn += after in ("torn", "absent")
+        left = "staging left" if runs.left() else "nothing left"
+        tally.ends[f"at the {after} output, {left}"] += code == -signal.SIGKILL
+        for path in runs.left():
+            shutil.rmtree(path, ignore_errors=True)
+    return tally
+
+
 def script_kills(place: Place, count: int, draw: random.Random) -> Tally:
     """The installed script, killed once it has begun to write, or has already written."""
     tally = Tally()
@@ -202,11 +223,11 @@ def _count(place: Place, tally: Tally, hits: int, before: str) -> None:
     place.tidy()
 
 
-def watched(place: Place, part: Any) -> Tally:
+def watched(out: Path, part: Any) -> Tally:
     """The part with the reader beside it."""
     context = multiprocessing.get_context("fork")
     looks, torn = context.Value("q", 0), context.Value("q", 0)
-    reader = context.Process(target=read_on, args=(place.out, looks, torn), daemon=True)
+    reader = context.Process(target=read_on, args=(out, looks, torn), daemon=True)
     reader.start()
     tally: Tally = part()
     assert reader.is_alive()
@@ -215,18 +236,25 @@ def watched(place: Place, part: Any) -> Tally:
     return tally
 
 
-def campaign(kills: int, scripts: int, seed: int) -> dict[str, Tally]:
+def campaign(kills: int, scripts: int, seed: int, steps: bool = False) -> dict[str, Tally]:
     """All parts, in a folder that is removed afterwards."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
+        (Path(folder) / "steps").mkdir()
+        wanted = dict(zip(("old", "new"), place.wanted, strict=True))
+        runs = Runs(place.cohort, Path(folder) / "steps", wanted)
         one, two = kills // 2, kills - kills // 2
         parts: dict[str, Any] = {
-            "one writer": lambda: forked_kills(place, one, 1, draw),
-            "two writers at once": lambda: forked_kills(place, two, 2, draw),
-            "the installed script": lambda: script_kills(place, scripts, draw),
+            "one writer, at random": lambda: forked_kills(place, one, 1, draw),
+            "two writers at once, at random": lambda: forked_kills(place, two, 2, draw),
+            "the installed script, at random": lambda: script_kills(place, scripts, draw),
         }
-        return {name: watched(place, part) for name, part in parts.items()}
+        found = {name: watched(place.out, part) for name, part in parts.items()}
+        if steps:
+            runs.reset(True)
+            found["one writer, before every call"] = watched(runs.out, partial(step_kills, runs))
+        return found
 
 
 def main() -> int:
@@ -238,7 +266,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     began = time.monotonic()
-    found = campaign(given.kills, given.scripts, given.seed)
+    found = campaign(given.kills, given.scripts, given.seed, steps=True)
     print(
         f"`python -m fuzz.kills {' '.join(sys.argv[1:])}`, {time.monotonic() - began:.0f} s on ",
         end="",

@@ -29,9 +29,9 @@ Exit codes:
 
 VERIFY_CODES = """\b
 Exit codes:
-    0  every file is as it was written
-    1  a file is missing, changed or foreign, or the manifest is torn
-    2  usage: no such folder, or no manifest in it
+    0  every file is as it was written, or with --key as it was signed
+    1  a file is missing, changed, foreign or unsigned, or the manifest torn
+    2  usage: no such folder, no manifest in it, or no such key
     4  the answer could not be written
    70  internal error"""
 

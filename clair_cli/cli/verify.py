@@ -20,7 +20,10 @@ def verify(
     format: o.Format = "text",
     quiet: o.Quiet = False,
 ) -> int:
-    """Compare a folder that clair has written with its manifest, or with what was signed."""
+    """Compare a folder that clair has written with its manifest.
+
+    With --key it is compared with what the holder of that key has signed instead.
+    """
     signer = public_key(key) if key is not None else None
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")

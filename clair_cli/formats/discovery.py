@@ -67,7 +67,8 @@ def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
             f"{shown(str(root))}: is itself one adapter; give the folder above it, "
             "or look at it with `clair inspect`"
         )
-    found = [n for n in names if is_candidate(root / n) and not _is_twin(root, n, names)]
+    every = frozenset(names)
+    found = [n for n in names if is_candidate(root / n) and not _is_twin(root, n, every)]
     if not found:
         raise NoVerdict(
             f"{shown(str(root))}: no client in it; expected a folder with {CONFIG} and {WEIGHTS}, "
@@ -120,8 +121,9 @@ def _name_clashes(root: Path, names: Sequence[str]) -> dict[str, tuple[Reason, .
     alike: dict[str, list[str]] = {}
     for name in sorted(names):
         alike.setdefault(_stem(root / name), []).append(name)
+    every = frozenset(names)
     for stem, found in alike.items():
-        if stem in names and stem not in found:
+        if stem in every and stem not in found:
             found.append(stem)
     notes: dict[str, tuple[Reason, ...]] = {}
     for stem, found in alike.items():
@@ -137,10 +139,10 @@ def _stem(path: Path) -> str:
     return path.stem if known and not os.path.isdir(path) else path.name
 
 
-def _is_twin(root: Path, name: str, names: Sequence[str]) -> bool:
+def _is_twin(root: Path, name: str, names: frozenset[str]) -> bool:
     """A pickle beside the same client's own file: a note on that client."""
     stem, suffix = os.path.splitext(name)
-    own = {stem + ".safetensors", stem + ".npz"}.intersection(names)
+    own = {stem + ".safetensors", stem + ".npz"} & names
     return (
         suffix in PICKLES and not any(os.path.isdir(root / n) for n in (name, *own)) and bool(own)
     )
@@ -165,7 +167,10 @@ def find_replicates(folder: Path, settings: Settings) -> list[Path]:
     """The folders of further adapters in a client's `folder`, in natural order; none in a file."""
     if settings.replicates == "none" or not os.path.isdir(folder):
         return []
-    names = sorted(os.listdir(folder), key=natural_key)
+    try:
+        names = sorted(os.listdir(folder), key=natural_key)
+    except OSError:  # it was there a moment ago: reading the adapter will say so
+        return []
     if settings.replicates == "auto":
         return [folder / n for n in names if is_replicate(folder / n)]
     steps = {n: int(m[1]) for n in names if (m := CHECKPOINT.fullmatch(n))}

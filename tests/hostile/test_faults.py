@@ -18,6 +18,7 @@ import pytest
 
 from clair_cli.output.leftovers import STALE, passing
 from clair_cli.output.manifest import verify
+from fuzz import kills
 from tests.helpers.cohorts import save_cohort
 from tests.helpers.commands import ENVIRONMENT, SCRIPT, fingerprint, forked, quick
 from tests.helpers.faults import WRITING, Runs, weights
@@ -115,6 +116,24 @@ def test_any_step_that_fails_leaves_the_old_or_the_new_output_and_nothing_else(r
             assert os.strerror((errno.ENOSPC, errno.EIO)[nth % 2]) in said
             assert state == "old"
     assert codes.count(4) > 25
+
+
+def test_killed_at_any_moment_out_is_whole_also_for_a_reader_beside() -> None:
+    """A few of the kills whose number is in benchmarks/results/faults.md."""
+    found = kills.campaign(12, 1, seed=int(time.time()))
+    least = zip(found.values(), (6, 6, 1), strict=True)
+    assert all(tally.kills >= count for tally, count in least)
+    for name, tally in found.items():
+        assert (tally.torn, tally.torn_looks) == (0, 0), name
+        assert tally.looks > 10
+
+
+def test_the_campaign_sees_an_output_that_is_torn(tmp_path: Path) -> None:
+    place = kills.Place(tmp_path)
+    assert place.state() in ("old", "new")
+    changed = place.out / "client-1" / "adapter_config.json"
+    changed.write_bytes(changed.read_bytes() + b" ")
+    assert place.state() == "torn"
 
 
 def test_the_order_is_that_of_a_power_loss(runs: Runs) -> None:

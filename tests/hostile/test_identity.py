@@ -100,6 +100,19 @@ def test_a_name_that_looks_like_anothers_folder_costs_nobody_anything(round_: Pa
     assert by_id["Müller"] == f"client-{digest}"
 
 
+def test_a_client_called_as_a_file_of_select_is_chosen_for_like_any_other(round_: Path) -> None:
+    add(round_, "selection.json", "manifest.json")
+    done = quick(
+        round_.parent, "refine", round_, "--out", round_.parent / "out", "--path", "0,1", "-q"
+    )
+    assert done.returncode == 0, done.stderr
+    chosen = round_.parent / "chosen"
+    score = ("--eval", "echo {adapter} 1", "--out", chosen)
+    assert quick(round_.parent, "select", round_.parent / "out", *score).returncode == 0
+    assert len([p for p in chosen.iterdir() if p.is_dir()]) == len(CLIENTS) + 2
+    assert (chosen / "selection.json").is_file()
+
+
 def test_a_folder_does_not_depend_on_who_is_refined(round_: Path) -> None:
     """Else a contaminated `X` would decide whether `x` is found where it was before."""
     add(round_, "x", "X")
