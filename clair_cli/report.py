@@ -17,6 +17,8 @@ LADDER = (*VERDICTS, "never")
 """From bad to worse: `fail_on` names the least that fails; broken is above contaminated."""
 ALWAYS = ("population", "clients", "refinement")
 """Fields that every report has, though a record made here may leave them out."""
+MAX_BYTES = 256 * 2**20
+"""Of a report that is read back: ten times one of 1 000 clients and 224 modules."""
 MAX_DEPTH = 64
 """Nesting of a report that is read back; clair itself writes 7."""
 

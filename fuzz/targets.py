@@ -16,7 +16,7 @@ from typing import Any
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.errors import AdapterError, ClairError, OutputError, UsageError
-from clair_cli.formats.strict_json import parse_object
+from clair_cli.strict_json import parse_object
 from clair_cli.inspection import inspect
 from clair_cli.renderers import RENDERERS
 from clair_cli.renderers.safe import safe_text

@@ -8,7 +8,7 @@ from typing import Any
 from clair_cli.cli import options as o
 from clair_cli.cli.delivery import delivery
 from clair_cli.errors import UsageError
-from clair_cli.formats.strict_json import parse_object
+from clair_cli.strict_json import parse_object
 from clair_cli.report import from_dict, gated
 
 

@@ -27,5 +27,5 @@ def verify(folder: o.Written, format: o.Format = "text", quiet: o.Quiet = False)
 
 def _compared(folder: Path) -> Verification:
     found = tuple(Difference(name, what) for name, what in differences(folder))
-    listed = read_manifest(folder) or {"files": []}
-    return Verification(str(folder), len(listed["files"]), found)
+    listed = read_manifest(folder)
+    return Verification(str(folder), len(listed.files) if listed else 0, found)

@@ -13,7 +13,9 @@ GLOBAL = "global"
 """Folder of the mean of the benign clients in an output."""
 DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 """File names that Windows keeps for itself."""
-RESERVED = {GLOBAL, "report.json", MANIFEST} | DEVICES
+SELECTION = "selection.json"
+"""What clair select writes beside the chosen adapters."""
+RESERVED = {GLOBAL, "report.json", MANIFEST, SELECTION} | DEVICES
 PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 
 

@@ -101,7 +101,7 @@ def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
     if found is None:
         text = f"has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
-    listed = {f["name"] for f in found["files"]} | {MANIFEST}
+    listed = {f.name for f in found.files} | {MANIFEST}
     if foreign := sorted(set(manifest.names(out)) - listed):
         text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
         raise UsageError(f"--out {shown}: {text}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.errors import NoVerdict, UsageError
-from clair_cli.formats.strict_json import parse_object
+from clair_cli.strict_json import parse_object
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
 

@@ -15,7 +15,7 @@ import pytest
 
 from clair_cli.errors import ChangedWhileRead, ConfigInvalid, Unreadable, UnsafePath
 from clair_cli.formats.files import follow, hash_file, opened, read_range
-from clair_cli.formats.strict_json import parse_object
+from clair_cli.strict_json import parse_object
 
 
 def nothing(fd: int, size: int) -> None:
