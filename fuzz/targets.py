@@ -16,12 +16,12 @@ from typing import Any
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.errors import AdapterError, ClairError, OutputError, UsageError
-from clair_cli.strict_json import parse_object
 from clair_cli.inspection import inspect
 from clair_cli.renderers import RENDERERS
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import from_dict, to_dict
 from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object
 from fuzz import clients
 from fuzz.clients import CONFIG, WEIGHTS, ByteDraw
 

@@ -101,8 +101,8 @@ def test_a_name_like_an_option_is_never_an_argument_of_its_own(tmp_path: Path) -
     for command in ("echo {adapter} {client}", "echo {adapter} --client {client}"):
         with pytest.raises(ValueError, match="read as an option"):
             filled(command.split(), tmp_path, "-n")
-    assert filled("echo {adapter} --client={client}".split(), tmp_path, "-n")[2] == "--client=-n"
-    assert filled("echo {adapter} -- {client}".split(), tmp_path, "-n")[3] == "-n"
+    assert filled(["echo", "{adapter}", "--client={client}"], tmp_path, "-n")[2] == "--client=-n"
+    assert filled(["echo", "{adapter}", "--", "{client}"], tmp_path, "-n")[3] == "-n"
 
 
 @pytest.mark.parametrize("said", ["1_0", "٣", "0x10", "nan", "infinity", "1e999", "9" * 400, "--1"])
