@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,17 +37,21 @@ def main() -> int:
         return 0
     if asked.inside:
         return _fuzz(asked.target[0], asked.seconds, asked.engine)
-    names = asked.target or ["header", "npz", "config", "client", "report"]
+    names = asked.target or list(_targets())
     share = max(asked.seconds // len(names), 1)
     failed = [n for n in names if _apart(n, share, asked.engine)]
     print(f"fuzz: {len(names)} targets, {share} s each, findings in: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 
-def _target(name: str) -> Callable[[bytes], None]:
+def _targets() -> Mapping[str, Callable[[bytes], None]]:
     from fuzz.targets import TARGETS
 
-    return TARGETS[name]
+    return TARGETS
+
+
+def _target(name: str) -> Callable[[bytes], None]:
+    return _targets()[name]
 
 
 def _apart(name: str, seconds: int, engine: str) -> int:

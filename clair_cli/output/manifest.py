@@ -131,7 +131,8 @@ def names(folder: Path) -> list[str]:
     Raises OSError where a folder cannot be listed.
     """
 
-    found, waiting = [], [""]
+    found: list[str] = []
+    waiting = [""]
     while waiting:  # no recursion: folders nest deeper than Python's stack
         inside = waiting.pop()
         with os.scandir(folder / inside) as entries:
