@@ -45,7 +45,7 @@ def select(
     jobs: int = 1,
     scores: Path | None = None,
 ) -> Selection:
-    """Run `command` on every candidate below `refined`, `jobs` at a time, and choose the best per client.
+    """Run `command` on every candidate below `refined`, `jobs` at a time; choose the best per client.
 
     `{adapter}` in it becomes the absolute path of a candidate's folder, `{client}` the client's id; both
     are in its environment as CLAIR_ADAPTER and CLAIR_CLIENT. The score is the last word the command

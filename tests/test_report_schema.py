@@ -14,7 +14,15 @@ import clair_cli
 from clair_cli import Settings
 from clair_cli.pipeline import detect, refine
 from clair_cli.renderers.text import render
-from clair_cli.report import VERDICTS, CauseName, InitialisationName, Report, SolverRun, from_dict, to_dict
+from clair_cli.report import (
+    VERDICTS,
+    CauseName,
+    InitialisationName,
+    Report,
+    SolverRun,
+    from_dict,
+    to_dict,
+)
 from clair_cli.settings import FailOn
 from tests.helpers.commands import CLIENTS, WEIGHTS, samples
 from tests.helpers.reports import COMPLETE, NO_VERDICT, hostile
@@ -222,13 +230,22 @@ def test_a_minority_and_every_word_of_the_records_is_valid() -> None:
     said = {"score": 4.0, "limit": 3.0, "reasons": [reason]}
     for verdict in VERDICTS:
         numbers = {"score": None} if verdict == "broken" else {}
-        VALIDATOR.validate(spoiled(data, FIRST, data["clients"][0] | said | {"verdict": verdict} | numbers))
+        VALIDATOR.validate(
+            spoiled(data, FIRST, data["clients"][0] | said | {"verdict": verdict} | numbers)
+        )
     for fail_on in get_args(FailOn):
         VALIDATOR.validate(spoiled(data, ("settings", "fail_on"), fail_on))
     for status in get_args(get_type_hints(SolverRun)["status"]):
         VALIDATOR.validate(spoiled(data, ("population", "solver", "status"), status))
     for name in get_args(InitialisationName):
         VALIDATOR.validate(spoiled(data, ("population", "consensus", "initialisation"), name))
-    cause = {"content": 1.0, "error": 1.0, "size": 1.0, "company": -0.5, "nearest": "", "head": None}
+    cause = {
+        "content": 1.0,
+        "error": 1.0,
+        "size": 1.0,
+        "company": -0.5,
+        "nearest": "",
+        "head": None,
+    }
     for kind in (None, *get_args(CauseName)):
         VALIDATOR.validate(spoiled(data, (*FIRST, "cause"), cause | {"kind": kind}))

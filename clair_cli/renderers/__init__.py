@@ -1,6 +1,6 @@
 """Renderers: every record that reaches a screen or a file, as text or as JSON.
 
-None of them reads a file or looks at a tensor. Whatever comes out of RENDERERS has been through `visible`.
+None of them reads a file or looks at a tensor. What comes out of RENDERERS has been through `visible`.
 """
 
 from __future__ import annotations

@@ -279,12 +279,17 @@ def test_what_was_scored_is_not_run_again_unless_it_has_changed(
     assert run(count)[1] == 1
 
 
+KEPT = (
+    '{"kind": "clair scores", "scores": [{"client": "a", "path": "b", "digest": "c", "score": 1}]}'
+)
+
+
 @pytest.mark.parametrize(
     ("spoiled", "why"),
     [
         ('{"kind": "clair scores", "scores": [{"client": 1}]}', "scores[0].client"),
         ('{"kind": "other", "scores": []}', "kind"),
-        ('{"kind": "clair scores", "scores": [{"client": "a", "path": "b", "digest": "c", "score": 1}]}', "digest"),
+        (KEPT, "scores[0].digest"),
         ("[]", "JSON object"),
         ("", "invalid JSON"),
     ],
@@ -304,7 +309,8 @@ def test_an_interrupt_ends_every_command_and_keeps_the_scores(
     candidates: Path, tmp_path: Path
 ) -> None:
     late, scores = tmp_path / "late", tmp_path / "scores.json"
-    code = f"import sys, time\nif 'strength-0/' in sys.argv[1]: print(1); sys.exit()\ntime.sleep(6); open({str(late)!r}, 'a')"
+    code = "import sys, time\nif 'strength-0/' in sys.argv[1]: print(1); sys.exit()\n"
+    code += f"time.sleep(6); open({str(late)!r}, 'a')"
     words = ("--eval", command(code, tmp_path), "--resume", scores, "--jobs", "8")
     child = subprocess.Popen([str(SCRIPT), "select", str(candidates), *map(str, words)])
     while not scores.exists():
