@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from clair_cli.errors import NoVerdict
 from clair_cli.pipeline import detect
+from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report
+from clair_cli.schema import report_schema, violation
 from clair_cli.settings import Settings
 from fuzz import clients
 from fuzz.clients import CONFIG, ByteDraw, Tensors
@@ -105,11 +107,14 @@ def store_plain(path: Path, factors: Factors, container: str) -> None:
 
 
 def judged(folder: Path, settings: Settings) -> Report | str:
-    """The report, or the kind of refusal."""
+    """The report, which keeps to the schema, or the kind of refusal."""
     try:
-        return detect(folder, settings)
+        report = detect(folder, settings)
     except NoVerdict as error:
         return type(error).__name__
+    broken = violation(json.loads(RENDERERS["json"](report)), report_schema())
+    assert broken is None, broken
+    return report
 
 
 def compare(draw: ByteDraw, place: Path) -> None:
