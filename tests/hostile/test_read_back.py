@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -244,28 +245,34 @@ def test_what_a_client_uploads(
 
 
 def test_folders_nested_deeper_than_pythons_stack(
-    candidates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    candidates: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`verify` names what lies there; deeper than a path can be it says so."""
-    home = os.open(candidates, os.O_RDONLY)
-    inner = home
-    for depth in range(3000):
+    try:
+        deep = nested(candidates, 1500)
+        os.close(os.open("foreign", os.O_CREAT | os.O_WRONLY, dir_fd=deep))
+        code, out, _ = said(capsys, "verify", candidates)
+        assert code == 1
+        assert out.endswith("FAIL: 1 differ\n")
+        os.close(nested(deep, 1500))
+        os.close(deep)
+        code, out, _ = said(capsys, "verify", candidates)
+        assert code == 1
+        assert "cannot be read: File name too long" in out
+        assert said(capsys, "select", candidates, "--eval", "echo {adapter} 1")[0] == 2
+    finally:  # what removes temporary folders would recurse
+        subprocess.run(["rm", "-rf", candidates / "d"], check=True)
+    assert said(capsys, "verify", candidates)[0] == 0
+
+
+def nested(home: Path | int, depth: int) -> int:
+    """A descriptor of the innermost of `depth` folders, each in the one before."""
+    inner = os.open(home, os.O_RDONLY) if isinstance(home, Path) else os.dup(home)
+    for _ in range(depth):
         os.mkdir("d", dir_fd=inner)
         inner, before = os.open("d", os.O_RDONLY, dir_fd=inner), inner
         os.close(before)
-        if depth == 1499:
-            os.close(os.open("foreign", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
-            code, out, _ = said(capsys, "verify", candidates)
-            assert code == 1
-            assert out.endswith("FAIL: 1 differ\n")
-    os.close(inner)
-    code, out, _ = said(capsys, "verify", candidates)
-    assert code == 1
-    assert "cannot be read: File name too long" in out
-    assert said(capsys, "select", candidates, "--eval", "echo {adapter} 1")[0] == 2
-    os.rename(candidates / "d", tmp_path / "d")
-    os.system(f"rm -rf '{tmp_path / 'd'}'")
-    assert said(capsys, "verify", candidates)[0] == 0
+    return inner
 
 
 # --- the schema is what is accepted
