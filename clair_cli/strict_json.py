@@ -75,7 +75,8 @@ def read_bounded(path: Path, most: int, what: str = "") -> bytes:
         with open(path, "rb") as file:
             data = file.read(most + 1)
     except (OSError, ValueError) as cause:  # ValueError: a path with a NUL
-        raise UsageError(f"{shown}: {getattr(cause, 'strerror', None) or cause}") from None
+        why = getattr(cause, "strerror", None) or cause
+        raise UsageError(f"{shown}: cannot be read: {why}") from None
     if len(data) > most:
-        raise UsageError(f"{shown}: larger than {most} bytes")
+        raise UsageError(f"{shown}: cannot be read: more than {most} bytes")
     return data
