@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from clair_cli.errors import UsageError
 from clair_cli.records import decode, encode, key
+from clair_cli.schema import report_schema, violation
 
 SCHEMA_VERSION = "1.3"
 VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 LADDER = (*VERDICTS, "never")
 """From bad to worse: `fail_on` names the least that fails; broken is above contaminated."""
-ALWAYS = ("population", "clients", "refinement")
-"""Fields that every report has, though a record made here may leave them out."""
+MAX_BYTES = 256 * 2**20
+"""Of a report that is read back: ten times one of 1 000 clients and 224 modules."""
 MAX_DEPTH = 64
 """Nesting of a report that is read back; clair itself writes 7."""
 
@@ -316,16 +316,17 @@ def from_dict(data: Any) -> Report:
     """
     try:
         _check_depth(data, MAX_DEPTH)
-        if missing := [name for name in ("schema_version", *ALWAYS) if name not in data]:
-            raise ValueError(f"{missing[0]} is missing")
+        if not isinstance(data, Mapping) or "schema_version" not in data:
+            raise ValueError("schema_version is missing")
         major = str(data["schema_version"]).split(".")[0]
         if major != SCHEMA_VERSION.split(".")[0]:
             raise UsageError(
                 f"report: schema_version {data['schema_version']!r} is not 1.x; use a newer clair"
             )
+        if found := violation(data, report_schema()):
+            raise ValueError(found)
         known = {k: v for k, v in data.items() if k not in ("schema_version", "counts")}
         report = decode(Report, known)
-        _check(report)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(f"report: not a clair report ({error})") from error
     return report
@@ -337,30 +338,3 @@ def _check_depth(value: Any, left: int) -> None:
     inner = value.values() if isinstance(value, Mapping) else value
     for child in inner if isinstance(value, Mapping | list) else ():
         _check_depth(child, left - 1)
-
-
-def _check(report: Report) -> None:
-    """What the renderers and the gate rely on, beyond the types. Raises ValueError."""
-    _one_of("fail_on", report.settings["fail_on"], LADDER)
-    for names in (report.settings.get("include"), report.settings.get("exclude")):
-        if names is not None and not isinstance(names, list | tuple):
-            raise ValueError(f"expected a list of clients, found {str(names)[:40]!r}")
-    for strength in report.settings.get("path") or ():
-        if strength != "auto":
-            _finite(strength)
-    silent = (None,) if report.status == "no_verdict" else ()
-    for client in report.clients:
-        _one_of("verdict", client.verdict, (*VERDICTS, *silent))
-    _finite(report.run["duration_s"])
-    if not isinstance(report.run["environment"], Mapping):
-        raise ValueError("environment is not an object")
-
-
-def _one_of(what: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {what} {str(value)[:40]!r}")
-
-
-def _finite(value: Any) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"expected a finite number, found {str(value)[:40]!r}")

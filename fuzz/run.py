@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +31,8 @@ def main() -> int:
     options.add_argument("--seconds", type=int, default=60, help="for all targets together")
     options.add_argument("--target", action="append", help="of fuzz/targets.py; default: all")
     options.add_argument("--engine", choices=["auto", "plain"], default="auto")
+    options.add_argument("--seed", type=int, default=0, help="of plain mutation")
+    options.add_argument("--keep-going", action="store_true", help="plain: count findings, go on")
     options.add_argument("--replay", type=Path, help="one input that was found")
     options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = options.parse_args()
@@ -36,35 +40,40 @@ def main() -> int:
         _target(asked.target[0])(asked.replay.read_bytes())
         return 0
     if asked.inside:
-        return _fuzz(asked.target[0], asked.seconds, asked.engine)
-    names = asked.target or ["header", "npz", "config", "client", "report"]
+        return _fuzz(asked.target[0], asked)
+    names = asked.target or list(_targets())
     share = max(asked.seconds // len(names), 1)
-    failed = [n for n in names if _apart(n, share, asked.engine)]
+    failed = [n for n in names if _apart(n, share, asked)]
     print(f"fuzz: {len(names)} targets, {share} s each, findings in: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 
-def _target(name: str) -> Callable[[bytes], None]:
+def _targets() -> Mapping[str, Callable[[bytes], None]]:
     from fuzz.targets import TARGETS
 
-    return TARGETS[name]
+    return TARGETS
 
 
-def _apart(name: str, seconds: int, engine: str) -> int:
+def _target(name: str) -> Callable[[bytes], None]:
+    return _targets()[name]
+
+
+def _apart(name: str, seconds: int, asked: argparse.Namespace) -> int:
     """The target in a process of its own: atheris ends the one it runs in."""
     command = [sys.executable, "-m", "fuzz.run", "--inside", "--target", name]
-    command += ["--seconds", str(seconds), "--engine", engine]
+    command += ["--seconds", str(seconds), "--engine", asked.engine, "--seed", str(asked.seed)]
+    command += ["--keep-going"] if asked.keep_going else []
     return subprocess.run(command, check=False).returncode
 
 
-def _fuzz(name: str, seconds: int, engine: str) -> int:
+def _fuzz(name: str, asked: argparse.Namespace) -> int:
     PLACE.mkdir(parents=True, exist_ok=True)
     try:
         import atheris
     except ImportError:
         atheris = None
-    if atheris is None or engine == "plain":
-        return _mutate(name, seconds)
+    if atheris is None or asked.engine == "plain":
+        return _mutate(name, asked)
     corpus = PLACE / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)
     import torch  # noqa: F401  (takes longer than an input may)
@@ -73,7 +82,7 @@ def _fuzz(name: str, seconds: int, engine: str) -> int:
         from fuzz.targets import TARGETS, seeds
     for data in seeds(name):
         (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-timeout={SLOW}"]
+    arguments = [sys.argv[0], f"-max_total_time={asked.seconds}", f"-timeout={SLOW}"]
     arguments += [f"-rss_limit_mb={MEMORY_MB}", f"-max_len={LONGEST}", "-verbosity=0"]
     arguments += [f"-artifact_prefix={PLACE}/{name}-", "-print_final_stats=1", str(corpus)]
     atheris.Setup(arguments, TARGETS[name])
@@ -81,30 +90,45 @@ def _fuzz(name: str, seconds: int, engine: str) -> int:
     return 0
 
 
-def _mutate(name: str, seconds: int) -> int:
-    """Seeds with bytes changed, cut, doubled or joined, until the time is up or something breaks."""
+def _mutate(name: str, asked: argparse.Namespace) -> int:
+    """Seeds with bytes changed, cut, doubled or joined, until the time is up or something breaks.
+
+    With --keep-going the first input of every kind of finding is kept, and the others are counted.
+    """
     import torch  # noqa: F401
 
     from fuzz.targets import seeds
 
-    target, pool, draw = _target(name), seeds(name), random.Random(0)
+    target, pool, draw = _target(name), seeds(name), random.Random(asked.seed)
     signal.signal(signal.SIGALRM, _too_slow)
-    until, count = time.monotonic() + seconds, 0
+    until, count, kinds = time.monotonic() + asked.seconds, 0, Counter[str]()
     while time.monotonic() < until:
         data = mutated(draw.choice(pool), draw)
         count += 1
         try:
             signal.alarm(SLOW)
             target(data)
-        except BaseException:
-            found = PLACE / f"{name}-crash-{hashlib.sha256(data).hexdigest()[:16]}"
-            found.write_bytes(data)
-            print(f"fuzz: {name}: input {count} broke it, kept as {found}", file=sys.stderr)
-            raise
+        except Exception as error:
+            kind = _kind(error)
+            kinds[kind] += 1
+            if kinds[kind] == 1:
+                found = PLACE / f"{name}-crash-{hashlib.sha256(data).hexdigest()[:16]}"
+                found.write_bytes(data)
+                print(f"fuzz: {name}: input {count}, kept as {found}: {kind}", file=sys.stderr)
+            if not asked.keep_going:
+                raise
         finally:
             signal.alarm(0)
-    print(f"fuzz: {name}: {count} inputs, nothing found")
-    return 0
+    print(f"fuzz: {name}: {count} inputs, {sum(kinds.values()) or 'nothing'} found")
+    for kind, times in kinds.most_common():
+        print(f"  {times} times {kind}")
+    return 1 if kinds else 0
+
+
+def _kind(error: Exception) -> str:
+    """What tells one finding from another: where it was raised, and what."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
 
 
 def _too_slow(number: int, frame: FrameType | None) -> Any:

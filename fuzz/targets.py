@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -16,13 +15,20 @@ from typing import Any
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.errors import AdapterError, ClairError, OutputError, UsageError
-from clair_cli.formats.strict_json import parse_object
 from clair_cli.inspection import inspect
-from clair_cli.renderers import RENDERERS
+from clair_cli.output import publish
+from clair_cli.output.manifest import MANIFEST, differences, parse_manifest
+from clair_cli.refinement.members import read_counts
+from clair_cli.renderers import RENDERERS, text
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import from_dict, to_dict
+from clair_cli.results import Difference, Verification
+from clair_cli.schema import report_schema, violation
+from clair_cli.scores import Scores
+from clair_cli.selection import read_candidates
 from clair_cli.settings import Settings
-from fuzz import clients
+from clair_cli.strict_json import parse_object
+from fuzz import clients, differential, documents
 from fuzz.clients import CONFIG, WEIGHTS, ByteDraw
 
 LIMITS = Settings(max_file_bytes=2**24)
@@ -37,9 +43,9 @@ def clean(text: str) -> bool:
 
 def refused(error: ClairError) -> None:
     """What every message must be: one line that says where, and harmless once shown."""
-    text = str(error)
-    assert text.splitlines() == [text], repr(text)
-    assert clean(safe_text(text)), repr(text)
+    said = str(error)
+    assert said.splitlines() == [said], repr(said)
+    assert clean(safe_text(said)), repr(said)
 
 
 def look(path: Path, settings: Settings = LIMITS, write: bool = False) -> Adapter | None:
@@ -149,9 +155,27 @@ def client(data: bytes) -> None:
         look(clients.write(folder / "c", made), settings, write=True)
 
 
+def configs(data: bytes) -> None:
+    """A config drawn field by field, beside tensors of its family."""
+    draw = ByteDraw(data)
+    family, found = clients.tensors(draw)
+    made = {WEIGHTS: clients.safetensors(draw, found), CONFIG: clients.config(draw, family)}
+    with scratch() as folder:
+        look(clients.write(folder / "c", made), write=True)
+
+
+def zips(data: bytes) -> None:
+    """An .npz drawn array by array."""
+    draw = ByteDraw(data)
+    with scratch() as folder:
+        made = clients.damaged(draw, clients.npz(draw, clients.tensors(draw)[1]))
+        (folder / "x.npz").write_bytes(made)
+        look(folder / "x.npz", AS_UPDATE)
+
+
 def report(data: bytes) -> None:
     """The bytes as a saved report, and what they change in an honest one: refused, or shown harmless."""
-    for candidate in (data, _changed(ByteDraw(data))):
+    for candidate in (data, documents.changed(ByteDraw(data), _honest_report())):
         try:
             saved = from_dict(parse_object(candidate, "report.json", UsageError))
         except UsageError as error:
@@ -160,24 +184,80 @@ def report(data: bytes) -> None:
         for name, render in RENDERERS.items():
             shown = render(saved)
             assert clean(shown), name
+        again = json.loads(RENDERERS["json"](saved))
+        assert violation(again, report_schema()) is None
+        assert clean(text.render(saved, verbose=2))
 
 
-def _changed(draw: ByteDraw) -> bytes:
-    """An honest report with some values replaced."""
-    data = copy.deepcopy(_honest_report())
-    for _ in range(draw.pick((1, 2, 3))):
-        holder: Any = data
-        while True:
-            key = draw.pick(list(holder) if isinstance(holder, dict) else range(len(holder)))
-            if (
-                not isinstance(holder[key], dict | list)
-                or not holder[key]
-                or draw.pick((0, 0, 0, 1))
-            ):
-                holder[key] = copy.deepcopy(draw.pick((*clients.VALUES, *clients.MODULES)))
-                break
-            holder = holder[key]
-    return json.dumps(data).encode()
+def manifest(data: bytes) -> None:
+    """A manifest of clair's with some fields changed: none, or one whose every field is in bounds."""
+    for candidate in (data, documents.changed(ByteDraw(data), documents.MANIFEST)):
+        found = parse_manifest(candidate)
+        with scratch() as folder:
+            (folder / MANIFEST).write_bytes(candidate)
+            (folder / "a").write_bytes(b"x")
+            differing = differences(folder)
+            shown = Verification(str(folder), 0, tuple(Difference(n, w) for n, w in differing))
+            assert differing
+            assert all(clean(render(shown)) for render in RENDERERS.values())
+        for file in found.files if found else ():
+            assert 0 <= file.size < 2**63
+            assert 0 < len(file.name) <= 4096
+
+
+def candidates(data: bytes) -> None:
+    """The report beside candidates, and a file of scores, with some fields changed."""
+    draw = ByteDraw(data)
+    with scratch() as folder:
+        out = folder / "out"
+        for place in ("strength-0/client-1", "strength-0/client-2", "strength-1/client-1"):
+            clients.write(out / place, {CONFIG: b"{}"})
+        done = _candidates_report()
+        (out / "report.json").write_bytes(documents.changed(draw, done))
+        publish.write_manifest(out, "0")
+        (folder / "scores").write_bytes(documents.changed(draw, documents.SCORES))
+        for read in (lambda: _inside(out), lambda: Scores(folder / "scores")):
+            try:
+                read()
+            except UsageError as error:
+                refused(error)
+
+
+def _inside(out: Path) -> None:
+    """Every candidate is a folder of the output, and its client a name."""
+    for one in read_candidates(out):
+        assert (out / one.path).resolve().is_relative_to(out.resolve())
+        assert (out / one.path).is_dir()
+        assert clean(one.client)
+
+
+def counts(data: bytes) -> None:
+    """Sample counts as JSON and as lines."""
+    draw = ByteDraw(data)
+    for candidate in (data, documents.changed(draw, documents.COUNTS)):
+        with scratch() as folder:
+            (folder / "counts").write_bytes(candidate)
+            try:
+                found = read_counts(folder / "counts")
+            except UsageError as error:
+                refused(error)
+                continue
+            assert all(0 < n <= 1e15 for n in found.values())
+
+
+def same(data: bytes) -> None:
+    """One cohort stored in two ways: equal verdicts."""
+    with scratch() as folder:
+        differential.compare(ByteDraw(data), folder)
+
+
+def _candidates_report() -> dict[str, Any]:
+    found = _honest_report()
+    one = found["refinement"]["clients"][0]
+    places = ("strength-0/client-1", "strength-0/client-2", "strength-1/client-1")
+    found["refinement"]["clients"] = [one | {"id": p[-8:], "path": p} for p in places]
+    found["settings"]["path"] = [0, 1]
+    return found
 
 
 def _honest_report() -> dict[str, Any]:
@@ -192,12 +272,22 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "npz": npz,
     "config": config,
     "client": client,
+    "configs": configs,
+    "zips": zips,
     "report": report,
+    "manifest": manifest,
+    "candidates": candidates,
+    "counts": counts,
+    "same": same,
 }
+DRAWN = ("configs", "zips", "manifest", "candidates", "counts", "same")
+"""Targets whose bytes are choices and nothing else."""
 
 
 def seeds(name: str) -> list[bytes]:
     """Honest inputs of a target, to start from."""
+    if name in DRAWN:
+        return differential.seeds(64)
     draws = [ByteDraw(bytes([0, i, 1])) for i in range(len(clients.FAMILIES))]
     if name == "header":
         return [clients.safetensors(d, clients.tensors(d)[1]) for d in draws]
@@ -206,6 +296,6 @@ def seeds(name: str) -> list[bytes]:
     if name == "config":
         return [clients.config(ByteDraw(bytes([0, i])), f) for i, f in enumerate(clients.FAMILIES)]
     if name == "report":
-        return [json.dumps(_honest_report()).encode()]
+        return [json.dumps(_honest_report()).encode(), *differential.seeds(64)]
     places = (0, len(clients.PLACES) - 1)
     return [bytes([p, i, 1]) for p in places for i in range(len(clients.FAMILIES))]

@@ -233,7 +233,14 @@ def test_nothing_from_a_file_reaches_a_terminal_raw(renderer: str) -> None:
 
 def test_no_word_of_a_saved_refinement_reaches_a_terminal_raw() -> None:
     assert COMPLETE.refinement is not None
-    done = replace(COMPLETE.refinement, knowledge=HOSTILE, side=HOSTILE, warnings=(HOSTILE,))
+    for name in ("knowledge", "side"):  # these are words of clair's own
+        with pytest.raises(UsageError, match=f"refinement.{name}: expected enum"):
+            read(
+                written(
+                    replace(COMPLETE, refinement=replace(COMPLETE.refinement, **{name: HOSTILE}))
+                )
+            )
+    done = replace(COMPLETE.refinement, warnings=(HOSTILE,))
     shown = text.render(read(written(replace(COMPLETE, refinement=done))), verbose=2)
     assert "evil" in shown
     assert not {c for c in shown if ord(c) < 0x20} - {"\n"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
@@ -14,7 +14,16 @@ import clair_cli
 from clair_cli import Settings
 from clair_cli.pipeline import detect, refine
 from clair_cli.renderers.text import render
-from clair_cli.report import Report, from_dict, to_dict
+from clair_cli.report import (
+    VERDICTS,
+    CauseName,
+    InitialisationName,
+    Report,
+    SolverRun,
+    from_dict,
+    to_dict,
+)
+from clair_cli.settings import FailOn
 from tests.helpers.commands import CLIENTS, WEIGHTS, samples
 from tests.helpers.reports import COMPLETE, NO_VERDICT, hostile
 from tests.test_report import places, spoiled
@@ -212,3 +221,31 @@ def test_no_verdict_allows_no_other_exit_code_and_no_refinement() -> None:
     assert valid(data)
     assert not valid(data | {"exit_code": 0})
     assert not valid(data | {"refinement": to_dict(COMPLETE)["refinement"]})
+
+
+def test_a_minority_and_every_word_of_the_records_is_valid() -> None:
+    """Each word that a record may hold, the schema knows; so no report of clair's own breaks it."""
+    data = to_dict(COMPLETE)
+    reason = {"code": "CLR401", "message": "x", "value": None, "limit": None}
+    said = {"score": 4.0, "limit": 3.0, "reasons": [reason]}
+    for verdict in VERDICTS:
+        numbers = {"score": None} if verdict == "broken" else {}
+        VALIDATOR.validate(
+            spoiled(data, FIRST, data["clients"][0] | said | {"verdict": verdict} | numbers)
+        )
+    for fail_on in get_args(FailOn):
+        VALIDATOR.validate(spoiled(data, ("settings", "fail_on"), fail_on))
+    for status in get_args(get_type_hints(SolverRun)["status"]):
+        VALIDATOR.validate(spoiled(data, ("population", "solver", "status"), status))
+    for name in get_args(InitialisationName):
+        VALIDATOR.validate(spoiled(data, ("population", "consensus", "initialisation"), name))
+    cause = {
+        "content": 1.0,
+        "error": 1.0,
+        "size": 1.0,
+        "company": -0.5,
+        "nearest": "",
+        "head": None,
+    }
+    for kind in (None, *get_args(CauseName)):
+        VALIDATOR.validate(spoiled(data, (*FIRST, "cause"), cause | {"kind": kind}))

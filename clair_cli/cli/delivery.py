@@ -90,18 +90,23 @@ def _places(kept: tuple[Path, ...]) -> list[str]:
     return [place for f in kept for place in (os.path.realpath(f), os.path.abspath(f))]
 
 
-def _checked(path: str, places: list[str]) -> Path:
+def place_for(path: str, option: str, *kept: Path) -> Path:
+    """`path` as the value of `option`, where a file can be written there that is not in `kept`."""
+    return _checked(path, _places(kept), option)
+
+
+def _checked(path: str, places: list[str], option: str = "--output") -> Path:
     """`path`, where a file can be written there and it is not below any of `places`."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise UsageError(f"--output: {path!r} is a folder; give the name of a file")
+        raise UsageError(f"{option}: {path!r} is a folder; give the name of a file")
     if not target.parent.is_dir():
         parent = str(target.parent)
         raise UsageError(
-            f"--output: {path!r} cannot be written, because there is no folder {parent!r}"
+            f"{option}: {path!r} cannot be written, because there is no folder {parent!r}"
         )
     if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise UsageError(f"--output: {path!r} is not writable")
+        raise UsageError(f"{option}: {path!r} is not writable")
     if any(p.is_relative_to(q) for p in (target, Path(os.path.abspath(path))) for q in places):
-        raise UsageError(f"--output: {path!r} lies among the adapters; give another place")
+        raise UsageError(f"{option}: {path!r} lies among the adapters; give another place")
     return Path(path)

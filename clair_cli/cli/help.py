@@ -39,7 +39,8 @@ SELECT_CODES = """\b
 Exit codes:
     0  every client has a choice
     1  some client has none: its command failed for every candidate
-    2  usage: no whole output of clair refine --path, no {adapter} in CMD
+    2  usage: no whole output of clair refine --path, no {adapter} in CMD,
+       or a name that CMD would run as code
     3  no client has a choice; nothing was written
     4  the chosen adapters could not be written
    70  internal error

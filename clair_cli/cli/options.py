@@ -349,7 +349,8 @@ Evaluate = Annotated[
         "--eval",
         metavar="CMD",
         help="The command that scores one candidate. {adapter} in it becomes the candidate's folder "
-        "and {client} the client's id; the last word that it prints is the loss.",
+        "and {client} the client's id, each a whole argument; CLAIR_ADAPTER and CLAIR_CLIENT in its "
+        "environment say the same. The last word that it prints is the loss.",
     ),
 ]
 Higher = Annotated[
@@ -362,6 +363,17 @@ Higher = Annotated[
 ]
 Timeout = Annotated[
     float, _option(SCORING, min=0.1, help="Seconds after which a run of the command has failed.")
+]
+Jobs = Annotated[
+    int, _option(SCORING, min=1, max=256, help="How many candidates are scored at the same time.")
+]
+Resume = Annotated[
+    Path | None,
+    _option(
+        SCORING,
+        metavar="FILE",
+        help="Keep every score in FILE, and run nothing again whose command and adapter are the same.",
+    ),
 ]
 Chosen = Annotated[
     Path | None,

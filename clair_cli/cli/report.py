@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from clair_cli.cli import options as o
 from clair_cli.cli.delivery import delivery
 from clair_cli.errors import UsageError
-from clair_cli.formats.strict_json import parse_object
-from clair_cli.report import from_dict, gated
+from clair_cli.report import MAX_BYTES, from_dict, gated
+from clair_cli.strict_json import parse_object, read_bounded
 
 
 def report(
@@ -22,13 +19,5 @@ def report(
 ) -> int:
     """Show and gate a saved report again, without reading adapters."""
     goes = delivery(format, output, quiet, verbose)
-    saved = from_dict(_read_json(path))
+    saved = from_dict(parse_object(read_bounded(path, MAX_BYTES), str(path), UsageError))
     return goes.deliver(gated(saved, fail_on or str(saved.settings["fail_on"])))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
-    return parse_object(data, str(path), UsageError)

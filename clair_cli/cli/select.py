@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clair_cli.cli import options as o
+from clair_cli.cli.delivery import place_for
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.renderers import RENDERERS
@@ -14,6 +15,8 @@ def select(
     evaluate: o.Evaluate,
     higher: o.Higher = False,
     timeout: o.Timeout = 600.0,
+    jobs: o.Jobs = 1,
+    resume: o.Resume = None,
     out: o.Chosen = None,
     overwrite: o.Overwrite = False,
     format: o.Format = "text",
@@ -30,10 +33,14 @@ def select(
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
+    if not timeout < 1e9:  # nan, too
+        raise UsageError(f"--timeout: expected seconds, got {timeout}")
     if out is not None:
         check_output(out, folder, overwrite)
+    kept = [folder] if out is None else [folder, out]
+    scores = None if resume is None else place_for(str(resume), "--resume", *kept)
     with Progress(quiet or no_progress) as progress:
-        found = selection.select(folder, evaluate, higher, timeout, progress)
+        found = selection.select(folder, evaluate, higher, timeout, progress, jobs, scores)
     if format != "text" or not quiet:
         print_out(RENDERERS[format](found))
     if out is not None and found.exit_code != NoVerdict.exit_code:

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from clair_cli.errors import OutputError
-from clair_cli.renderers.safe import safe_text
+from clair_cli.renderers.safe import safe_text, visible, visible_but_styles
 
 BEFORE, BETWEEN = 0.5, 0.1
 """Seconds before a progress bar is shown, and between two states of it."""
@@ -18,7 +18,11 @@ BAR = 24
 
 
 def print_out(product: str) -> None:
-    """Write to stdout. A reader that has gone changes nothing; a full disk raises OutputError."""
+    """Write to stdout. A reader that has gone changes nothing; a full disk raises OutputError.
+
+    Whatever a record or a message holds, only lines of visible characters and colours get through.
+    """
+    product = visible_but_styles(product)
     encoding = sys.stdout.encoding or "ascii"
     try:
         sys.stdout.write(product.encode(encoding, "backslashreplace").decode(encoding))
@@ -31,7 +35,7 @@ def print_out(product: str) -> None:
 
 def tell(line: str) -> None:
     """Write one line to stderr, and go on where nobody takes it."""
-    encoding = sys.stderr.encoding or "ascii"
+    line, encoding = visible(line), sys.stderr.encoding or "ascii"
     with suppress(OSError):
         sys.stderr.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
 

@@ -30,10 +30,10 @@ def verify(
     if not os.path.lexists(folder / MANIFEST):
         raise UsageError(f"{folder}: has no {MANIFEST}; give a folder that clair has written")
     count, found = compared(folder) if signer is None else signed(folder, signer)
-    listed = read_manifest(folder) or {"files": []}
+    listed = read_manifest(folder)
     said = Verification(
         folder=str(folder),
-        files=len(listed["files"]),
+        files=len(listed.files) if listed else 0,
         differences=tuple(Difference(name, what) for name, what in found),
         compared=count,
         signed=os.path.lexists(folder / STATEMENT),

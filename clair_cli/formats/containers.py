@@ -22,9 +22,9 @@ from clair_cli.formats import npz, safetensors_file
 from clair_cli.formats.files import hash_file, pread
 from clair_cli.formats.layout import CONFIG, Layout
 from clair_cli.formats.safetensors_file import FLOATS
-from clair_cli.formats.strict_json import parse_object
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object
 
 if TYPE_CHECKING:
     import numpy as np

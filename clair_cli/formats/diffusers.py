@@ -29,9 +29,9 @@ from clair_cli.formats.lora_pairs import (
 )
 from clair_cli.formats.peft.config import LoraConfig, parse_config
 from clair_cli.formats.peft.keys import PREFIX
-from clair_cli.formats.strict_json import parse_object
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object
 
 FILE = "pytorch_lora_weights.safetensors"
 

@@ -16,9 +16,9 @@ from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import LimitExceeded, Malformed, OutputError, PickleFound, Unsupported
 from clair_cli.formats import files
 from clair_cli.formats.files import pread, read_range
-from clair_cli.formats.strict_json import parse_object
 from clair_cli.output.publish import NewFile
 from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object
 
 if TYPE_CHECKING:
     import numpy as np

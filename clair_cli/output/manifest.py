@@ -6,16 +6,25 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from clair_cli.errors import UsageError
+from clair_cli.records import decode
+from clair_cli.strict_json import parse_object
 
 MANIFEST = "manifest.json"
 STATEMENT = "statement.dsse.json"
 """What is signed, and the signature: written after the manifest, which therefore does not list it."""
 MAX_BYTES = 64 * 2**20
+LONGEST = 4096
+"""Characters of a name: what Linux takes as a path."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
 DEPTH = 8
 """Folders below an output's top that are looked into; clair makes two."""
@@ -36,7 +45,31 @@ def described(folder: Path, version: str) -> bytes:
     return json.dumps(data, indent=2).encode() + b"\n"
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One file that clair wrote: its name below the folder, its size in bytes, its sha256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tool:
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What clair wrote into a folder; no name is there twice."""
+
+    schema_version: str
+    tool: _Tool
+    files: tuple[Listed, ...]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder that clair wrote, None for any other and where it cannot be read."""
     try:
         return load_manifest(folder)
@@ -44,15 +77,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_manifest(folder: Path) -> dict[str, Any] | None:
+def load_manifest(folder: Path) -> Manifest | None:
     """The same, but raises OSError where there is one that cannot be read."""
     try:
-        data = json.loads(read_file(folder / MANIFEST))
-        listed = [f["name"] for f in data["files"] if (f["size"], f["sha256"])]
-        fine = data["tool"]["name"] == "clair" and all(isinstance(n, str) for n in listed)
-        return data if fine and len(set(listed)) == len(listed) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+        with _opened(folder / MANIFEST) as fd, open(fd, "rb", closefd=False) as file:
+            return parse_manifest(file.read(MAX_BYTES + 1))
     except OSError as cause:
         if cause.errno in ABSENT:
             return None
@@ -62,6 +91,25 @@ def load_manifest(folder: Path) -> dict[str, Any] | None:
 def is_whole(folder: Path) -> bool:
     """Whether clair wrote the folder, and it is still as it was written: nothing more, nothing less."""
     return read_manifest(folder) is not None and not differences(folder)
+
+
+def parse_manifest(data: bytes) -> Manifest | None:
+    """The manifest in `data`, None where it is none that clair could have written."""
+    if len(data) > MAX_BYTES:
+        return None
+    try:
+        found = decode(Manifest, parse_object(data, MANIFEST, UsageError))
+    except (UsageError, ValueError, RecursionError):
+        return None
+    names = {f.name for f in found.files}
+    fine = found.tool.name == "clair" and len(names) == len(found.files)
+    return found if fine and all(map(_possible, found.files)) else None
+
+
+def _possible(file: Listed) -> bool:
+    """Whether there could be such a file."""
+    named = 0 < len(file.name) <= LONGEST and "\0" not in file.name
+    return named and 0 <= file.size < 2**63 and SHA256.fullmatch(file.sha256) is not None
 
 
 def verify(out: Path) -> list[str]:
@@ -83,7 +131,7 @@ def _compared(out: Path) -> tuple[int, Differences]:
     data = read_manifest(out)
     if data is None:
         return 1, [(MANIFEST, "missing, or not of clair")]
-    wanted = {f["name"]: {"size": f["size"], "sha256": f["sha256"]} for f in data["files"]}
+    wanted = {f.name: {"size": f.size, "sha256": f.sha256} for f in data.files}
     return compared_with(out, wanted, {MANIFEST, STATEMENT}, ("in the manifest", "written"))
 
 

@@ -128,7 +128,7 @@ def _foreign(out: Path) -> list[str] | None:
     found = load_manifest(out)
     if found is None:
         return None
-    listed = {f["name"] for f in found["files"]} | {MANIFEST, STATEMENT}
+    listed = {f.name for f in found.files} | {MANIFEST, STATEMENT}
     return sorted(set(manifest.names(out)) - listed)
 
 

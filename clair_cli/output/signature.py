@@ -110,8 +110,8 @@ def _seal(folder: Path, key: Ed25519PrivateKey, version: str) -> None:
 def statement(folder: Path, version: str) -> dict[str, Any]:
     """What in-toto calls a statement, with SLSA's provenance, of an output of clair."""
     report = json.loads((folder / REPORT).read_bytes())
-    listed = manifest.load_manifest(folder) or {"files": []}
-    written = {f["name"]: f["sha256"] for f in listed["files"]}
+    listed = manifest.load_manifest(folder)
+    written = {f.name: f.sha256 for f in listed.files} if listed else {}
     written[MANIFEST] = manifest.facts(folder / MANIFEST)["sha256"]
     subjects = [{"name": n, "digest": {"sha256": written[n]}} for n in sorted(written)]
     inputs = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.errors import NoVerdict, UsageError
-from clair_cli.formats.strict_json import parse_object
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object, read_bounded
 
 MAX_BYTES = 16 * 2**20
 HEADER = ["client", "count"]
@@ -39,16 +39,13 @@ def read_counts(path: Path) -> dict[str, float]:
     that line above them. Raises UsageError.
     """
     try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            why = f"no file, or more than {MAX_BYTES} bytes"
-            raise UsageError(f"--weights {str(path)!r}: cannot be read: {why}")
-        data = path.read_bytes()
+        data = read_bounded(path, MAX_BYTES, "--weights")
         if data.lstrip()[:1] == b"{":
             pairs = list(parse_object(data, str(path), UsageError).items())
         else:
             rows = [row for row in csv.reader(data.decode("utf-8-sig").splitlines()) if row]
             pairs = [_pair(row) for row in rows[rows[:1] == [HEADER] :]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--weights {str(path)!r}: cannot be read: {error}") from None
     if len(dict(pairs)) < len(pairs):
         raise UsageError(f"--weights {str(path)!r}: a client is named twice")

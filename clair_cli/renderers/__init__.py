@@ -1,6 +1,6 @@
 """Renderers: every record that reaches a screen or a file, as text or as JSON.
 
-None of them reads a file or looks at a tensor.
+None of them reads a file or looks at a tensor. What comes out of RENDERERS has been through `visible`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 from clair_cli.renderers import inspection, json, selection, text, verification
+from clair_cli.renderers.safe import visible
 from clair_cli.report import Report
 from clair_cli.results import InspectedFolder, Inspection, Selection, Verification
 
@@ -27,7 +28,7 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
 
 
 def _renderer(name: FormatName) -> Renderer:
-    return lambda record: TABLE[type(record)][name](record)
+    return lambda record: visible(TABLE[type(record)][name](record))
 
 
 RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(FormatName)}

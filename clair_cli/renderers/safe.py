@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LONGEST = 512
+STYLE = re.compile(r"(\x1b\[[0-9;]{1,11}m)")
+"""How a colour begins and ends."""
 
 
 def safe_text(text: str) -> str:
     """`text` on one line: control, format, bidi and surrogate characters as \\xNN or \\uNNNN."""
     shown = "".join(c if _harmless(c) else _escaped(c) for c in text)
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """Whole lines of `text`, whatever is in them; nothing but their ends is left of what could steer."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c == "\n" or _harmless(c) else _escaped(c) for c in text)
+
+
+def visible_but_styles(text: str) -> str:
+    """The same for text with colours in it, of which the names must have been made safe before."""
+    return "".join(p if STYLE.fullmatch(p) else visible(p) for p in STYLE.split(text))
 
 
 def _harmless(char: str) -> bool:

@@ -12,7 +12,7 @@ from rich.text import Text
 from clair_cli.errors import NoAdapter
 from clair_cli.renderers.clients import NARROWEST, ORDER, STYLES, table
 from clair_cli.renderers.refinement import sentences
-from clair_cli.renderers.safe import safe_text
+from clair_cli.renderers.safe import safe_text, visible
 from clair_cli.renderers.words import aligned, folded, many, percent, span
 from clair_cli.report import LADDER, VERDICTS, Reason, Report, Verdict, failing
 
@@ -73,6 +73,8 @@ def _drawn(lines: Sequence[Text], color: bool) -> str:
         file=out, force_terminal=color, color_system="standard" if color else None, width=10**6
     )
     for line in lines:
+        if (plain := visible(line.plain)) != line.plain:
+            line = Text(plain)
         console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
     return out.getvalue()
 

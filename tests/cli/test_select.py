@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 
 from clair_cli.output import publish
 from tests import ROOT
-from tests.helpers.commands import clair
+from tests.helpers.cohorts import save_cohort
+from tests.helpers.commands import SCRIPT, clair
 
 SAMPLES = ROOT / "sample_adapters"
 BENIGN = {f"client-{n:02d}" for n in (1, 2, 4, 5, 7, 8)}
@@ -193,3 +196,130 @@ def test_a_command_that_changes_a_candidate_is_found_out(candidates: Path, tmp_p
     assert done.returncode == 2
     assert "the command changed it" in done.stderr
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Candidates of one strength, of clients whose names are shell code, options, or clair's own."""
+    folder = tmp_path_factory.mktemp("hostile")
+    save_cohort(folder / "in", len(NAMED))
+    for number, name in enumerate(NAMED, start=1):
+        (folder / "in" / f"client-{number}").rename(folder / "in" / name)
+    done = clair("refine", folder / "in", "--out", folder / "out", "--path", "0.5", "-q")
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+NAMED = ('"; touch pwned; "', "$(touch pwned)", "-n", "manifest.json", "selection.json")
+
+
+def test_no_name_is_run_and_a_client_called_as_clairs_own_files_gets_its_adapter(
+    hostile: Path, tmp_path: Path
+) -> None:
+    right = ('sh -c \'echo "$1" "$CLAIR_CLIENT" >> said; echo 1\' sh {adapter}', 0)
+    for command, code in [right, ("sh -c 'echo 1 {client}' x {adapter}", 2)]:
+        out = tmp_path / f"out-{code}"
+        done = clair("select", hostile, "--eval", command, "--out", out, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert not (tmp_path / "pwned").exists()
+        assert ("$CLAIR_CLIENT" in done.stderr) == bool(code)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert {s.split(" ", 1)[1] for s in said} == set(NAMED)
+    assert all(s.startswith("/") for s in said)
+    out = tmp_path / "out-0"
+    assert json.loads((out / "selection.json").read_text())["clients"]
+    assert len([p for p in out.iterdir() if p.is_dir()]) == len(NAMED)
+    assert publish.verify(out) == []
+
+
+def test_a_name_like_an_option_costs_nobody_else_a_choice(hostile: Path) -> None:
+    done = clair("select", hostile, "--eval", "echo {adapter} {client} 1", "-f", "json")
+    assert done.returncode == 1
+    assert [c for c, path in chosen(done.stdout).items() if path is None] == ["-n"]
+
+
+def test_jobs_change_the_time_and_nothing_else(candidates: Path, tmp_path: Path) -> None:
+    slow = "import time; time.sleep(1.0)" + LOSS
+    said, took = [], []
+    for jobs in (1, 9):
+        began = time.monotonic()
+        words = ("--eval", command(slow, tmp_path), "--jobs", jobs, "-f", "json")
+        said.append(clair("select", candidates, *words).stdout)
+        took.append(time.monotonic() - began)
+    assert said[0] == said[1]
+    assert took[1] < 0.7 * took[0]
+
+
+def test_what_was_scored_is_not_run_again_unless_it_has_changed(
+    candidates: Path, tmp_path: Path
+) -> None:
+    copy, scores, runs = tmp_path / "copy", tmp_path / "scores.json", tmp_path / "runs"
+    shutil.copytree(candidates, copy)
+    count = f"open({str(runs)!r}, 'a').write('x')" + LOSS
+    fails = count + "\nif 'client-08' in sys.argv[1]: sys.exit(1)"
+
+    def run(code: str) -> tuple[str, int]:
+        runs.write_text("")
+        words = ("--eval", command(code, tmp_path), "--resume", scores, "-f", "json")
+        done = clair("select", copy, *words)
+        return done.stdout, len(runs.read_text())
+
+    once = run(count)
+    assert once[1] == 3 * len(BENIGN)
+    assert run(count) == (once[0], 0)
+    assert run(fails)[1] == 3 * len(BENIGN)  # another script
+    assert run(fails)[1] == 3  # what failed may work now
+    weights = copy / "strength-0" / "client-01" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    manifest = copy / "manifest.json"
+    manifest.unlink()
+    publish.write_manifest(copy, "0")
+    assert run(count)[1] == 1
+
+
+KEPT = (
+    '{"kind": "clair scores", "scores": [{"client": "a", "path": "b", "digest": "c", "score": 1}]}'
+)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "why"),
+    [
+        ('{"kind": "clair scores", "scores": [{"client": 1}]}', "scores[0].client"),
+        ('{"kind": "other", "scores": []}', "kind"),
+        (KEPT, "scores[0].digest"),
+        ("[]", "JSON object"),
+        ("", "invalid JSON"),
+    ],
+)  # fmt: skip
+def test_a_file_of_scores_is_parsed_not_trusted(
+    spoiled: str, why: str, candidates: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "scores.json").write_text(spoiled)
+    done = clair(
+        "select", candidates, "--eval", "echo {adapter} 1", "--resume", tmp_path / "scores.json"
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert why in done.stderr
+
+
+def test_an_interrupt_ends_every_command_and_keeps_the_scores(
+    candidates: Path, tmp_path: Path
+) -> None:
+    late, scores = tmp_path / "late", tmp_path / "scores.json"
+    code = "import sys, time\nif 'strength-0/' in sys.argv[1]: print(1); sys.exit()\n"
+    code += f"time.sleep(6); open({str(late)!r}, 'a')"
+    words = ("--eval", command(code, tmp_path), "--resume", scores, "--jobs", "8")
+    child = subprocess.Popen([str(SCRIPT), "select", str(candidates), *map(str, words)])
+    while not scores.exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    began = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(20) == 143
+    assert time.monotonic() - began < 2
+    time.sleep(6)
+    assert not late.exists()
+    assert json.loads(scores.read_text())["scores"]

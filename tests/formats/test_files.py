@@ -19,7 +19,7 @@ from clair_cli.errors import AdapterError, ChangedWhileRead, ConfigInvalid, Unre
 from clair_cli.formats import files
 from clair_cli.formats.files import follow, hash_file, opened, read_range
 from clair_cli.formats.layout import CONFIG, WEIGHTS
-from clair_cli.formats.strict_json import parse_object
+from clair_cli.strict_json import parse_object
 
 
 def nothing(fd: int, size: int) -> None:

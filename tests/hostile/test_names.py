@@ -162,7 +162,7 @@ def test_a_hostile_report_cannot_hide_in_what_is_passed_through(tmp_path: Path) 
     data = json.loads(RENDERERS["json"](hostile()))
     data |= {"newer": EVIL, EVIL: [EVIL]}
     data["settings"] |= {"path": ["auto"], "newer": EVIL}
-    data["refinement"] |= {"knowledge": EVIL, "side": EVIL}
+    data["refinement"] |= {"warnings": [EVIL], "newer": EVIL}
     data["refinement"]["clients"][0] |= {"id": EVIL, "path": EVIL}
     (tmp_path / "report.json").write_text(json.dumps(data))
     for options in ((), ("-v",), ("-f", "json")):

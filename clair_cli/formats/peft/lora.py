@@ -41,9 +41,9 @@ from clair_cli.formats.peft.patterns import ends_in, exactly
 from clair_cli.formats.peft.types import check_type
 from clair_cli.formats.peft.whole import find_trained_whole
 from clair_cli.formats.safetensors_file import stored
-from clair_cli.formats.strict_json import parse_object
 from clair_cli.output.publish import write_bytes
 from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object
 
 MAX_UPDATES = 2**17
 """Three times what the largest mixtures of experts have."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from clair_cli.errors import ClairError
+from clair_cli.errors import ClairError, UsageError
 
 MAX_DIGITS = 40
 """Twice what a 64-bit offset takes; int() of millions of digits is quadratic."""
@@ -62,3 +63,20 @@ def _int(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError(f"integer of {len(text)} digits")
     return int(text)
+
+
+def read_bounded(path: Path, most: int, what: str = "") -> bytes:
+    """The bytes of a file that the user names, a pipe included, at most `most` of them.
+
+    Raises UsageError, beginning with `what`, where it is larger or cannot be read.
+    """
+    shown = f"{what} {str(path)!r}".strip()
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as cause:  # ValueError: a path with a NUL
+        why = getattr(cause, "strerror", None) or cause
+        raise UsageError(f"{shown}: cannot be read: {why}") from None
+    if len(data) > most:
+        raise UsageError(f"{shown}: cannot be read: more than {most} bytes")
+    return data
