@@ -126,7 +126,7 @@ class NoAdapter(AdapterError):
 class Failed(AdapterError):
     """Reading it, or computing with it, failed in a way that no check foresaw."""
 
-    code = "CLR118"
+    code = "CLR120"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from clair_cli.settings import MIN_CLIENTS
 Result = TypeVar("Result")
 
 FIRST_TRIES = 32
-"""Positions of which every two are once believed without a trial: of few guilty ones not all."""
+"""Positions of which every two are once believed without a trial: a minority is not all of them."""
 
 
 class Watch:

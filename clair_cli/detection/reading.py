@@ -17,7 +17,7 @@ from clair_cli.detection.guard import Watch, spared
 from clair_cli.detection.record import Machine
 from clair_cli.detection.stacks import ModuleStack, stack_module
 from clair_cli.errors import AdapterError, NonFinite, UsageError, contained
-from clair_cli.linalg import leading
+from clair_cli.linalg import leading, shortened
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
@@ -197,7 +197,8 @@ def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) 
     if not adapter.only_replicates:
         return formats.read_update(adapter, module, dtype, device)
     found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
-    return combined(found, [1 / len(found)] * len(found))
+    mean = combined(found, [1 / len(found)] * len(found))
+    return LowRankUpdate(*shortened(mean.up, mean.down), mean.scale)
 
 
 def _nothing(adapter: Adapter, module: str, dtype: str, device: str) -> LowRankUpdate:

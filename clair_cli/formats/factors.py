@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from clair_cli.update import LowRankUpdate
 
 LEVEL = 2.0**30
-"""Factors whose largest number is between its inverse and it are multiplied as they are. All others are
-first brought to one size: in float32 the square of 1e19 is Inf, and that of 1e-23 is 0."""
+"""Factors whose norm is between its inverse and it are multiplied as they are. All others are first
+brought to one size: in float32 the square of 1e19 is Inf, and that of 1e-23 is 0."""
+APART = 2.0**8
+"""How far the scale of an update may be from the written one for `up` to take the difference alone."""
 SHARED = 2**29
 """Bytes kept of tensors that hold several updates: every expert of a layer would read all of it."""
 
@@ -68,12 +70,15 @@ def read_update(
 
 def _level(tensors: Iterable[Tensor], scale: float) -> bool:
     """Whether all are of a size to be multiplied as they are; zeros are, and NaN."""
-    found = [abs(scale)]
+    import torch
+
+    sizes = [abs(scale)]
     for tensor in tensors:
-        if tensor.numel():
-            low, high = tensor.aminmax()
-            found.append(max(-float(low), float(high)))
-    return not any(0 < most < 1 / LEVEL or most > LEVEL for most in found)
+        size = float(torch.linalg.vector_norm(tensor))
+        if size == 0 and bool(tensor.any()):  # too small even to be squared
+            return False
+        sizes.append(size)
+    return not any(0 < size < 1 / LEVEL or size > LEVEL for size in sizes)
 
 
 class _Recent:
@@ -325,5 +330,9 @@ def fitted(update: LowRankUpdate, spec: UpdateSpec, module: str, rank: int | Non
             f"{module}: an update {tuple(update.up.shape)} @ {tuple(update.down.shape)} does not "
             f"fit {spec.d_out} x {spec.d_in} of rank {n}"
         )
-    up = update.up if update.scale == scale else update.up * (update.scale / scale)
-    return pad(up, (0, n - r)), pad(update.down, (0, 0, 0, n - r))
+    up, down, share = update.up, update.down, update.scale / scale
+    if not 1 / APART <= share <= APART:  # one factor alone might not take it in the stored dtype
+        half = 2.0 ** round(math.log2(share) / 2)
+        down, share = down * half, share / half
+    up = up if share == 1 else up * share
+    return pad(up, (0, n - r)), pad(down, (0, 0, 0, n - r))

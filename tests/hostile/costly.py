@@ -151,6 +151,42 @@ def components(folder: Path) -> None:
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps(said), "format": "pt"})
 
 
+def many(count: int, shape: tuple[int, int]) -> Callable[[Path], object]:
+    """That many modules that no other client has."""
+
+    def make(folder: Path) -> None:
+        tensors = honest(9)
+        for i in range(count):
+            tensors[f"{PREFIX}more.{i}.lora_A.weight"] = normal(RANK, shape[1])
+            tensors[f"{PREFIX}more.{i}.lora_B.weight"] = normal(shape[0], RANK)
+        write_folder(folder / HOSTILE, tensors, config())
+
+    return make
+
+
+def experts(count: int) -> Callable[[Path], object]:
+    """That many updates in two small tensors."""
+
+    def make(folder: Path) -> None:
+        tensors = honest(9) | {
+            f"{PREFIX}m.experts.lora_A.weight": normal(count * RANK, 2),
+            f"{PREFIX}m.experts.lora_B.weight": normal(2, count * RANK),
+        }
+        write_folder(folder / HOSTILE, tensors, config(target_parameters=["experts.w"]))
+
+    return make
+
+
+def replicates(count: int) -> Callable[[Path], object]:
+    """A client that is nothing but replicates, whose ranks add up."""
+
+    def make(folder: Path) -> None:
+        for i in range(count):
+            write_folder(folder / HOSTILE / f"rep-{i}", honest(10 + i), config())
+
+    return make
+
+
 class SeededDraw:
     """Choices of a generator, the family of tensors first."""
 
@@ -194,6 +230,9 @@ COSTLY: dict[str, Callable[[Path], object]] = {
     "60 000 target modules": configured(2000, target_modules=[f"a{i}" for i in range(NAMES)]),
     "100 000 tokens": configured(2000, trainable_token_indices=list(range(100_000))),
     "thousands of components": components,
+    "9 000 modules": many(9000, (2, 2)),
+    "100 000 experts": experts(100_000),
+    "500 replicates": replicates(500),
     "1.5 GiB passed through": deflated("extra", 3 << 29, "<i8"),
     "1.5 GiB of floats beside": deflated("base_model.model.head.weight", 3 << 29, "<f4"),
     "a Hadamard product": tuned(
@@ -214,6 +253,8 @@ COSTLY: dict[str, Callable[[Path], object]] = {
     ),
 }
 """Name -> what writes the client, or several, into the folder of a cohort."""
+SAME = set(list(COSTLY)[:3])
+"""Those that hold what an honest client holds, in other factors."""
 FAMILIES = list(clients.FAMILIES)
 COSTLY |= {
     f"drawn {', '.join(FAMILIES[i : i + 6])}": drawn(FAMILIES[i : i + 6], 100 * i)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.commands import ENVIRONMENT, SCRIPT
-from tests.hostile.costly import COSTLY, HOSTILE, save_honest
+from tests.hostile.costly import COSTLY, HOSTILE, SAME, save_honest
 
 SECONDS, MEMORY = 6.0, 256 * 2**20
 """The constant: what any one client may cost, of one core and of memory."""
@@ -72,3 +72,4 @@ def test_a_hostile_client_costs_at_most_as_much_again_and_a_constant(
     said = verdicts(found.report)
     assert {said[n] for n in names} == {"benign"}, said
     assert any(client.startswith(HOSTILE) for client in said)
+    assert name not in SAME or said[HOSTILE] == "benign"

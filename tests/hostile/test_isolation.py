@@ -53,7 +53,7 @@ def without_bad(folder: Path) -> Report:
     return detect(folder, Settings(ignore=(BAD,)))
 
 
-def assert_alone(report: Report, others: Report, code: str = "CLR118") -> None:
+def assert_alone(report: Report, others: Report, code: str = "CLR120") -> None:
     """The bad client is broken for a reason of one line; all else is as if it had not come."""
     found = {c.client: c for c in report.clients}
     assert found[BAD].verdict == "broken"
@@ -177,7 +177,7 @@ def test_inspecting_it_says_that_it_is_broken(
     monkeypatch.setattr(formats, "norm", failing(formats.norm, IndexError("x")))
     with pytest.raises(AdapterError, match="cannot be read: IndexError: x") as caught:
         inspect(folder / BAD, Settings())
-    assert caught.value.code == "CLR118"
+    assert caught.value.code == "CLR120"
 
 
 # --- time
