@@ -206,12 +206,16 @@ def _row_overlap(right: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _whitening(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """W (K, r, r) whose W_k' A_k has orthonormal or zero rows, and the rank of each A_k, (K,)."""
-    values, vectors = torch.linalg.eigh(torch.where(_finite(blocks), blocks, 0))
-    least = torch.finfo(values.dtype).eps * blocks.shape[1] * values[:, -1:].clamp_min(0)
+    """W (K, r, r) whose W_k' A_k has orthonormal or zero rows, and the rank of each A_k, (K,).
+
+    In float64: of finite matrices in float32, LAPACK's eigh has returned NaN.
+    """
+    finite = torch.where(_finite(blocks), blocks, 0).double()
+    values, vectors = torch.linalg.eigh(finite)
+    least = torch.finfo(blocks.dtype).eps * blocks.shape[1] * values[:, -1:].clamp_min(0)
     real = values > least  # (K, r)
     whiten = vectors * torch.where(real, values, 1).rsqrt()[:, None, :] * real[:, None, :]
-    return whiten, real.sum(dim=1)
+    return whiten.to(blocks.dtype), real.sum(dim=1)
 
 
 def _blocks(side: Tensor, count: int) -> Tensor:

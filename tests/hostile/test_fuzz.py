@@ -14,7 +14,6 @@ from tests import ROOT
 
 PLACE = ROOT / "fuzz" / "found"
 FOUND = sorted(p for p in PLACE.iterdir() if p.is_file() and p.suffix != ".md")
-OPEN = sorted((PLACE / "open").iterdir())
 
 
 @pytest.mark.parametrize("file", FOUND, ids=lambda p: p.name)
@@ -22,16 +21,9 @@ def test_what_was_found_stays_mended(file: Path) -> None:
     TARGETS[file.name.partition("-")[0]](file.read_bytes())
 
 
-@pytest.mark.xfail(strict=True, reason="known, and not mended yet")
-@pytest.mark.parametrize("file", OPEN, ids=lambda p: p.name)
-def test_what_is_open_still_breaks(file: Path) -> None:
-    """Fails once it is mended: then the file belongs one folder higher."""
-    TARGETS[file.name.partition("-")[0]](file.read_bytes())
-
-
 def test_the_corpus_is_small() -> None:
     assert len(FOUND) >= 4
-    assert max(p.stat().st_size for p in (*FOUND, *OPEN)) < 8192
+    assert max(p.stat().st_size for p in FOUND) < 8192
 
 
 @pytest.mark.parametrize("name", TARGETS)
