@@ -82,13 +82,20 @@ def row(result: dict[str, Any]) -> Row:
 
     Of clair, broken is contaminated with score 100, and no verdict flags nobody. Where the attackers
     are copies, which convict nobody, suspicious counts as flagged, and who was copied does not count.
+    A minority counts as flagged, but for who is the only contaminated client of its kind.
     """
     clients = result["clients"]
     copies = copies_seen(clients)
     worst = CONVICTED if copies is None else ("suspicious", *CONVICTED)
     kept = [k for k, c in enumerate(clients) if not c["copied"]]
     bad = [clients[k]["bad"] for k in kept]
-    own = [score(clients[k]) for k in kept], [clients[k]["verdict"] in worst for k in kept]
+    kinds = Counter(c["kind"] for c in clients if c["bad"])
+    flagged = [
+        c["verdict"] in worst
+        or (c["verdict"] == "minority" and (not c["bad"] or kinds[c["kind"]] > 1))
+        for c in (clients[k] for k in kept)
+    ]
+    own = [score(clients[k]) for k in kept], flagged
     codes = {code for c in clients for code in c["codes"]} | set(result["findings"])
     names = ("pool", "init", "kind", "samples", "group", "what", "attack", "status", "findings")
     return {
@@ -332,13 +339,15 @@ def kinds(rows: list[Row]) -> str:
                 continue
             middle = shown(median(c[3] for c in clients), 2)
             lines.append([kind, init, str(len(clients)), *_verdicts(clients), middle])
-    return table(["kind", "init", "clients", "contaminated", "suspicious", "median score"], lines)
+    head = ["kind", "init", "clients", "contaminated", "minority", "suspicious", "median score"]
+    return table(head, lines)
 
 
 def _verdicts(clients: list[list[Any]]) -> list[str]:
-    """Which part is contaminated (or broken), and which suspicious."""
+    """Which part is contaminated (or broken), which a minority, and which suspicious."""
     return [
         shown(share([c[2] in CONVICTED for c in clients])),
+        shown(share([c[2] == "minority" for c in clients])),
         shown(share([c[2] == "suspicious" for c in clients])),
     ]
 

@@ -124,7 +124,8 @@ def results(given: argparse.Namespace, clair: Clair, progress: Progress) -> Resu
         found = made("peers", wanted, folder, make, jobs, progress)
         scores = {c.name: said["scores"] for c, said in found}
     if given.refine:
-        these = real_refine.chosen(wanted, given.refine, given.conditions)
+        unseen = [c for c in wanted if c.held_out] or wanted
+        these = real_refine.chosen(unseen, given.refine, given.conditions)
         rows = refined(these, data, work, jobs, progress)
     synthetic = real_synthetic.cohorts(given.synthetic) if given.synthetic else []
     return Results(facts(given, clair), now, before, synthetic, scores, rows)
@@ -157,7 +158,7 @@ def facts(given: argparse.Namespace, clair: Clair) -> str:
     command += f" --only {given.only}" * bool(given.only)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return (
-        f"`{command}`, on {machine}; python {platform.python_version()}, {packages},\n"
+        f"`{command}`,\non {machine}; python {platform.python_version()}, {packages},\n"
         f"clair {clair.version} (source {clair.digest})."
     )
 
@@ -174,7 +175,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, help="processes")
     add("--no-train", action="store_true", help="leave out cohorts of clients not trained yet")
     add("--peers", action="store_true", help="what others would say")
-    add("--refine", type=int, default=0, metavar="N", help="refine N of each pool and condition")
+    add(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="refine N of each pool and condition, held out",
+    )
     add("--conditions", nargs="+", default=[], help="refine cohorts of these only; all by default")
     add("--python", default=sys.executable, help="the interpreter of another clair")
     add("--source", type=Path, help="where another clair's source lies")
