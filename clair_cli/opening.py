@@ -9,11 +9,11 @@ from threading import Event
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Broken, Entries
-from clair_cli.errors import AdapterError, NoAdapter, SettingError, contained
+from clair_cli.errors import AdapterError, Failed, NoAdapter, SettingError, contained
 from clair_cli.formats.deadline import deadline
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
-from clair_cli.settings import Settings
+from clair_cli.settings import MIN_CLIENTS, Settings
 
 OPENERS = 2
 """Adapters opened at a time."""
@@ -45,6 +45,12 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+    if len(broken) == len(sources) >= MIN_CLIENTS and {b.reason.code for b in broken} == {
+        Failed.code
+    }:
+        _opened(
+            sources[0], settings
+        )  # what fails for everybody is clair's failure, and no client's
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
 
 

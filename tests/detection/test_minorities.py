@@ -16,7 +16,8 @@ import pytest
 from clair_cli import Report, from_dict, to_dict
 from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.verdicts import Judgement
-from clair_cli.report import Cause, Minority, Population, Verdict, failing, gated
+from clair_cli.report import Cause, Minority, Population, Reason, Verdict, failing, gated
+from clair_cli.settings import Settings
 from tests.helpers.cohorts import SHAPE, drawn, save_dense, truths
 from tests.helpers.commands import quick
 from tests.helpers.federations import (
@@ -268,16 +269,30 @@ def report(*names: str) -> Report:
     cause = Cause(
         kind="lacks", content=0.1, error=2.5, size=1.25, company=-0.5, nearest="c-0", head=0.75
     )
+    why = (Reason("CLR201", "changes other outputs"),)
     clients = tuple(
-        Verdict(f"c-{k}", name, 1.0, 3.0, 1.0, cause=cause if k % 2 else None)  # type: ignore[arg-type]
+        Verdict(  # type: ignore[arg-type]
+            f"c-{k}", name, 1.0, 3.0, 1.0, reasons=why, cause=cause if k % 2 else None
+        )
         for k, name in enumerate(names)
     )
     few = tuple(c.client for c in clients if c.verdict == "minority")
     return Report(
         tool={"name": "clair", "version": "0"},
-        run={"duration_s": 0.5, "environment": {}},
-        inputs={},
-        settings={"fail_on": "contaminated"},
+        run={
+            "started_at": "2026-01-01T00:00:00+00:00",
+            "duration_s": 0.5,
+            "command": None,
+            "environment": {
+                "python": "3",
+                "system": "any",
+                "torch": None,
+                "threads": 1,
+                "device": "cpu",
+            },
+        },
+        inputs={"root": "round", "clients": []},
+        settings=Settings().as_dict(),
         status="complete",
         exit_code=0,
         population=Population(minorities=(Minority(few, 0.875),) if few else ()),
@@ -306,7 +321,7 @@ def test_a_minority_passes_the_gate_unless_asked_and_an_included_one_always() ->
 
 
 def test_minorities_and_causes_come_back_from_json() -> None:
-    found = report(*LADDER, "minority")
+    found = report(*LADDER[:-1], "benign", "minority")
     data = json.loads(json.dumps(to_dict(found)))
     back = from_dict(data)
     assert back.population.minorities == (Minority(("c-2", "c-5"), 0.875),)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.helpers.cohorts import save_cohort
 from tests.helpers.commands import ENVIRONMENT, WEIGHTS
 
@@ -41,7 +42,7 @@ def started(marker: Path, place: tuple[str, str], *args: object) -> subprocess.P
     command = [sys.executable, "-c", SCRIPT.replace("LONG", LONG), *place, str(marker)]
     return subprocess.Popen(
         [*command, *map(str, args)],
-        env=ENVIRONMENT | {"PYTHONPATH": ":".join(sys.path)},
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
