@@ -44,6 +44,10 @@ class OutputError(ClairError):
     exit_code = 4
 
 
+class Unstorable(OutputError):
+    """The numbers of one client's adapter do not fit the dtype it is stored in: it alone gets none."""
+
+
 class AdapterError(ClairError):
     """One adapter cannot be used: its client is `broken`, the others are still judged."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
-from clair_cli.errors import Malformed, OutputError, PickleFound, Unsupported
+from clair_cli.errors import Malformed, PickleFound, Unstorable, Unsupported
 from clair_cli.formats import files
 from clair_cli.formats.files import CHUNK, PIECE, pread, read_range
 from clair_cli.formats.safetensors_file import FLOATS, MAX_DIMENSIONS
@@ -371,7 +371,7 @@ def _stored(values: NDArray[np.float64], spec: NpyTensor, name: str) -> NDArray[
         stored = values.astype(spec.descr[:3])
     if not np.isfinite(stored).all():
         text = f"tensor {name!r}: values are not finite in the stored dtype {spec.dtype}"
-        raise OutputError(f"{text}; save the input as float32 and refine that")
+        raise Unstorable(f"{text}; save the input as float32 and refine that")
     return stored
 
 

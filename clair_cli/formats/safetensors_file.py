@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
-from clair_cli.errors import LimitExceeded, Malformed, OutputError, PickleFound, Unsupported
+from clair_cli.errors import (
+    LimitExceeded,
+    Malformed,
+    OutputError,
+    PickleFound,
+    Unstorable,
+    Unsupported,
+)
 from clair_cli.formats import files
 from clair_cli.formats.files import pread, read_range
 from clair_cli.output.publish import NewFile
@@ -322,5 +329,5 @@ def stored(tensor: Tensor, dtype: str, name: str) -> bytes:
     rounded = tensor.to(getattr(torch, FLOATS[dtype]))
     if not bool(torch.isfinite(rounded).all()):
         text = f"tensor {name!r}: values are not finite in the stored dtype {dtype}"
-        raise OutputError(f"{text}; save the input as float32 and refine that")
+        raise Unstorable(f"{text}; save the input as float32 and refine that")
     return to_bytes(rounded)

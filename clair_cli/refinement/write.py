@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from clair_cli import engines, formats
 from clair_cli._version import __version__
 from clair_cli.cohort import Adapter, Start
+from clair_cli.errors import Unstorable
+from clair_cli.formats import AdapterWriter
 from clair_cli.output import publish
 from clair_cli.output.folders import GLOBAL, strength_folder
 from clair_cli.progress import Progress, silent
@@ -27,6 +31,7 @@ from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
 from clair_cli.refinement.whole import Rows, in_rows
 from clair_cli.report import GlobalAdapter, ModuleRefinement, RefinedClient, Refinement
+from clair_cli.update import LowRankUpdate
 
 PROVENANCE = "clair.json"
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -97,6 +102,22 @@ class _Energies:
             setattr(self, f.name, getattr(self, f.name) + getattr(module, f.name))
 
 
+class _Nowhere:
+    """A writer for who gets no adapter any more."""
+
+    def keep(self, module: str) -> None:
+        """Nothing."""
+
+    def put(self, module: str, update: LowRankUpdate) -> None:
+        """Nothing."""
+
+    def put_full_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
+        """Nothing."""
+
+
+NOWHERE = _Nowhere()
+
+
 class _Candidate:
     """Open writers of one group at one strength, and what is to be reported of its clients."""
 
@@ -112,6 +133,7 @@ class _Candidate:
             place.mkdir(parents=True)
             ranks = self.written[adapter.client] = plan.written_ranks(adapter)
             self.writers[adapter.client] = formats.open_writer(adapter, place, plan.modules, ranks)
+        self.without: dict[str, str] = {}
         self.totals = _Energies.none(len(self.group.clients))
         self.changed: set[str] = set()
         self.amplitude = [0.0, 0.0]
@@ -120,16 +142,16 @@ class _Candidate:
     def put(self, module: str, result: RefinedModule) -> None:
         """Write one module of every client."""
         if self.group.clients[0].updates[module].start is Start.MAGNITUDE:
-            for writer in self.writers.values():
-                writer.keep(module)
+            for kept in self.writers.values():
+                kept.keep(module)
             return
         for adapter, update in zip(self.group.clients, result.updates, strict=True):
-            writer = self.writers[adapter.client]
-            if update is None:
-                writer.keep(module)
-            else:
-                writer.put(module, update)
-                self.changed.add(adapter.client)
+            with self._alone(adapter.client) as writer:
+                if update is None:
+                    writer.keep(module)
+                else:
+                    writer.put(module, update)
+                    self.changed.add(adapter.client)
         self.totals.add(result)
         pairs = zip(self.group.weights, result.deviation, strict=True)
         energy = sum(w * float(d) for w, d in pairs)
@@ -144,8 +166,21 @@ class _Candidate:
             if own is None or kept == 1:
                 continue
             refined = rows.mean + kept * (own - rows.mean)
-            self.writers[adapter.client].put_full_rows(name, rows.start, refined)
-            self.changed.add(adapter.client)
+            with self._alone(adapter.client) as writer:
+                writer.put_full_rows(name, rows.start, refined)
+                self.changed.add(adapter.client)
+
+    @contextmanager
+    def _alone(self, client: str) -> Iterator[AdapterWriter | _Nowhere]:
+        """The client's writer; what its dtype cannot hold costs it its adapter."""
+        try:
+            yield self.writers.get(client, NOWHERE)
+        except Unstorable as error:
+            self.writers.pop(client).abandon()
+            if not self.writers:
+                raise
+            shutil.rmtree(self.folder / self.names[client])
+            self.without[client] = str(error)
 
     @property
     def kept(self) -> float:
@@ -171,14 +206,16 @@ class _Candidate:
         for writer in self.writers.values():
             writer.close()
         applied = {"inside": self.how.inside, "side": self.how.side, "gain": self.gain}
-        for said, adapter in zip(self.clients(self.folder), self.group.clients, strict=True):
+        for said in self.clients(self.folder):
+            adapter = next(a for a in self.group.clients if a.client == said.client)
             facts = {k: v for k, v in asdict(said).items() if k not in ("client", "path")}
             made = _provenance(adapter, client=adapter.client, refinement=facts | applied)
             publish.write_bytes(self.folder / said.path / PROVENANCE, made)
 
     def clients(self, above: Path) -> tuple[RefinedClient, ...]:
         """One record per client; paths are relative to `above`."""
-        return tuple(self._of(k, a, above) for k, a in enumerate(self.group.clients))
+        every = enumerate(self.group.clients)
+        return tuple(self._of(k, a, above) for k, a in every if a.client not in self.without)
 
     def _of(self, k: int, adapter: Adapter, above: Path) -> RefinedClient:
         squared, moved, lost, deviation, kept = (
@@ -333,6 +370,8 @@ class _Writing:
             mean=self.mean.close() if self.mean is not None else None,
         )
         said = warnings(done, plan.settings, plan.relative, plan.groups[0].full.alone, self.refused)
+        without = {c: text for one in self._flat for c, text in one.without.items()}
+        said += tuple(f"{c} gets no refined adapter: {text}" for c, text in without.items())
         return replace(done, warnings=(*plan.remarks, *said))
 
     def _served(self, clients: tuple[RefinedClient, ...]) -> int | None:
