@@ -45,12 +45,9 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-    if len(broken) == len(sources) >= MIN_CLIENTS and {b.reason.code for b in broken} == {
-        Failed.code
-    }:
-        _opened(
-            sources[0], settings
-        )  # what fails for everybody is clair's failure, and no client's
+    unforeseen = [b for b in broken if b.reason.code == Failed.code]
+    if len(unforeseen) == len(sources) >= MIN_CLIENTS:
+        _opened(sources[0], settings)  # what fails for everybody is clair's failure: let it show
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
 
 

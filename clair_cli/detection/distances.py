@@ -337,8 +337,7 @@ class Distances(Kernels):
         )
 
     def _rank(self, group: Mask) -> Evidence:
-        log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
-        log = log - np.median(log[group])
+        log = -self.narrowness(group)
         spread = self._unit(log[group], self.numbers.rank_floor)
         ratio = np.exp(log)
         return Evidence(

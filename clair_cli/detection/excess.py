@@ -36,13 +36,11 @@ def excess(kernels: Kernels, group: Mask, why: Causes) -> Iterator[Evidence]:
 
 def _narrow(kernels: Kernels, group: Mask, error: Array) -> Evidence:
     """Much error in fewer directions than the others' updates have; of clients of the usual rank."""
-    n, ranks = kernels.numbers, kernels.tables.ranks
-    log = np.log(np.maximum(kernels.ranks, 1e-3)).mean(axis=0)
-    narrow = n.limit * (np.median(log[group]) - log) / n.narrow
+    n = kernels.numbers
+    narrow = n.limit * kernels.narrowness(group) / n.narrow
     much = n.limit * np.log(np.maximum(error, 1.0)) / math.log(n.addition_error)
     scores = np.minimum(narrow, much).clip(0, n.score_cap)
-    if ranks is not None:
-        scores = np.where(np.isclose(ranks, np.median(ranks[group]), rtol=0.1), scores, 0.0)
+    scores = np.where(kernels.of_usual_rank(group), scores, 0.0)
     return Evidence(
         "CLR214",
         error,

@@ -56,9 +56,7 @@ class Groups:
             return None
         able = self.consensus.distinct & (why.size > n.hardly_trained) & ~self.adding
         able &= ~self._copied(able) & ~distances.elsewhere(self.group)
-        ranks = distances.tables.ranks
-        if ranks is not None:  # another rank leaves out, or adds, the same for all who have it
-            able &= np.isclose(ranks, np.median(ranks[self.group]), rtol=0.1)
+        able &= distances.of_usual_rank(self.group)
         further = (why.content >= n.grown) & (why.error >= n.hasty * why.content**2)
         for who in (able, able & ~further):
             found = addition(why.company, who, n.addition_floor, n.addition_apart)

@@ -127,6 +127,20 @@ class Kernels:
         alone: Mask = some & (company.max(axis=1) < n.alone)
         return alone
 
+    def narrowness(self, group: Mask) -> Array:
+        """Log of the members' median effective rank over each client's, mean over modules, (K,)."""
+        log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
+        return np.asarray(np.median(log[group]) - log)
+
+    def of_usual_rank(self, group: Mask) -> Mask:
+        """Whose updates have the rank of the members', (K,): another leaves out, or adds, the same for
+        all who have it."""
+        ranks = self.tables.ranks
+        if ranks is None:
+            return np.ones(len(group), bool)
+        found: Mask = np.isclose(ranks, np.median(ranks[group]), rtol=0.1)
+        return found
+
     def alike(self, group: Mask) -> Array:
         """How alike two clients are whatever their size, (K, K), 1 as two typical members are."""
         kernel = self.direction if self.clear(group) else self.kernel

@@ -31,7 +31,6 @@ from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
 from clair_cli.refinement.whole import Rows, in_rows
 from clair_cli.report import GlobalAdapter, ModuleRefinement, RefinedClient, Refinement
-from clair_cli.update import LowRankUpdate
 
 PROVENANCE = "clair.json"
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -102,22 +101,6 @@ class _Energies:
             setattr(self, f.name, getattr(self, f.name) + getattr(module, f.name))
 
 
-class _Nowhere:
-    """A writer for who gets no adapter any more."""
-
-    def keep(self, module: str) -> None:
-        """Nothing."""
-
-    def put(self, module: str, update: LowRankUpdate) -> None:
-        """Nothing."""
-
-    def put_full_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
-        """Nothing."""
-
-
-NOWHERE = _Nowhere()
-
-
 class _Candidate:
     """Open writers of one group at one strength, and what is to be reported of its clients."""
 
@@ -146,6 +129,8 @@ class _Candidate:
                 kept.keep(module)
             return
         for adapter, update in zip(self.group.clients, result.updates, strict=True):
+            if adapter.client in self.without:
+                continue
             with self._alone(adapter.client) as writer:
                 if update is None:
                     writer.keep(module)
@@ -163,7 +148,7 @@ class _Candidate:
         """Write rows of one full matrix of every client that does not keep its own."""
         for adapter, own, share in zip(self.group.clients, rows.own, self.keeps, strict=True):
             kept = share * (1 - self.how.outside)
-            if own is None or kept == 1:
+            if own is None or kept == 1 or adapter.client in self.without:
                 continue
             refined = rows.mean + kept * (own - rows.mean)
             with self._alone(adapter.client) as writer:
@@ -171,10 +156,10 @@ class _Candidate:
                 self.changed.add(adapter.client)
 
     @contextmanager
-    def _alone(self, client: str) -> Iterator[AdapterWriter | _Nowhere]:
+    def _alone(self, client: str) -> Iterator[AdapterWriter]:
         """The client's writer; what its dtype cannot hold costs it its adapter."""
         try:
-            yield self.writers.get(client, NOWHERE)
+            yield self.writers[client]
         except Unstorable as error:
             self.writers.pop(client).abandon()
             if not self.writers:

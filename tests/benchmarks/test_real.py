@@ -30,11 +30,17 @@ def to_dict(report): return report
 """
 
 
-def test_another_clair_judges_where_its_source_is_given(tmp_path: Path) -> None:
-    cohort = colluding(tmp_path)
+def another_clair(tmp_path: Path) -> Path:
+    """The package of a clair that calls everybody contaminated."""
     package = tmp_path / "clone" / "clair_cli"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(OTHER_CLAIR)
+    return package
+
+
+def test_another_clair_judges_where_its_source_is_given(tmp_path: Path) -> None:
+    cohort = colluding(tmp_path)
+    package = another_clair(tmp_path)
     clair = clair_of(sys.executable, package.parent)
     assert clair.version == "9"
     advanced: list[int] = []
@@ -50,9 +56,7 @@ def test_another_clair_judges_where_its_source_is_given(tmp_path: Path) -> None:
 
 def test_a_clair_that_fails_is_named_with_the_cohort(tmp_path: Path) -> None:
     cohort = colluding(tmp_path)
-    package = tmp_path / "clone" / "clair_cli"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(OTHER_CLAIR)
+    package = another_clair(tmp_path)
     clair = clair_of(sys.executable, package.parent)
     (tmp_path / "pools" / POOL.name / "even-01" / "fail").touch()
     with pytest.raises(RuntimeError, match=r"plot: ValueError: no such thing"):

@@ -20,6 +20,7 @@ from clair_cli.formats import files
 from clair_cli.formats.files import follow, hash_file, opened, read_range
 from clair_cli.formats.layout import CONFIG, WEIGHTS
 from clair_cli.strict_json import parse_object
+from tests.helpers.commands import alongside
 
 
 def nothing(fd: int, size: int) -> None:
@@ -209,14 +210,8 @@ def flipping(client: Path, outside: Path) -> Iterator[None]:
     """A process that exchanges the client's folder and a link to `outside` all the time."""
     link = client.parent / ".link"
     link.symlink_to(outside)
-    command = [sys.executable, "-c", FLIP, client, client.parent / ".kept", link]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as racer:
-        assert racer.stdout is not None
-        racer.stdout.readline()
-        try:
-            yield
-        finally:
-            racer.kill()
+    with alongside(FLIP, client, client.parent / ".kept", link):
+        yield
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "README.md"])

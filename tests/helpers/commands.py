@@ -48,6 +48,19 @@ def hooked(folder: Path, code: str, name: str = "sitecustomize.py") -> dict[str,
     return {"PYTHONPATH": str(folder)}
 
 
+@contextmanager
+def alongside(code: str, *names: object) -> Iterator[None]:
+    """A Python process that runs `code` while the block does, from its first line of output on."""
+    command = [sys.executable, "-c", code, *map(str, names)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as racer:
+        assert racer.stdout is not None
+        racer.stdout.readline()
+        try:
+            yield
+        finally:
+            racer.kill()
+
+
 PRELOADED = ["__main__", "tests.helpers.commands", "rich.console", "typer._adapters"]
 PRELOADED += [
     f"clair_cli.{name}"

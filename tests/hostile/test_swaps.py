@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.cohorts import save_dense, truths
-from tests.helpers.commands import CONFIG, WEIGHTS, quick
+from tests.helpers.commands import CONFIG, WEIGHTS, alongside, quick
 
 CLIENTS = [f"client-{k}" for k in range(1, 5)]
 MODULES = 40
@@ -67,14 +65,8 @@ def place(made: Path, tmp_path: Path) -> Path:
 def racing(code: str, place: Path, other: Path) -> Iterator[None]:
     """A process that exchanges client-2 and `other` while the block runs."""
     names = [place, "out", place / "in" / "client-2", other, place / "kept"]
-    command = [sys.executable, "-c", code, *map(str, names)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as racer:
-        assert racer.stdout is not None
-        racer.stdout.readline()
-        try:
-            yield
-        finally:
-            racer.kill()
+    with alongside(code, *names):
+        yield
 
 
 def link_to_another(place: Path) -> Path:
