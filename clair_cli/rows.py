@@ -86,7 +86,7 @@ def refined(data: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 def _of_client(client: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     cause, rarity = client.get("cause") or {}, client.get("rarity") or {}
-    worst = max(client["modules"], key=lambda m: m["score"], default={})
+    worst: Mapping[str, Any] = max(client["modules"], key=lambda m: m["score"], default={})
     reasons = client["reasons"]
     row = {name: client.get(name) for name in FLAT} | {name: cause.get(name) for name in CAUSE}
     row |= {

@@ -46,8 +46,9 @@ def refine(
     threads: o.Threads = 0,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
-    format: o.Format = "text",
+    format: o.ReportFormat = "text",
     output: o.Outputs = None,
+    github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
@@ -58,7 +59,9 @@ def refine(
     broken gets none.
     """
     settings = settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks), out)
+    goes = delivery(
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
+    )
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

@@ -12,7 +12,13 @@ from clair_cli.reasons import RULES, SEVERITIES, Severity, Standing
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Reason, Report, Verdict
 
-WORST_FIRST: tuple[Standing, ...] = ("no verdict", "contaminated", "broken", "minority", "suspicious")
+WORST_FIRST: tuple[Standing, ...] = (
+    "no verdict",
+    "contaminated",
+    "broken",
+    "minority",
+    "suspicious",
+)
 """The order of findings; a client of another verdict has none."""
 
 
@@ -20,14 +26,21 @@ WORST_FIRST: tuple[Standing, ...] = ("no verdict", "contaminated", "broken", "mi
 class Finding:
     """One code of one client, or of all of them where `client` is None.
 
-    `place` is a path with slashes, relative where the report's is. `message` is on one line.
+    `head` says who is found to be what, and `text` why, both on one line. `place` is a path with
+    slashes, relative where the report's is.
     """
 
     client: str | None
     code: str
     standing: Standing
-    message: str
+    head: str
+    text: str
     place: str
+
+    @property
+    def message(self) -> str:
+        """The whole sentence."""
+        return f"{self.head}: {self.text}"
 
     @property
     def severity(self) -> Severity:
@@ -64,9 +77,9 @@ def _of_client(client: Verdict, place: str) -> Iterator[Finding]:
         if not _is_note(client, reason):
             said.setdefault(reason.code, []).append(reason.message)
     for code, messages in (said or {client.verdict: ["no reason given"]}).items():
+        head = f"{safe_text(client.client)} is {client.verdict}{_numbers(client)}"
         text = "; ".join(map(safe_text, messages))
-        message = f"{safe_text(client.client)} is {client.verdict}{_numbers(client)}: {text}"
-        yield Finding(client.client, code, client.verdict, message, place)
+        yield Finding(client.client, code, client.verdict, head, text, place)
 
 
 def _of_all(report: Report) -> Iterator[Finding]:
@@ -74,8 +87,8 @@ def _of_all(report: Report) -> Iterator[Finding]:
     if report.status == "no_verdict":
         last = report.population.findings[-1:]
         code, text = (last[0].code, safe_text(last[0].message)) if last else ("no verdict", "")
-        message = f"no verdict: {text or 'no reason given'}"
-        yield Finding(None, code, "no verdict", message, root(report))
+        why = text or "no reason given"
+        yield Finding(None, code, "no verdict", "no verdict", why, root(report))
 
 
 def _is_note(client: Verdict, reason: Reason) -> bool:

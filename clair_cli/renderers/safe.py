@@ -31,7 +31,7 @@ def visible(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """`text` in which no line begins with :: or ##[ or ##vso: a runner of jobs would obey such a line."""
+    """`text` in which no line begins as COMMAND says: a runner of jobs would obey it."""
     return COMMAND.sub(lambda found: found[1] + _escaped(found[2][0]) + found[2][1:], text)
 
 

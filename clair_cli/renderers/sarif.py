@@ -18,7 +18,9 @@ from clair_cli.renderers.findings import Finding, findings, notes, root
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report
 
-SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 PAPER = "https://arxiv.org/abs/2605.21217"
 MAX_RESULTS = 25_000
 LONGEST = 1024

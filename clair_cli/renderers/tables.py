@@ -14,8 +14,9 @@ from clair_cli.rows import COLUMNS, identity, refined, rows
 if TYPE_CHECKING:
     import pyarrow
 
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""How a cell begins that a spreadsheet would compute; tabs and line ends are escaped before."""
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a cell begins that a spreadsheet would compute, in full width, too; tabs and line ends are
+escaped before."""
 BETWEEN = "; "
 """What stands between the items of a cell with several."""
 

@@ -22,21 +22,28 @@ SEVERITY: dict[Standing, str] = {
 
 
 def as_github(report: Report) -> str:
-    """One workflow command per finding: an error where the gate fails on it, else a warning.
+    """One workflow command per client: an error where the gate fails on it, else a warning.
 
-    One line on the result comes first, which is no command and is there without findings, too.
+    GitHub shows ten of each per step, so codes of one client share a line.
     """
     failed = {c.client for c in failing(report, str(report.settings.get("fail_on", "never")))}
-    lines = [f"clair: {len(report.clients)} clients, exit code {report.exit_code}"]
-    lines += [_command(f, f.client is None or f.client in failed) for f in findings(report)]
+    clients: dict[str | None, list[Finding]] = {}
+    for found in findings(report):
+        clients.setdefault(found.client, []).append(found)
+    lines = [_command(found, name is None or name in failed) for name, found in clients.items()]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _command(found: Finding, fails: bool) -> str:
-    title = f"{found.code}: {found.standing}"
-    properties = {"file": one_line(found.place), "line": "1", "title": safe_text(title)}
+def _command(found: list[Finding], fails: bool) -> str:
+    first, codes = found[0], ", ".join(safe_text(f.code) for f in found)
+    said = f"{first.head}: {'; '.join(f.text for f in found)}"
+    properties = {
+        "file": one_line(first.place),
+        "line": "1",
+        "title": f"clair: {first.standing} ({codes})",
+    }
     shown = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::{'error' if fails else 'warning'} {shown}::{_data(found.message)}"
+    return f"::{'error' if fails else 'warning'} {shown}::{_data(said)}"
 
 
 def _data(text: str) -> str:
