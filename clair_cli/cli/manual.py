@@ -54,7 +54,7 @@ def _command(function: Callable[..., Any], epilog: str) -> Iterator[str]:
         yield _text(" ".join(paragraph.split()))
         first = False
     for param in parameters(function):
-        yield from _tagged(param.head, param.text)
+        yield from _tagged(param.head, param.help)
     title, _, codes = epilog.removeprefix("\b\n").partition(":\n")
     yield from (".PP", f"{_text(title)}:", ".PP", ".nf")
     yield from map(_text, dedent(codes).splitlines())

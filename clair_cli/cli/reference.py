@@ -30,7 +30,7 @@ class Parameter:
     spelt: str
     value: str
     group: str
-    text: str
+    help: str
     required: bool
 
     @property
@@ -57,7 +57,7 @@ def _section(function: Callable[..., Any], epilog: str) -> Iterator[str]:
     for group in dict.fromkeys(p.group for p in params):
         yield from ("", f"### {group}", "")
         for param in (p for p in params if p.group == group):
-            yield from _prose(f"- `{param.head}`: {_escaped(param.text)}", "  ")
+            yield from _prose(f"- `{param.head}`: {_escaped(param.help)}", "  ")
     title, _, codes = epilog.removeprefix("\b\n").partition(":\n")
     yield from ("", f"### {title}", "", "```text", *dedent(codes).splitlines(), "```")
 
@@ -85,7 +85,7 @@ def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
             spelt="" if argument else ", ".join(sorted(names, key=len)),
             value=info.metavar or ("" if info.count else _value(kind)),
             group="Arguments" if argument else info.rich_help_panel,
-            text=info.help + _extra(info, None if required else default.default),
+            help=info.help + _extra(info, None if required else default.default),
             required=required,
         )
 
