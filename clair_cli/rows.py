@@ -5,7 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+from clair_cli.errors import UsageError
+from clair_cli.records import encode, shortened
+
+if TYPE_CHECKING:
+    import pandas
 
 Kind = Literal["text", "texts", "number", "count", "truth"]
 COLUMNS: dict[str, Kind] = {
@@ -102,3 +109,63 @@ def _of_client(client: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) 
         names = [c for c in COLUMNS if c.startswith(REFINED)]
         row |= {name: written[0].get(name.removeprefix(REFINED)) for name in names}
     return row
+
+
+class Tabular:
+    """What a report shows of itself in a session: one line, a short table, or a data frame."""
+
+    __slots__ = ()
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per client, with the columns that docs/how-to/outputs.md lists.
+
+        `attrs["run"]` says which run it was. Raises UsageError where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            text = "to_pandas needs the library pandas; install clair-cli[pandas]"
+            raise UsageError(text) from None
+        data = encode(self)
+        frame = pandas.DataFrame(rows(data), columns=list(COLUMNS))
+        frame = frame.astype({n: TYPES[k] for n, k in COLUMNS.items() if k in TYPES})
+        frame.attrs["run"] = identity(data)
+        return frame
+
+    def __repr__(self) -> str:
+        data = encode(self)
+        return f"Report({data['status']}, exit_code={data['exit_code']}, {_counted(data)})"
+
+    def _repr_html_(self) -> str:
+        """A table of at most MOST clients, the worst first, and the line that __repr__ gives."""
+        data = encode(self)
+        found = sorted(data["clients"], key=lambda c: -BADNESS.get(c["verdict"], 9))
+        lines = "".join(map(_html_row, found[:MOST]))
+        head = "<tr><th>client</th><th>verdict</th><th>score</th><th>why</th></tr>"
+        more = f"<p>and {len(found) - MOST} more</p>" if len(found) > MOST else ""
+        return f"<p>{_html(repr(self))}</p><table>{head}{lines}</table>{more}"
+
+
+TYPES = {"number": "float64", "count": "Int64", "truth": "boolean"}
+"""Types of pandas that keep what is missing apart."""
+MOST = 20
+"""Clients that a session shows."""
+BADNESS = {"benign": 0, "suspicious": 1, "minority": 2, "broken": 3, "contaminated": 4}
+
+
+def _counted(data: Mapping[str, Any]) -> str:
+    said = [c["verdict"] or "no verdict" for c in data["clients"]]
+    counts = ", ".join(f"{said.count(v)} {v}" for v in dict.fromkeys(said))
+    return f"{len(said)} clients: {counts}" if said else "no clients"
+
+
+def _html_row(client: Mapping[str, Any]) -> str:
+    score = "" if client["score"] is None else f"{client['score']:.1f}"
+    why = "; ".join(r["message"] for r in client["reasons"])
+    cells = (client["id"], client["verdict"] or "no verdict", score, why)
+    return f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _html(text: str) -> str:
+    """Text that a browser shows as it is, in one piece of at most 80 characters."""
+    return escape(shortened(repr(text)[1:-1]))

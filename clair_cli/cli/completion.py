@@ -17,7 +17,7 @@ VARIABLE = "_CLAIR_COMPLETE"
 
 
 def completion(shell: o.Shell) -> int:
-    """Print the script with which a shell completes clair's commands and options.
+    """Print the script by which a shell completes commands.
 
     bash: clair completion bash > ~/.local/share/bash-completion/completions/clair. zsh: into a file
     _clair in a folder of $fpath. fish: into ~/.config/fish/completions/clair.fish.

@@ -25,10 +25,10 @@ def explain(
     clients: o.Clients = None,
     format: o.Format = "text",
 ) -> int:
-    """Say in plain words what a reason code means, or why a client has its verdict.
+    """Explain a reason code, or the verdict on a client.
 
-    Of a client: what was seen, how rare that is among honest clients, where it is worst, and what to
-    do. Reads no adapter.
+    In plain words: what was seen, how rare that is among honest clients, where it is worst, and what
+    to do. Reads no adapter.
     """
     if CODE.fullmatch(what) and not clients:
         rule = RULES.get(what.upper())

@@ -296,5 +296,6 @@ SchemaOf = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="The document whose schema is printed.")
 ]
 Shell = Annotated[
-    Literal["bash", "zsh", "fish"], typer.Argument(metavar="SHELL", help="bash, zsh or fish.")
+    Literal["bash", "zsh", "fish"],
+    typer.Argument(metavar="SHELL", help="The shell: bash, zsh or fish."),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clair_cli.cli import options as o
 from clair_cli.cli import refining as r
 from clair_cli.cli.delivery import command_line, delivery, read_from
+from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.renderers.safe import safe_text
@@ -46,6 +47,7 @@ def refine(
     threads: o.Threads = 0,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
+    explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
     github: o.GitHub = False,
@@ -62,6 +64,7 @@ def refine(
     goes = delivery(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
     )
+    check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:
@@ -69,4 +72,5 @@ def refine(
     code = goes.deliver(report)
     if report.refinement is not None and goes.talks:
         print_out(f"refined adapters and report: {safe_text(str(out))}\n")
+    add_explained(report, explain)
     return code
