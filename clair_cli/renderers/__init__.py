@@ -81,6 +81,8 @@ REPORTS: dict[ReportFormat, Callable[[Report], str | bytes]] = {
 """How a report is written in each format: as text, or as the bytes of a file."""
 LOCATED = {"sarif", "github", "gitlab"}
 """Formats that say where a client lies, for a reader who knows the repository."""
+ENDS = {"csv": "\r\n"}
+"""Formats whose lines end otherwise than with a line feed."""
 BINARY = {"parquet"}
 """Formats that are bytes."""
 EXTRAS = {"parquet": ("pyarrow", "parquet")}
@@ -106,4 +108,7 @@ def render(report: Report, format: ReportFormat = "text") -> str | bytes:
     """
     check_format(format)
     found = REPORTS[format](report)
-    return visible(found) if isinstance(found, str) else found
+    if isinstance(found, bytes):
+        return found
+    end = ENDS.get(format, "\n")
+    return end.join(map(visible, found.split(end)))
