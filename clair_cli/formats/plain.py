@@ -22,8 +22,8 @@ from clair_cli.errors import (
     LimitExceeded,
     NonFinite,
     OtherBase,
-    OutputError,
     ShapeMismatch,
+    Unstorable,
     Unsupported,
     UsageError,
 )
@@ -317,7 +317,7 @@ class PlainWriter(FullWriter):
         shape = (update.up.shape[0], update.down.shape[1])
         if shape != (spec.d_out, spec.d_in):
             text = f"an update {shape[0]} x {shape[1]} does not fit {spec.d_out} x {spec.d_in}"
-            raise OutputError(f"{module}: {text}")
+            raise Unstorable(f"{module}: {text}")
         values = update.dense().cpu().double().numpy()
         base = base_values(self.adapter, module)
         tensor = self.adapter.tensors[spec.file_key]
@@ -344,7 +344,7 @@ class PlainWriter(FullWriter):
     def close(self) -> None:
         """See that everything is on disk. Raises OutputError where a module is missing."""
         if self.due:
-            raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+            raise Unstorable(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self._finish_full()
         self.out.close()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array
+from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
 FEWEST = 4
@@ -37,10 +38,15 @@ def own_labels(
         who = [k for k, a in enumerate(clients) if name in a.full]
         if len(who) < FEWEST or not _is_head([clients[k] for k in who], name, numbers):
             continue
-        heads = [formats.read_full_tensor(clients[k], name, "float64") for k in who]
+        heads = [_head(clients[k], name) for k in who]
         found[who] = np.maximum(found[who], in_shared_direction(torch.stack(heads)))
         looked = True
     return found if looked else None
+
+
+def _head(adapter: Adapter, name: str) -> Tensor:
+    with of_client(adapter.client):
+        return formats.read_full_tensor(adapter, name, "float64")
 
 
 def _is_head(clients: Sequence[Adapter], name: str, numbers: RefinementCalibration) -> bool:

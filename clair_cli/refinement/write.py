@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from clair_cli import engines, formats
 from clair_cli._version import __version__
 from clair_cli.cohort import Adapter, Start
-from clair_cli.errors import Unstorable
 from clair_cli.formats import AdapterWriter
 from clair_cli.output import publish
 from clair_cli.output.folders import GLOBAL, strength_folder
 from clair_cli.progress import Progress, silent
-from clair_cli.refinement.module import RefinedModule
-from clair_cli.refinement.plan import Group, Plan
+from clair_cli.refinement.blame import LeftOut, is_of_client, noted
+from clair_cli.refinement.module import ModuleRefiner, RefinedModule
+from clair_cli.refinement.plan import Plan
 from clair_cli.refinement.ranks import with_ranks
-from clair_cli.refinement.refiner import refiner_of
+from clair_cli.refinement.refiner import on_module
 from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
 from clair_cli.refinement.whole import Rows, in_rows
@@ -39,45 +39,69 @@ Results = list[list[RefinedModule]]
 """One module: of every group, once per strength."""
 
 
-def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Refinement:
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """What was done, and who got no adapter, and why."""
+
+    refinement: Refinement
+    without: Mapping[str, Exception]
+
+
+def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Written:
     """Write every refined adapter below `stage`, one module at a time.
 
-    Raises OutputError, and AdapterError where an input changed.
+    Raises OutputError, AdapterError where an input changed, and LeftOut of those with whom no module
+    can be refined; what is below `stage` is then of no use.
     """
     plan = with_ranks(plan, on_progress)
-    writing = _Writing(plan, stage)
-    job = partial(refine_job, plan)
+    writing, failed = _Writing(plan, stage), dict[str, Exception]()
+    job = partial(refine_job, plan, failed)
     results = engines.choose(plan.settings.engine).map(job, plan.modules)
     try:
-        for done, (module, refined) in enumerate(results, start=1):
-            writing.put(module, refined)
+        for done, (module, refined, broke) in enumerate(results, start=1):
+            failed |= broke
+            if not failed:  # else all begins again, without everybody who fails
+                writing.put(module, refined)
             on_progress("refining modules", done, len(plan.modules))
+        if failed:
+            raise LeftOut(failed)
         writing.put_full()
         return writing.finish()
     finally:
         writing.abandon()
 
 
-def refine_job(plan: Plan, module: str) -> tuple[str, Results]:
-    """One module of all clients, refined once for every strength of the plan."""
-    return module, [_refined(plan, group, module, which) for which, group in enumerate(plan.groups)]
+def refine_job(
+    plan: Plan, gone: Collection[str], module: str
+) -> tuple[str, Results, dict[str, Exception]]:
+    """One module of all clients, refined once for every strength of the plan, and with whom that fails;
+    those that are `gone` have failed before."""
+    results, failed = [], dict[str, Exception]()
+    for which in range(len(plan.groups)):
+        with noted(failed):
+            compute = partial(_refined, plan, module, which)
+            results.append(on_module(plan, which, module, compute, gone))
+    return module, results, failed
 
 
-def _refined(plan: Plan, group: Group, module: str, which: int) -> list[RefinedModule]:
-    refiner = refiner_of(plan, group, module)
+def _refined(plan: Plan, module: str, which: int, refiner: ModuleRefiner) -> list[RefinedModule]:
+    group = plan.groups[which]
     ranks = [plan.rank(a, module) for a in group.clients]
     of_mean = max(ranks)
-    if which == 0 and plan.settings.write_global:
-        of_mean = plan.rank_of_mean(template_of(group), module)
+    template = template_of(plan) if which == 0 and plan.settings.write_global else None
+    if template is not None:
+        of_mean = plan.rank_of_mean(template, module)
     return [
         refiner.refined(how, ranks, of_mean, None if mix is None else torch.from_numpy(mix), keeps)
         for how, mix, keeps in zip(group.shrinkages, group.mixes, group.keeps, strict=True)
     ]
 
 
-def template_of(group: Group) -> Adapter:
-    """Whose config and other tensors go with the mean: of the largest rank among those that count."""
-    return max(group.giving, key=lambda a: sum(s.rank for s in a.updates.values()))
+def template_of(plan: Plan) -> Adapter | None:
+    """Whose config and other tensors go with the mean: of the largest rank among those that count, and
+    None where all are unfit."""
+    fit = [a for a in plan.groups[0].giving if a.client not in plan.unfit]
+    return max(fit, key=lambda a: sum(s.rank for s in a.updates.values()), default=None)
 
 
 @dataclass(slots=True)
@@ -110,13 +134,15 @@ class _Candidate:
         self.plan, self.group, self.number = plan, plan.groups[group], group
         self.how, self.keeps = self.group.shrinkages[which], self.group.keeps[which]
         self.names, self.folder = names, folder
-        self.writers, self.written = {}, {}
+        self.writers: dict[str, AdapterWriter] = {}
+        self.without: dict[str, Exception] = {}
+        self.written = {a.client: plan.written_ranks(a) for a in self.group.clients}
         for adapter in self.group.clients:
-            place = folder / names[adapter.client]
+            place, ranks = folder / names[adapter.client], self.written[adapter.client]
             place.mkdir(parents=True)
-            ranks = self.written[adapter.client] = plan.written_ranks(adapter)
-            self.writers[adapter.client] = formats.open_writer(adapter, place, plan.modules, ranks)
-        self.without: dict[str, str] = {}
+            with self._alone(adapter.client):
+                writer = formats.open_writer(adapter, place, plan.modules, ranks)
+                self.writers[adapter.client] = writer
         self.totals = _Energies.none(len(self.group.clients))
         self.changed: set[str] = set()
         self.amplitude = [0.0, 0.0]
@@ -125,13 +151,15 @@ class _Candidate:
     def put(self, module: str, result: RefinedModule) -> None:
         """Write one module of every client."""
         if self.group.clients[0].updates[module].start is Start.MAGNITUDE:
-            for kept in self.writers.values():
-                kept.keep(module)
+            for client in list(self.writers):
+                with self._alone(client):
+                    self.writers[client].keep(module)
             return
         for adapter, update in zip(self.group.clients, result.updates, strict=True):
-            if adapter.client in self.without:
+            writer = self.writers.get(adapter.client)
+            if writer is None:
                 continue
-            with self._alone(adapter.client) as writer:
+            with self._alone(adapter.client):
                 if update is None:
                     writer.keep(module)
                 else:
@@ -148,24 +176,26 @@ class _Candidate:
         """Write rows of one full matrix of every client that does not keep its own."""
         for adapter, own, share in zip(self.group.clients, rows.own, self.keeps, strict=True):
             kept = share * (1 - self.how.outside)
-            if own is None or kept == 1 or adapter.client in self.without:
+            writer = self.writers.get(adapter.client)
+            if own is None or kept == 1 or writer is None:
                 continue
-            refined = rows.mean + kept * (own - rows.mean)
-            with self._alone(adapter.client) as writer:
+            with self._alone(adapter.client):
+                refined = rows.mean + kept * (own - rows.mean)
                 writer.put_full_rows(name, rows.start, refined)
                 self.changed.add(adapter.client)
 
     @contextmanager
-    def _alone(self, client: str) -> Iterator[AdapterWriter]:
-        """The client's writer; what its dtype cannot hold costs it its adapter."""
+    def _alone(self, client: str) -> Iterator[None]:
+        """What fails within costs the client its adapter, and nobody else."""
         try:
-            yield self.writers[client]
-        except Unstorable as error:
-            self.writers.pop(client).abandon()
-            if not self.writers:
+            yield
+        except Exception as error:
+            if not is_of_client(error):
                 raise
+            if (writer := self.writers.pop(client, None)) is not None:
+                writer.abandon()
             shutil.rmtree(self.folder / self.names[client])
-            self.without[client] = str(error)
+            self.without[client] = error
 
     @property
     def kept(self) -> float:
@@ -188,8 +218,9 @@ class _Candidate:
 
     def close(self) -> None:
         """Every file on disk, and beside each adapter where it comes from and what was done to it."""
-        for writer in self.writers.values():
-            writer.close()
+        for client in list(self.writers):
+            with self._alone(client):
+                self.writers[client].close()
         applied = {"inside": self.how.inside, "side": self.how.side, "gain": self.gain}
         for said in self.clients(self.folder):
             adapter = next(a for a in self.group.clients if a.client == said.client)
@@ -230,28 +261,41 @@ class _Candidate:
 class _Mean:
     """The mean of the benign clients, written as an adapter of its own."""
 
-    def __init__(self, plan: Plan, stage: Path) -> None:
-        self.plan, self.group, self.folder = plan, plan.groups[0], stage / GLOBAL
-        self.template = template_of(self.group)
+    def __init__(self, plan: Plan, template: Adapter, stage: Path) -> None:
+        self.group, self.folder, self.template = plan.groups[0], stage / GLOBAL, template
         self.folder.mkdir()
-        self.ranks = plan.mean_ranks(self.template)
-        self.writer = formats.open_writer(self.template, self.folder, plan.modules, self.ranks)
+        self.ranks = plan.mean_ranks(template)
+        with self._unless_unfit():
+            self.writer = formats.open_writer(template, self.folder, plan.modules, self.ranks)
         self.squared = self.lost = 0.0
+
+    @contextmanager
+    def _unless_unfit(self) -> Iterator[None]:
+        """Raises LeftOut where the mean cannot be written in the form of the template."""
+        try:
+            yield
+        except Exception as error:
+            if not is_of_client(error):
+                raise
+            raise LeftOut({}, {self.template.client: error}) from error
 
     def put(self, module: str, result: RefinedModule) -> None:
         """Write one module of the mean."""
-        self.writer.put(module, result.common)
+        with self._unless_unfit():
+            self.writer.put(module, result.common)
         self.squared += result.common_squared
         self.lost += result.common_lost
 
     def put_rows(self, name: str, rows: Rows) -> None:
         """Write rows of one full matrix of the mean."""
         if name in self.template.full:
-            self.writer.put_full_rows(name, rows.start, rows.mean)
+            with self._unless_unfit():
+                self.writer.put_full_rows(name, rows.start, rows.mean)
 
     def close(self) -> GlobalAdapter:
         """Everything on disk, with whose mean it is."""
-        self.writer.close()
+        with self._unless_unfit():
+            self.writer.close()
         who = zip(self.group.clients, self.group.weights, strict=True)
         weights = {a.client: weight for a, weight in who if weight}
         data = _provenance(self.template, template=self.template.client, mean_of=weights)
@@ -284,8 +328,10 @@ class _Writing:
                 ]
             )
         if self.plan.settings.write_global:
-            self.refused = not_averaged(template_of(self.plan.groups[0]), self.plan.groups[0].full)
-            self.mean = None if self.refused else _Mean(self.plan, self.stage)
+            template = template_of(self.plan)
+            self.refused = not_averaged(template, self.plan.groups[0].full)
+            if template is not None and self.refused is None:
+                self.mean = _Mean(self.plan, template, self.stage)
 
     @property
     def _flat(self) -> list[_Candidate]:
@@ -322,10 +368,13 @@ class _Writing:
         if self.mean is not None:
             self.mean.writer.abandon()
 
-    def finish(self) -> Refinement:
-        """Close all files; what was done, as the report says it."""
+    def finish(self) -> Written:
+        """Close all files; what was done, as the report says it. Raises what nobody was spared."""
         for candidate in self._flat:
             candidate.close()
+        without = {c: error for one in self._flat for c, error in one.without.items()}
+        if not any(candidate.writers for candidate in self._flat):
+            raise next(iter(without.values()))
         first, plan = self.candidates[0][0], self.plan
         known = plan.groups[0].known
         clients = tuple(c for one in self._flat for c in one.clients(self.stage))
@@ -355,9 +404,7 @@ class _Writing:
             mean=self.mean.close() if self.mean is not None else None,
         )
         said = warnings(done, plan.settings, plan.relative, plan.groups[0].full.alone, self.refused)
-        without = {c: text for one in self._flat for c, text in one.without.items()}
-        said += tuple(f"{c} gets no refined adapter: {text}" for c, text in without.items())
-        return replace(done, warnings=(*plan.remarks, *said))
+        return Written(replace(done, warnings=(*plan.remarks, *said)), without)
 
     def _served(self, clients: tuple[RefinedClient, ...]) -> int | None:
         """The least value a server takes that admits all; None where it serves no such files."""
