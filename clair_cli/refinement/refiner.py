@@ -32,7 +32,8 @@ def on_module(
     """
     group = plan.groups[which]
     updates, noise, failed = _read(plan, group, module, gone)
-    if failed:
+    here = [k for k, a in enumerate(group.clients) if a.client not in gone]
+    if failed or not here:
         raise LeftOut(failed)
 
     def of_those(kept: Sequence[int]) -> Result:
@@ -42,7 +43,6 @@ def on_module(
             raise ArithmeticError(f"the mean of {module!r} is not finite")
         return compute(refiner)
 
-    here = [k for k, a in enumerate(group.clients) if a.client not in gone]
     return of_any(of_those, group.clients, here, which == 0)
 
 
