@@ -15,6 +15,7 @@ from torch import Tensor
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array
+from clair_cli.linalg import eigh
 from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
@@ -70,7 +71,7 @@ def in_shared_direction(heads: Tensor) -> Array:
     for k, own in enumerate(unit):
         others = torch.cat([unit[:k], unit[k + 1 :]]).flatten(0, 1)
         if whole is not None:
-            direction = torch.linalg.eigh(whole - own.T @ own)[1][:, -1]
+            direction = eigh(whole - own.T @ own)[1][:, -1]
         else:
             direction = start = _leading(others, start)
         shares.append(float((own @ direction).square().sum()))
