@@ -12,7 +12,7 @@ from clair_cli.errors import NonFinite, Unstorable
 from clair_cli.formats.containers import non_finite, read_pieces, read_tensor, read_values
 from clair_cli.formats.files import read_range
 from clair_cli.formats.full import FullWriter
-from clair_cli.formats.npz import NpzWriter
+from clair_cli.formats.npz_writer import NpzWriter
 from clair_cli.formats.rules import RULES, Array, Factors
 from clair_cli.formats.safetensors_file import BITS, SafetensorsWriter, stored
 from clair_cli.settings import DtypeName

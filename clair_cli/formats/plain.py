@@ -39,7 +39,7 @@ from clair_cli.formats.containers import (
 from clair_cli.formats.full import FullWriter
 from clair_cli.formats.interface import AdapterFormat
 from clair_cli.formats.layout import EXPECTED_FILE, SUFFIXES, Layout
-from clair_cli.formats.npz import SameNpz
+from clair_cli.formats.npz_writer import SameNpz
 from clair_cli.formats.safetensors_file import FLOATS, SameSafetensors
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, ReadAs, Settings
