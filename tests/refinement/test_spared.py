@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from clair_cli import Settings, formats, refine
-from clair_cli.errors import ChangedWhileRead, NoVerdict, OutputError
+from clair_cli.errors import ChangedWhileRead, Malformed, NoVerdict, OutputError, Unstorable
 from clair_cli.formats.peft.lora import PeftWriter
 from clair_cli.output.manifest import verify
 from clair_cli.refinement import labels, module, plan, refiner, replicates, sparing, whole
+from clair_cli.refinement.blame import how
 from clair_cli.report import Report
-from tests.helpers.commands import SAMPLES
+from tests.helpers.commands import SAMPLES, clair
+from tests.hostile import costly
 from tests.hostile.test_isolation import FAILURES as ALL
 from tests.hostile.test_isolation import ids
 
@@ -209,7 +213,9 @@ def test_a_failure_in_reading_replicates_and_heads_is_one_clients(
     assert len(places) == 3
 
 
-@pytest.mark.parametrize("error", FAILURES, ids=ids)
+@pytest.mark.parametrize(
+    "error", [*FAILURES[:2], Unstorable("not finite in F16"), Malformed("checksum")], ids=ids
+)
 @pytest.mark.parametrize("step", ["__init__", "put", "close"])
 def test_a_failure_in_writing_is_one_clients_who_still_counts(
     step: str, error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +231,7 @@ def test_a_failure_in_writing_is_one_clients_who_still_counts(
 
     monkeypatch.setattr(PeftWriter, step, fails)
     report = refine(folder, tmp_path / "out")
-    assert_spared(report, tmp_path / "out", wanted, type(error).__name__)
+    assert_spared(report, tmp_path / "out", wanted, how(error))
 
 
 @pytest.mark.parametrize("step", ["__init__", "put", "close"])
@@ -329,3 +335,27 @@ def test_several_who_fail_in_different_modules_cost_one_more_pass(
     assert done.clients
     assert not bad.keys() & {c.client for c in done.clients}
     assert len(passes) == 2
+
+
+def test_a_damaged_array_that_is_only_passed_through_costs_its_client_alone(tmp_path: Path) -> None:
+    names = costly.save_honest(tmp_path / "round")
+    client = tmp_path / "round" / BAD
+    client.mkdir()
+    extra = np.full(100, 0x5A5A, "<i4")
+    np.savez(
+        client / "weights.npz", extra=extra, **{k: t.numpy() for k, t in costly.honest(9).items()}
+    )
+    data = (client / "weights.npz").read_bytes()
+    at = data.index(extra.tobytes())
+    (client / "weights.npz").write_bytes(data[:at] + b"\0" + data[at + 1 :])
+    (client / "adapter_config.json").write_text(json.dumps(costly.config()))
+    done = clair("refine", tmp_path / "round", "--out", tmp_path / "out", "-f", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [c["id"] for c in report["refinement"]["clients"]] == names
+    (bad,) = [c for c in report["clients"] if c["id"] == BAD]
+    assert bad["verdict"] == "benign"
+    (said,) = [r["message"] for r in bad["reasons"] if r["code"] == "CLR121"]
+    assert "checksum" in said
+    assert not (tmp_path / "out" / BAD).exists()
+    assert clair("verify", tmp_path / "out").returncode == 0
