@@ -102,29 +102,23 @@ def deflated(name: str, size: int, dtype: str) -> Callable[[Path], object]:
         client.mkdir(parents=True)
         with zipfile.ZipFile(client / "weights.npz", "w", zipfile.ZIP_DEFLATED) as file:
             for key, tensor in honest(9).items():
-                with file.open(f"{key}.npy", "w") as member:
-                    np.lib.format.write_array(member, tensor.numpy())
+                with file.open(member(key, tensor.numel() * 4), "w") as target:
+                    np.lib.format.write_array(target, tensor.numpy())
             head = {"descr": dtype, "fortran_order": False, "shape": (size // int(dtype[-1]),)}
-            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, head)
+            with file.open(member(name, size), "w") as target:
+                np.lib.format.write_array_header_1_0(target, head)
                 for _ in range(size >> 20):
-                    member.write(bytes(2**20))
-        rewrite(client / "weights.npz")
+                    target.write(bytes(2**20))
         (client / "adapter_config.json").write_text(json.dumps(config()))
 
     return make
 
 
-def rewrite(path: Path) -> None:
-    """The same without the flags of a stream, as numpy.savez_compressed writes it."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w") as new:
-        for entry in old.infolist():
-            info = zipfile.ZipInfo(entry.filename)
-            info.file_size, info.compress_type = entry.file_size, zipfile.ZIP_DEFLATED
-            with old.open(entry) as source, new.open(info, "w") as target:
-                while data := source.read(2**20):
-                    target.write(data)
-    path.with_suffix(".new").rename(path)
+def member(name: str, size: int) -> zipfile.ZipInfo:
+    """An entry whose size is known before, so that it is not marked as a stream."""
+    info = zipfile.ZipInfo(f"{name}.npy")
+    info.file_size, info.compress_type = size, zipfile.ZIP_DEFLATED
+    return info
 
 
 def tuned(kind: str, tensors: dict[str, tuple[int, ...]], **more: Any) -> Callable[[Path], object]:

@@ -108,7 +108,7 @@ def test_a_hostile_document_costs_at_most_as_much_again_and_a_constant(
     base = read_back(kind, json.dumps(DOCUMENTS[kind]).encode(), tmp_path / "honest", candidates)
     made = [
         documents.changed(ByteDraw(bytes((i * s) % 251 for i in range(64))), DOCUMENTS[kind])
-        for s in (37, 91, 113, 201)
+        for s in (37, 113)
     ]
     large = json.dumps([{"x": "y" * 10}] * 200_000).encode()
     for number, data in enumerate([*made, large, b"[" * 2**22, b"9" * 2**22]):
@@ -127,5 +127,5 @@ def read_back(kind: str, data: bytes, folder: Path, candidates: Path) -> Cost:
     if kind == "counts":
         arguments = ("--weights", file, "--out", folder / "out")
         return run("refine", SAMPLES, *arguments, codes=(0, 2, 3))
-    arguments = ("--eval", "true {adapter}", "--resume", file, "--out", folder / "chosen")
+    arguments = ("--eval", "echo {adapter} 0.5", "--resume", file, "--out", folder / "chosen")
     return run("select", candidates, *arguments, codes=(0, 1, 2))
