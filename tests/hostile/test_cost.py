@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,24 @@ class Cost:
     report: dict[str, Any]
 
 
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    print(code, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, file=file)
+"""
+"""From a small process of its own: what a process is started from counts in its peak."""
+
+
 def run(*args: object, codes: tuple[int, ...] = (0, 1)) -> Cost:
     """clair in a process of its own, which is measured, and must end with one of these codes."""
-    command = [str(SCRIPT), *map(str, args), "-f", "json"]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=2) as child:
-        assert child.stdout is not None
-        said = child.stdout.read()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode in codes, said[-500:]
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, json.loads(said or b"{}"))
+    with tempfile.NamedTemporaryFile("r") as file:
+        command = [sys.executable, "-ISc", MEASURED, file.name, str(SCRIPT), *map(str, args)]
+        done = subprocess.run([*command, "-f", "json"], env=ENVIRONMENT, capture_output=True)
+        code, seconds, memory = file.read().split()
+    assert int(code) in codes, (done.stdout[-500:], done.stderr[-500:])
+    return Cost(float(seconds), int(memory), json.loads(done.stdout or b"{}"))
 
 
 def verdicts(report: dict[str, Any]) -> dict[str, str]:
