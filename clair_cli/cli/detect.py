@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clair_cli.cli import options as o
 from clair_cli.cli.delivery import command_line, delivery, read_from
+from clair_cli.cli.explain import add_explained, check_explained
+from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import Progress
 
 
@@ -24,6 +26,8 @@ def detect(
     device: o.Device = "auto",
     threads: o.Threads = 0,
     fail_on: o.FailOn = "contaminated",
+    baseline: o.Baseline = None,
+    explain: o.Explain = None,
     format: o.Format = "text",
     output: o.Outputs = None,
     quiet: o.Quiet = False,
@@ -31,10 +35,13 @@ def detect(
     no_progress: o.NoProgress = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
-    settings = o.settings_from(locals())
+    settings = settings_from(locals())
     goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks))
+    check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:
         report = pipeline.detect(folder, settings, progress, command_line())
-    return goes.deliver(report)
+    code = goes.deliver(report)
+    add_explained(report, explain)
+    return code

@@ -8,13 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
-from clair_cli.renderers import inspection, json, selection, text, verification
+from clair_cli.reasons import Rule
+from clair_cli.renderers import explanation, inspection, json, selection, text, verification
 from clair_cli.renderers.safe import visible
 from clair_cli.report import Report
-from clair_cli.results import InspectedFolder, Inspection, Selection, Verification
+from clair_cli.results import (
+    Explained,
+    InspectedFolder,
+    Inspection,
+    Rules,
+    Selection,
+    Verification,
+)
 
 FormatName = Literal["text", "json"]
-Record: TypeAlias = Report | Inspection | InspectedFolder | Selection | Verification
+Record: TypeAlias = (
+    Report | Inspection | InspectedFolder | Selection | Verification | Explained | Rule | Rules
+)
 Renderer = Callable[[Record], str]
 
 TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
@@ -23,6 +33,9 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     InspectedFolder: {"text": inspection.folder_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
+    Explained: {"text": explanation.as_text, "json": explanation.as_json},
+    Rule: {"text": explanation.rule_as_text, "json": explanation.rule_as_json},
+    Rules: {"text": explanation.rules_as_text, "json": explanation.rules_as_json},
 }
 """How each record is written in each format."""
 
