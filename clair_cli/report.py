@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from clair_cli.errors import UsageError
-from clair_cli.records import decode, encode, key
+from clair_cli.records import brief, decode, encode, key
+from clair_cli.rows import Tabular
 from clair_cli.schema import report_schema, violation
 from clair_cli.settings import canonical_gate, failing_verdicts
 
@@ -106,6 +107,7 @@ class Verdict:
     modules: tuple[ModuleFinding, ...] = ()
     cause: Cause | None = None
     rarity: Rarity | None = None
+    __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,7 @@ class Population:
     consensus: Consensus | None = None
     solver: SolverRun | None = None
     minorities: tuple[Minority, ...] = ()
+    __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +282,7 @@ class Refinement:
     mean: GlobalAdapter | None = field(default=None, metadata=key("global"))
     warnings: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +310,8 @@ class Baseline:
     clients: tuple[Compared, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Tabular):
     """Everything a reader may see; equal inputs and settings give equal reports outside `run`."""
 
     tool: Mapping[str, Any]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.errors import SettingError
+from clair_cli.records import brief
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -130,6 +131,8 @@ class Settings:
     """Replace an output that clair wrote."""
     sign: Path | None = None
     """An Ed25519 private key that signs what was written, and what it was made from."""
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         for name, words in WORDS.items():

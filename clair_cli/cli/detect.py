@@ -28,15 +28,18 @@ def detect(
     fail_on: o.FailOn = "contaminated",
     baseline: o.Baseline = None,
     explain: o.Explain = None,
-    format: o.Format = "text",
+    format: o.ReportFormat = "text",
     output: o.Outputs = None,
+    github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
     settings = settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks))
+    goes = delivery(
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
+    )
     check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from clair_cli.renderers import ReportFormat as AnyFormat
 from clair_cli.settings import Settings
 
 READING, COMPUTING = "What is read", "What is compared, and where"
@@ -181,6 +182,25 @@ Format = Annotated[
     Literal["text", "json"],
     option(SHOWING, "--format", "-f", help="What goes to stdout: a table, or one JSON document."),
 ]
+ReportFormat = Annotated[
+    AnyFormat,
+    option(
+        SHOWING,
+        "--format",
+        "-f",
+        help="What goes to stdout: a table (text), the whole report (json), or one document for a "
+        "program. docs/how-to/outputs.md shows each.",
+    ),
+]
+GitHub = Annotated[
+    bool,
+    option(
+        SHOWING,
+        "--github",
+        help="Append the result as Markdown to the summary of a GitHub Actions job, the file that "
+        "GITHUB_STEP_SUMMARY names.",
+    ),
+]
 Outputs = Annotated[
     list[str] | None,
     option(
@@ -188,7 +208,7 @@ Outputs = Annotated[
         "--output",
         "-o",
         metavar="FORMAT=PATH",
-        help="Write the report to a file, too, as text or json. The path - is stdout, in place of "
+        help="Write the report to a file, too, in any format of -f. The path - is stdout, in place of "
         "the table: with -q, or with -f of the same format. Repeatable.",
     ),
 ]

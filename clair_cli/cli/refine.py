@@ -48,8 +48,9 @@ def refine(
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
     explain: o.Explain = None,
-    format: o.Format = "text",
+    format: o.ReportFormat = "text",
     output: o.Outputs = None,
+    github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
@@ -60,7 +61,9 @@ def refine(
     broken gets none.
     """
     settings = settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks), out)
+    goes = delivery(
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
+    )
     check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 

@@ -15,13 +15,14 @@ def report(
     fail_on: o.Regate = None,
     baseline: o.Baseline = None,
     explain: o.Explain = None,
-    format: o.Format = "text",
+    format: o.ReportFormat = "text",
     output: o.Outputs = None,
+    github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
 ) -> int:
     """Show and gate a saved report again, without reading adapters."""
-    goes = delivery(format, output, quiet, verbose)
+    goes = delivery(format, output, quiet, verbose, github=github)
     check_explained(explain, goes)
     saved = saved_report(path)
     if baseline is not None:

@@ -33,7 +33,7 @@ def render(report: Report, color: bool = False, verbose: int = 0, width: int | N
     broken, and what is said of a client is on one line.
     """
     room = width if width is not None and width >= NARROWEST else None
-    lines = _prose([_headline(report)], room)
+    lines = _prose([headline(report)], room)
     if report.clients:
         lines += [Text(), *table(report, verbose > 0, room)]
     if notes := _notes(report, verbose > 0):
@@ -45,7 +45,7 @@ def render(report: Report, color: bool = False, verbose: int = 0, width: int | N
     lines.append(Text())
     if done := sentences(report, verbose > 0):
         lines += [*_prose(done, room), Text()]
-    lines += _prose([_accounted(report)], room)
+    lines += _prose([accounted(report)], room)
     lines += _prose([verdict_line(report)], room, _style(report))
     return _drawn(lines, color)
 
@@ -102,7 +102,7 @@ def _prose(said: Sequence[str] | Iterator[str], room: int | None, style: str = "
     return [Text(line, style=style) for line in lines]
 
 
-def _headline(report: Report) -> str:
+def headline(report: Report) -> str:
     modules, environment = report.population.modules, report.run.get("environment", {})
     usable = len(report.clients) - report.counts["broken"]
     if not usable:
@@ -153,7 +153,7 @@ def _modules(report: Report) -> list[str]:
     return [*lines, "", *aligned([("module", "shape", "shared rank", "explained"), *every], (2, 3))]
 
 
-def _accounted(report: Report) -> str:
+def accounted(report: Report) -> str:
     counts = report.counts
     total, said = counts["clients"], sum(counts[v] for v in ORDER)
     shown = [v for v in VERDICTS if v != "minority" or counts[v]]
