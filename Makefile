@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 SECONDS ?= 300
 
-.PHONY: help demo test check lint type bench quality fuzz samples clean
+.PHONY: help demo test check lint type man bench quality fuzz samples clean
 
 help:
 	@echo "make demo     install, then detect and refine on sample_adapters/"
@@ -13,6 +13,7 @@ help:
 	@echo "make check    test, lint and type"
 	@echo "make lint     ruff"
 	@echo "make type     mypy"
+	@echo "make man      the manual page build/man/clair.1"
 	@echo "make bench    speed against the floor of reading and two Gram matrices"
 	@echo "make quality  verdicts on trained and planted contamination, quick mode, into build/detection"
 	@echo "make fuzz     hostile inputs for SECONDS=300 in all, what breaks is kept in build/fuzz"
@@ -51,6 +52,11 @@ type: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 check: test lint type
+
+man: $(VENV)/.installed
+	@mkdir -p build/man
+	$(BIN)/python -m clair_cli.cli.manual > build/man/clair.1.part
+	@mv build/man/clair.1.part build/man/clair.1
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.speed --clients 20 --layers 8

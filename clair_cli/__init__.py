@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from clair_cli.errors import AdapterError, ClairError, NoVerdict, OutputError, UsageError
     from clair_cli.formats import open_adapter, read_update
     from clair_cli.pipeline import detect, refine
-    from clair_cli.report import Reason, Report, Verdict, from_dict, to_dict
+    from clair_cli.renderers import render
+    from clair_cli.report import Reason, Refinement, Report, Verdict, from_dict, to_dict
     from clair_cli.settings import Settings
     from clair_cli.update import LowRankUpdate
 
@@ -25,7 +26,8 @@ _HOMES = {
     "errors": ("AdapterError", "ClairError", "NoVerdict", "OutputError", "UsageError"),
     "formats": ("open_adapter", "read_update"),
     "pipeline": ("detect", "refine"),
-    "report": ("Reason", "Report", "Verdict", "from_dict", "to_dict"),
+    "renderers": ("render",),
+    "report": ("Reason", "Refinement", "Report", "Verdict", "from_dict", "to_dict"),
     "settings": ("Settings",),
     "update": ("LowRankUpdate",),
 }
@@ -39,6 +41,7 @@ __all__ = [
     "NoVerdict",
     "OutputError",
     "Reason",
+    "Refinement",
     "Report",
     "Settings",
     "UpdateSpec",
@@ -49,6 +52,7 @@ __all__ = [
     "open_adapter",
     "read_update",
     "refine",
+    "render",
     "to_dict",
 ]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from clair_cli import formats
 from clair_cli._version import __version__
+from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import Cohort, Start, align
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
@@ -21,6 +22,7 @@ from clair_cli.output import publish
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, silent
+from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Refinement, Report, gated
 from clair_cli.settings import Settings
@@ -38,10 +40,10 @@ def detect(
     wrong with single clients, and a missing majority, is in the report. `command` goes into its `run`.
     """
     path, settings, tell = Path(path), settings or Settings(), on_progress or silent
-    clock = _Clock(command)
+    clock, earlier = _Clock(command), _earlier(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
-    return reported(detection, path, settings, clock)
+    return reported(detection, path, settings, clock, earlier)
 
 
 def refine(
@@ -58,11 +60,12 @@ def refine(
     """
     path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
     clock, counts = _Clock(command), _check_places(path, out, settings)
+    earlier = _earlier(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
     _check_refinable(cohort, settings)
     detection = examined(cohort, settings, tell)
-    report = reported(detection, path, settings, clock)
+    report = reported(detection, path, settings, clock, earlier)
     if report.status == "no_verdict":
         return report
     with publish.staged(out, settings.overwrite, path, __version__, seal) as stage:
@@ -105,8 +108,14 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         return judged(cohort, stacks, full, settings, machine, on_progress)
 
 
-def reported(detection: Detection, path: Path, settings: Settings, clock: _Clock) -> Report:
-    """The report of a detection, gated by `settings.fail_on`."""
+def reported(
+    detection: Detection,
+    path: Path,
+    settings: Settings,
+    clock: _Clock,
+    earlier: Earlier | None = None,
+) -> Report:
+    """The report of a detection, gated by `settings.fail_on`, and against an earlier report."""
     from clair_cli.detection.reporting import inputs, population, verdicts
 
     judged = detection.judgement
@@ -118,8 +127,9 @@ def reported(detection: Detection, path: Path, settings: Settings, clock: _Clock
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
         population=population(detection, settings),
-        clients=verdicts(detection),
+        clients=rated(verdicts(detection), settings.detection),
     )
+    report = report if earlier is None else against(report, earlier)
     return gated(report, settings.fail_on)
 
 
@@ -145,6 +155,11 @@ def refined(
 
 
 # --- what is checked before anything is read
+
+
+def _earlier(settings: Settings) -> Earlier | None:
+    """The baseline, where one is given. Raises UsageError."""
+    return None if settings.baseline is None else read_baseline(settings.baseline)
 
 
 def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:

@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 DIGITS = 9
 """Significant digits of a float in JSON: beyond them threads and processors differ."""
+LONGEST = 80
+"""Characters of one value in the short form of a record."""
 
 
 def key(name: str) -> dict[str, str]:
@@ -53,6 +56,43 @@ def decode(kind: type[Record], data: Any, where: str = "") -> Record:
         known = {_key(f) for f in own}
         found["extra"] = {k: v for k, v in data.items() if k not in known}
     return kind(**found)
+
+
+def brief(record: Any) -> str:
+    """A record on one short line, for who looks at it in a session: what is not as by default.
+
+    Of lists and mappings their number is said, of records within that they are there.
+    """
+    parts = []
+    for f in fields(record):
+        value = getattr(record, f.name)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if value is None or value == default:
+            continue
+        many = isinstance(value, list | tuple | Mapping)
+        if many and not (_is_plain(value) and len(repr(value)) <= LONGEST):
+            parts.append(f"{len(value)} {f.name}")
+        else:
+            parts.append(f"{f.name}={_in_brief(value)}")
+    return f"{type(record).__name__}({', '.join(parts)})"
+
+
+def _is_plain(values: Any) -> bool:
+    return isinstance(values, tuple) and all(isinstance(v, str | int | float) for v in values)
+
+
+def _in_brief(value: Any) -> str:
+    if is_dataclass(value):
+        return "..."
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shortened(repr(str(value) if isinstance(value, Path) else value))
+
+
+def shortened(text: str) -> str:
+    """At most LONGEST characters, of which the middle is left out."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 3]}...{text[-half:]}"
 
 
 def _own_fields(kind: type) -> list[Field[Any]]:

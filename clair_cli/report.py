@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from clair_cli.errors import UsageError
-from clair_cli.records import decode, encode, key
+from clair_cli.records import brief, decode, encode, key
+from clair_cli.rows import Tabular
 from clair_cli.schema import report_schema, violation
+from clair_cli.settings import canonical_gate, failing_verdicts
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
-LADDER = (*VERDICTS, "never")
-"""From bad to worse: `fail_on` names the least that fails; broken is above contaminated."""
+"""From good to bad."""
 MAX_BYTES = 256 * 2**20
 """Of a report that is read back: ten times one of 1 000 clients and 224 modules."""
 MAX_DEPTH = 64
@@ -64,13 +65,36 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """Of `of` honest clients of the benchmark, `as_high` had at least this score."""
+
+    as_high: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rarity:
+    """How many honest clients of the benchmark scored as high, in all and by what they differed in.
+
+    `at_most` is the rate that 95 % are sure of where none did, by the rule of three (Hanley and
+    Lippman-Hand 1983); else None.
+    """
+
+    as_high: int
+    of: int
+    at_most: float | None
+    even: Rate
+    uneven: Rate
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What is said of one client; contaminated when score >= limit.
 
     `verdict` is None only in a report whose status is "no_verdict". `stability` is the share of the
     other clients without whom, one at a time, the verdict is the same; `depends_on` are clients without
     whom it would be another one, five at most. `cause` is None where the clients have nothing in common
-    by which it could be told.
+    by which it could be told, `rarity` where there is no score or the benchmark has other constants.
     """
 
     client: str = field(metadata=key("id"))
@@ -82,6 +106,8 @@ class Verdict:
     reasons: tuple[Reason, ...] = ()
     modules: tuple[ModuleFinding, ...] = ()
     cause: Cause | None = None
+    rarity: Rarity | None = None
+    __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +182,7 @@ class Population:
     consensus: Consensus | None = None
     solver: SolverRun | None = None
     minorities: tuple[Minority, ...] = ()
+    __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +282,36 @@ class Refinement:
     mean: GlobalAdapter | None = field(default=None, metadata=key("global"))
     warnings: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Compared:
+    """One client's finding beside that of the baseline. A verdict is None where it is not there.
+
+    new: not in the baseline, or not as bad there. known: there, too. gone: only there. `unchanged`
+    says that every file has the same size and sha256.
+    """
+
+    client: str = field(metadata=key("id"))
+    state: Literal["new", "known", "gone"]
+    verdict: VerdictName | None
+    was: VerdictName | None
+    unchanged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The earlier report that the gate rests on, by its sha256, and what differs from it."""
+
+    sha256: str
+    started_at: str
+    status: Literal["complete", "no_verdict"]
+    clients: tuple[Compared, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Tabular):
     """Everything a reader may see; equal inputs and settings give equal reports outside `run`."""
 
     tool: Mapping[str, Any]
@@ -270,6 +323,7 @@ class Report:
     population: Population = Population()
     clients: tuple[Verdict, ...] = ()
     refinement: Refinement | None = None
+    baseline: Baseline | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer 1.x report: kept, so that nothing is lost on the way through."""
 
@@ -281,22 +335,27 @@ class Report:
 
 
 def failing(report: Report, fail_on: str) -> list[Verdict]:
-    """The clients at or above `fail_on`, by LADDER, but for those that `settings["include"]` names.
+    """The clients that `fail_on` is about, but for those that are known or included.
 
-    Whoever includes a client has decided about it, so its verdict gates no more.
+    What the baseline knows, and whom `settings["include"]` names, somebody has decided about.
     """
-    least, included = LADDER.index(fail_on), report.settings.get("include") or ()
-    return [
-        c
-        for c in report.clients
-        if c.verdict and LADDER.index(c.verdict) >= least and c.client not in included
-    ]
+    seen = report.baseline.clients if report.baseline else ()
+    known = {c.client for c in seen if c.state == "known"}
+    decided = known | set(report.settings.get("include") or ())
+    return [c for c in gate(report, fail_on) if c.client not in decided]
+
+
+def gate(report: Report, fail_on: str) -> list[Verdict]:
+    """The clients whose verdict `fail_on` is about, whatever was decided about them."""
+    bad = failing_verdicts(fail_on)
+    return [c for c in report.clients if c.verdict in bad]
 
 
 def gated(report: Report, fail_on: str) -> Report:
     """The same report under another `fail_on`: exit code 3 without a verdict, else 1 or 0."""
     code = 3 if report.status == "no_verdict" else int(bool(failing(report, fail_on)))
-    return replace(report, exit_code=code, settings={**report.settings, "fail_on": fail_on})
+    settings = {**report.settings, "fail_on": canonical_gate(fail_on)}
+    return replace(report, exit_code=code, settings=settings)
 
 
 def to_dict(report: Report) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""What `inspect`, `select` and `verify` find: records that a renderer turns into text or JSON."""
+"""What commands other than detect and refine find: records that renderers turn into text or JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from clair_cli.errors import NoVerdict
+from clair_cli.reasons import RULES, Rule
 from clair_cli.records import key
-from clair_cli.report import Reason
+from clair_cli.report import Compared, Reason, Report, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +150,49 @@ class Verification:
     compared: int = 0
     signed: bool = False
     checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The words of reason codes."""
+
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is said of one client, the rules of its codes, and what the baseline says, where it does."""
+
+    verdict: Verdict
+    rules: tuple[Rule, ...]
+    compared: Compared | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Clients of one report, in its order."""
+
+    clients: tuple[Explanation, ...]
+
+
+def explained(report: Report, names: Sequence[str] | None = None) -> Explained:
+    """The clients called `names`, by default all that are not benign.
+
+    A code that this version does not know, as one of a newer report, has no rule.
+    """
+    compared = {c.client: c for c in report.baseline.clients} if report.baseline else {}
+    chosen = [c for c in report.clients if (c.client in names if names else c.verdict != "benign")]
+    return Explained(
+        tuple(
+            Explanation(
+                c,
+                tuple(
+                    RULES[code]
+                    for code in dict.fromkeys(r.code for r in c.reasons)
+                    if code in RULES
+                ),
+                compared.get(c.client),
+            )
+            for c in chosen
+        )
+    )

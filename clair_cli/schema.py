@@ -39,10 +39,16 @@ BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 @cache
+def schema_texts() -> dict[str, str]:
+    """The schemas of the package by the document that they are of, as they lie there."""
+    files = sorted(Path(__file__).parent.glob("*.schema.json"))
+    return {f.name.removesuffix(".schema.json"): f.read_text(encoding="utf-8") for f in files}
+
+
+@cache
 def report_schema() -> Schema:
     """What every report of schema 1.x keeps to."""
-    text = Path(__file__).with_name("report.schema.json").read_text(encoding="utf-8")
-    found: Schema = json.loads(text)
+    found: Schema = json.loads(schema_texts()["report"])
     return found
 
 

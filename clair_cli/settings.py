@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.errors import SettingError
+from clair_cli.records import brief
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -83,8 +84,11 @@ class Settings:
 
     detection: DetectionCalibration = DETECTION
     """The numbers that verdicts rest on."""
-    fail_on: FailOn = "contaminated"
-    """The least verdict that makes the exit code 1; broken counts as above contaminated."""
+    fail_on: str = "contaminated"
+    """What makes the exit code 1: one verdict for itself and all that is worse (suspicious, minority,
+    contaminated, broken), several with commas for exactly these, or never."""
+    baseline: Path | None = None
+    """An earlier report: only findings that are not in it count for the exit code."""
 
     # --- refinement
     refinement: RefinementCalibration = REFINEMENT
@@ -128,6 +132,8 @@ class Settings:
     sign: Path | None = None
     """An Ed25519 private key that signs what was written, and what it was made from."""
 
+    __repr__ = brief
+
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
             _require(getattr(self, name) in words, name, " or ".join(words), getattr(self, name))
@@ -137,6 +143,7 @@ class Settings:
             value = getattr(self, name)
             fine = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
             _require(fine, name, f"a whole number from {least} to {most}", value)
+        failing_verdicts(self.fail_on)
         self._check_reading()
         self._check_strength()
         for name, words in (
@@ -192,7 +199,6 @@ WORDS = {
     "engine": get_args(EngineName),
     "read_as": get_args(ReadAs),
     "modules": get_args(Modules),
-    "fail_on": get_args(FailOn),
     "side": get_args(Side),
     "replicates": get_args(Replicates),
     "tasks": get_args(Tasks),
@@ -211,6 +217,7 @@ RANGES = {
 }
 """Settings that are whole numbers, and from where to where."""
 MACHINE = {
+    "baseline",
     "device",
     "threads",
     "engine",
@@ -222,6 +229,34 @@ MACHINE = {
     "sign",
 }
 """Settings that say where something is or where it is computed: not in the report."""
+
+
+def failing_verdicts(fail_on: str) -> tuple[str, ...]:
+    """The verdicts that a `fail_on` stands for, from bad to worse.
+
+    One word is itself and all that is worse. With a comma it is exactly the words named. Raises
+    SettingError for anything else.
+    """
+    words: tuple[str, ...] = get_args(FailOn)[:-1]
+    if fail_on == "never":
+        return ()
+    if fail_on in words:
+        return words[words.index(fail_on) :]
+    named = [w.strip() for w in fail_on.removesuffix(",").split(",")] if "," in fail_on else []
+    expected = f"{', '.join(words)} or never, or several of the first four with commas"
+    _require(bool(named) and set(named) <= set(words), "fail_on", expected, fail_on)
+    return tuple(w for w in words if w in named)
+
+
+def canonical_gate(fail_on: str) -> str:
+    """`fail_on` as every report writes it: one word, or the words of a set in their order.
+
+    A set of one keeps its comma. Raises SettingError as `failing_verdicts` does.
+    """
+    named = failing_verdicts(fail_on)
+    if "," not in fail_on:
+        return fail_on
+    return ",".join(named) + "," * (len(named) == 1)
 
 
 def _require(holds: bool, name: str, expected: str, value: object) -> None:

@@ -18,6 +18,10 @@ class LowRankUpdate:
     down: Tensor
     scale: float = 1.0
 
+    def __repr__(self) -> str:
+        shape = f"{self.up.shape[0]}x{self.down.shape[1]}"
+        return f"LowRankUpdate({shape}, rank {self.rank}, scale={self.scale:.4g})"
+
     @property
     def rank(self) -> int:
         """Number of columns of `up`; the rank of the product is at most this."""

@@ -20,10 +20,15 @@ from clair_cli.renderers import RENDERERS, text
 from clair_cli.report import Report, failing, from_dict, gated, to_dict
 from tests.conftest import Detected
 from tests.helpers.commands import clair, verdicts
-from tests.helpers.reports import CLIENTS, COMPLETE, HOSTILE, NO_VERDICT, hostile
+from tests.helpers.reports import CLIENTS, COMPARED, COMPLETE, HOSTILE, NO_VERDICT, hostile
 
 GOLDEN = Path(__file__).parent / "golden"
-REPORTS = {"complete": COMPLETE, "no_verdict": NO_VERDICT, "hostile": hostile()}
+REPORTS = {
+    "complete": COMPLETE,
+    "no_verdict": NO_VERDICT,
+    "hostile": hostile(),
+    "compared": COMPARED,
+}
 
 
 def written(report: Report) -> str:

@@ -175,6 +175,8 @@ SINCE_1_2 = {
     ("population", "minorities"),
     ("counts", "minority"),
     ("clients", "cause"),
+    ("clients", "rarity"),
+    ("baseline",),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "global", "rank"),

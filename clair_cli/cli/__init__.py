@@ -7,16 +7,28 @@ from typing import Annotated
 import typer
 
 from clair_cli._version import __version__
-from clair_cli.cli import detect, inspect, refine, report, select, verify
+from clair_cli.cli import (
+    completion,
+    detect,
+    explain,
+    inspect,
+    refine,
+    report,
+    rules,
+    select,
+    verify,
+)
+from clair_cli.cli.given import flag
 from clair_cli.cli.help import (
     EXIT_CODES,
+    EXPLAIN_CODES,
     INSPECT_CODES,
+    PRINT_CODES,
     SELECT_CODES,
     VERIFY_CODES,
     Command,
     usage_message,
 )
-from clair_cli.cli.options import flag
 from clair_cli.cli.streams import fail, print_out
 from clair_cli.errors import ClairError, SettingError, UsageError
 
@@ -37,6 +49,10 @@ app.command(cls=Command, epilog=INSPECT_CODES)(inspect.inspect)
 app.command(cls=Command, epilog=SELECT_CODES)(select.select)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
 app.command(cls=Command, epilog=VERIFY_CODES)(verify.verify)
+app.command(cls=Command, epilog=EXPLAIN_CODES)(explain.explain)
+app.command(cls=Command, epilog=PRINT_CODES)(rules.rules)
+app.command(cls=Command, epilog=PRINT_CODES)(rules.schema)
+app.command(cls=Command, epilog=PRINT_CODES)(completion.completion)
 
 
 @app.callback(invoke_without_command=True)
@@ -52,6 +68,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors of clair's own become one line on stderr."""
     if "" in arguments:  # Path("") is the current folder: not what an unset variable means
         return fail("an argument is empty; is a variable not set?", UsageError.exit_code)
+    asked = completion.is_asked()
     command = typer.main.get_command(app)
     try:
         result = command(args=arguments or ["--help"], prog_name="clair", standalone_mode=False)
@@ -59,9 +76,9 @@ def run(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return int(result or 0) if arguments else UsageError.exit_code
     except SystemExit:
-        if not HELP & set(arguments):
+        if not (asked or HELP & set(arguments)):
             raise
-        return 0  # typer exits 1 when the reader of the help has gone
+        return 0  # typer exits 1 when the reader of the help has gone, and where nothing completes
     except SettingError as error:
         name, colon, said = str(error).partition(":")
         return fail(f"{flag(name)}{colon}{said}", error.exit_code)

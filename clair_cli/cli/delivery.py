@@ -9,22 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clair_cli.cli import streams
+from clair_cli.cli.places import located
 from clair_cli.errors import UsageError
-from clair_cli.output.publish import linked_folders, replace_bytes
-from clair_cli.renderers import RENDERERS, text
+from clair_cli.output.publish import append_bytes, linked_folders, replace_bytes
+from clair_cli.renderers import BINARY, LOCATED, REPORTS, ReportFormat, check_format, render, text
 from clair_cli.report import Report
 
 STDOUT = "-"
 """The path that means stdout."""
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The variable in which GitHub names the file that becomes the summary of a job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The format of stdout, None for nothing at all, and formats with the paths of their files."""
+    """The format of stdout, None for nothing at all, formats with the paths of their files, and the
+    file that Markdown is appended to."""
 
-    stdout: str | None
-    files: tuple[tuple[str, Path], ...]
+    stdout: ReportFormat | None
+    files: tuple[tuple[ReportFormat, Path], ...]
     verbose: int
+    summary: Path | None = None
 
     @property
     def talks(self) -> bool:
@@ -38,22 +43,41 @@ class Delivery:
             shown = text.render(report, color=color, verbose=self.verbose, width=width)
             streams.print_out(shown)
         elif self.stdout is not None:
-            streams.print_out(RENDERERS[self.stdout](report))
+            streams.print_out(_document(report, self.stdout), commands=self.stdout == "github")
             streams.tell(text.verdict_line(report))
         for name, path in self.files:
-            replace_bytes(path, RENDERERS[name](report).encode())
+            replace_bytes(path, _bytes(_document(report, name)))
+        if self.summary is not None:
+            append_bytes(self.summary, _bytes(_document(report, "markdown")) + b"\n")
         return report.exit_code
 
 
+def _document(report: Report, name: ReportFormat) -> str | bytes:
+    return render(located(report) if name in LOCATED else report, name)
+
+
+def _bytes(document: str | bytes) -> bytes:
+    return document.encode() if isinstance(document, str) else document
+
+
 def delivery(
-    format: str, outputs: list[str] | None, quiet: bool, verbose: int, *kept: Path
+    format: ReportFormat,
+    outputs: list[str] | None,
+    quiet: bool,
+    verbose: int,
+    *kept: Path,
+    github: bool = False,
 ) -> Delivery:
-    """Where --format, --output and --quiet send the report; no file may lie in a folder of `kept`.
+    """Where --format, --output, --quiet and --github send the report; no file may lie in a folder of
+    `kept`.
 
     --quiet silences the table only. The path - is stdout, which takes one document: UsageError where
-    two formats ask for it, and for every path that cannot be written.
+    two formats ask for it, for every path that cannot be written, and where a format needs a library
+    that is not there.
     """
     wanted = [_split(value) for value in outputs or []]
+    for name in {format, *(name for name, _ in wanted)}:
+        check_format(name)
     to_stdout = {name for name, path in wanted if path == STDOUT}
     if not (quiet and format == "text"):
         to_stdout.add(format)
@@ -62,9 +86,21 @@ def delivery(
             f"--output: {' and '.join(sorted(to_stdout))} would both go to stdout; "
             "ask for one of them with --format, or silence the table with -q"
         )
+    if to_stdout & BINARY and streams.is_terminal():
+        name = next(iter(to_stdout))
+        raise UsageError(f"--format: {name} is for a file or a pipe; give -o {name}=FILE")
     places = _places(kept)
     files = tuple((name, _checked(path, places)) for name, path in wanted if path != STDOUT)
-    return Delivery(next(iter(to_stdout), None), files, verbose)
+    summary = _summary(places) if github else None
+    return Delivery(next(iter(to_stdout), None), files, verbose, summary)
+
+
+def _summary(places: list[str]) -> Path:
+    path = os.environ.get(SUMMARY)
+    if not path:
+        text = f"{SUMMARY} is not set; give it in a job of GitHub, elsewhere -o markdown=FILE"
+        raise UsageError(f"--github: {text}")
+    return _checked(path, places, "--github")
 
 
 def read_from(folder: Path, followed: bool) -> list[Path]:
@@ -77,10 +113,11 @@ def command_line() -> str:
     return shlex.join(["clair", *sys.argv[1:]])
 
 
-def _split(value: str) -> tuple[str, str]:
-    name, equals, path = value.partition("=")
-    if name not in RENDERERS or not equals or not path:
-        known = "|".join(RENDERERS)
+def _split(value: str) -> tuple[ReportFormat, str]:
+    given, equals, path = value.partition("=")
+    name = next((known for known in REPORTS if known == given), None)
+    if name is None or not equals or not path:
+        known = "|".join(REPORTS)
         raise UsageError(f"--output: expected FORMAT=PATH with FORMAT {known}, got {value!r}")
     return name, path
 

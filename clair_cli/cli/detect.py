@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clair_cli.cli import options as o
 from clair_cli.cli.delivery import command_line, delivery, read_from
+from clair_cli.cli.explain import add_explained, check_explained
+from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import Progress
 
 
@@ -24,17 +26,25 @@ def detect(
     device: o.Device = "auto",
     threads: o.Threads = 0,
     fail_on: o.FailOn = "contaminated",
-    format: o.Format = "text",
+    baseline: o.Baseline = None,
+    explain: o.Explain = None,
+    format: o.ReportFormat = "text",
     output: o.Outputs = None,
+    github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
-    settings = o.settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks))
+    settings = settings_from(locals())
+    goes = delivery(
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
+    )
+    check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:
         report = pipeline.detect(folder, settings, progress, command_line())
-    return goes.deliver(report)
+    code = goes.deliver(report)
+    add_explained(report, explain)
+    return code

@@ -9,9 +9,9 @@ from typer.core import TyperCommand
 
 EXIT_CODES = """\b
 Exit codes:
-    0  done, every client accounted for, nothing at or above --fail-on
-    1  done, and at least one client at or above --fail-on
-       (broken counts as above contaminated)
+    0  done, every client accounted for, nothing that --fail-on names
+    1  done, and at least one client that --fail-on names
+       (with --baseline: that is new)
     2  usage: bad option, or something is not there; nothing was read
     3  no verdict: fewer than 3 usable clients, nothing comparable,
        not identifiable
@@ -24,6 +24,20 @@ Exit codes:
     0  the adapter can be read, and every number in it is finite
     1  the adapter is broken, or one of the folder is or is not compared
     2  usage: bad option, no such file or folder
+    4  the answer could not be written
+   70  internal error"""
+
+EXPLAIN_CODES = """\b
+Exit codes:
+    0  explained
+    2  usage: no such code, no report, or no such client in it
+    4  the answer could not be written
+   70  internal error"""
+
+PRINT_CODES = """\b
+Exit codes:
+    0  printed
+    2  usage: bad option or argument
     4  the answer could not be written
    70  internal error"""
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from clair_cli.cli import options as o
+from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import fail, print_out
 from clair_cli.errors import AdapterError, ClairError, UsageError
 from clair_cli.renderers import RENDERERS
@@ -28,7 +29,7 @@ def inspect(
     format: o.Format = "text",
 ) -> int:
     """Show what an adapter holds, or the adapters of a folder."""
-    settings = o.settings_from(locals())
+    settings = settings_from(locals())
     from clair_cli import inspection
     from clair_cli.opening import check_files
 

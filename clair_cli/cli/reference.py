@@ -7,6 +7,7 @@ of the parser.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,17 +51,25 @@ def markdown() -> str:
 
 def _section(function: Callable[..., Any], epilog: str) -> Iterator[str]:
     params = list(parameters(function))
-    name = function.__name__
-    usage = " ".join([name, *(p.head for p in params if p.required), "[OPTIONS]"])
-    yield from ("", f"## clair {name}", "", "```text", f"clair {usage}", "```")
+    yield from ("", f"## clair {function.__name__}", "", "```text", usage(function), "```")
     for paragraph in (inspect.getdoc(function) or "").split("\n\n"):
         yield from ("", *_prose(" ".join(paragraph.split())))
     for group in dict.fromkeys(p.group for p in params):
         yield from ("", f"### {group}", "")
         for param in (p for p in params if p.group == group):
-            yield from _prose(f"- `{param.head}`: {param.help}", "  ")
+            yield from _prose(f"- `{param.head}`: {_escaped(param.help)}", "  ")
     title, _, codes = epilog.removeprefix("\b\n").partition(":\n")
     yield from ("", f"### {title}", "", "```text", *dedent(codes).splitlines(), "```")
+
+
+def usage(function: Callable[..., Any]) -> str:
+    """What is typed at least, and that there is more."""
+    heads = [
+        p.head if p.required else f"[{p.head}]"
+        for p in parameters(function)
+        if p.required or not p.spelt
+    ]
+    return " ".join(["clair", function.__name__, *heads, "[OPTIONS]"])
 
 
 def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
@@ -76,7 +85,7 @@ def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
             spelt="" if argument else ", ".join(sorted(names, key=len)),
             value=info.metavar or ("" if info.count else _value(kind)),
             group="Arguments" if argument else info.rich_help_panel,
-            help=_escaped(info.help) + _extra(info, None if required else default.default),
+            help=info.help + _extra(info, None if required else default.default),
             required=required,
         )
 
@@ -103,12 +112,12 @@ def _extra(info: Any, default: Any) -> str:
     low = "" if info.min is None else f" At least {info.min:g}"
     high = "" if info.max is None else f", at most {info.max:g}"
     said = f"{low}{high}." if low else ""
-    silent = default is None or default is False or info.count
-    return said if silent else f"{said} Default: `{default}`."
+    silent = default is None or default is False or getattr(info, "count", False)
+    return said if silent else f"{said} Default: {default}."
 
 
 def _escaped(text: str) -> str:
-    return text.replace("*", r"\*")
+    return re.sub(r"Default: (\S+)\.$", r"Default: `\1`.", text.replace("*", r"\*"))
 
 
 def _prose(text: str, indent: str = "") -> list[str]:

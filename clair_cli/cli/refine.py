@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from clair_cli.cli import options as o
+from clair_cli.cli import refining as r
 from clair_cli.cli.delivery import command_line, delivery, read_from
+from clair_cli.cli.explain import add_explained, check_explained
+from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.renderers.safe import safe_text
 
@@ -17,17 +20,17 @@ def refine(
     global_rank: o.GlobalRank = "auto",
     rank: o.Rank = "keep",
     write: o.Write = "keep",
-    tasks: o.Tasks = "auto",
-    strength: o.Strength = "auto",
-    path: o.Strengths = None,
-    subspace_rank: o.SubspaceRank = "auto",
-    side: o.Side = "auto",
-    replicates: o.Replicates = "auto",
-    weights: o.Weights = None,
-    include: o.Include = None,
-    exclude: o.Exclude = None,
-    refine_suspicious: o.RefineSuspicious = False,
-    allow_dora: o.AllowDora = False,
+    tasks: r.Tasks = "auto",
+    strength: r.Strength = "auto",
+    path: r.Strengths = None,
+    subspace_rank: r.SubspaceRank = "auto",
+    side: r.Side = "auto",
+    replicates: r.Replicates = "auto",
+    weights: r.Weights = None,
+    include: r.Include = None,
+    exclude: r.Exclude = None,
+    refine_suspicious: r.RefineSuspicious = False,
+    allow_dora: r.AllowDora = False,
     read_as: o.ReadAs = None,
     base: o.Base = None,
     config: o.Config = None,
@@ -43,8 +46,11 @@ def refine(
     device: o.Device = "auto",
     threads: o.Threads = 0,
     fail_on: o.FailOn = "never",
-    format: o.Format = "text",
+    baseline: o.Baseline = None,
+    explain: o.Explain = None,
+    format: o.ReportFormat = "text",
     output: o.Outputs = None,
+    github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
@@ -54,8 +60,11 @@ def refine(
     They go into the new folder --out, together with the report. A client that is contaminated or
     broken gets none.
     """
-    settings = o.settings_from(locals())
-    goes = delivery(format, output, quiet, verbose, *read_from(folder, follow_symlinks), out)
+    settings = settings_from(locals())
+    goes = delivery(
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
+    )
+    check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:
@@ -63,4 +72,5 @@ def refine(
     code = goes.deliver(report)
     if report.refinement is not None and goes.talks:
         print_out(f"refined adapters and report: {safe_text(str(out))}\n")
+    add_explained(report, explain)
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clair_cli.cli import options as o
+from clair_cli.cli import refining as r
 from clair_cli.cli.delivery import place_for
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.errors import NoVerdict, UsageError
@@ -11,13 +12,13 @@ from clair_cli.renderers.safe import safe_text
 
 
 def select(
-    folder: o.Candidates,
-    evaluate: o.Evaluate,
-    higher: o.Higher = False,
-    timeout: o.Timeout = 600.0,
-    jobs: o.Jobs = 1,
-    resume: o.Resume = None,
-    out: o.Chosen = None,
+    folder: r.Candidates,
+    evaluate: r.Evaluate,
+    higher: r.Higher = False,
+    timeout: r.Timeout = 600.0,
+    jobs: r.Jobs = 1,
+    resume: r.Resume = None,
+    out: r.Chosen = None,
     overwrite: o.Overwrite = False,
     format: o.Format = "text",
     quiet: o.Quiet = False,

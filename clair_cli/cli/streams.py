@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from clair_cli.errors import OutputError
-from clair_cli.renderers.safe import safe_text, visible, visible_but_styles
+from clair_cli.renderers.safe import inert, safe_text, visible, visible_but_styles
 
 BEFORE, BETWEEN = 0.5, 0.1
 """Seconds before a progress bar is shown, and between two states of it."""
@@ -17,15 +17,19 @@ BAR = 24
 """Characters of a full progress bar."""
 
 
-def print_out(product: str) -> None:
+def print_out(product: str | bytes, commands: bool = False) -> None:
     """Write to stdout. A reader that has gone changes nothing; a full disk raises OutputError.
 
-    Whatever a record or a message holds, only lines of visible characters and colours get through.
+    Whatever a record or a message holds, only lines of visible characters and colours get through, and
+    without `commands` none that a runner of jobs would obey. Bytes are for a file or a pipe.
     """
-    product = visible_but_styles(product)
-    encoding = sys.stdout.encoding or "ascii"
     try:
-        sys.stdout.write(product.encode(encoding, "backslashreplace").decode(encoding))
+        if isinstance(product, bytes):
+            sys.stdout.buffer.write(product)
+        else:
+            shown, encoding = visible_but_styles(product), sys.stdout.encoding or "ascii"
+            shown = shown if commands else inert(shown)
+            sys.stdout.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         return
@@ -35,7 +39,7 @@ def print_out(product: str) -> None:
 
 def tell(line: str) -> None:
     """Write one line to stderr, and go on where nobody takes it."""
-    line, encoding = visible(line), sys.stderr.encoding or "ascii"
+    line, encoding = inert(visible(line)), sys.stderr.encoding or "ascii"
     with suppress(OSError):
         sys.stderr.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
 
@@ -44,6 +48,11 @@ def fail(message: str, code: int) -> int:
     """Say on stderr what went wrong, and return the exit code for it."""
     tell(f"clair: {safe_text(message)}")
     return code
+
+
+def is_terminal() -> bool:
+    """Whether a person sees stdout, and no program."""
+    return sys.stdout.isatty()
 
 
 def is_colored() -> bool:

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from clair_cli.records import brief
 from clair_cli.report import Reason
 
 
@@ -125,6 +126,7 @@ class Adapter:
     replicates: tuple[Adapter, ...] = ()
     full: Mapping[str, FullSpec] = field(default_factory=dict)
     card: Path | None = None
+    __repr__ = brief
 
     @property
     def only_replicates(self) -> bool:
@@ -166,6 +168,7 @@ class Cohort:
     broken: tuple[Broken, ...] = ()
     findings: tuple[Reason, ...] = ()
     full: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    __repr__ = brief
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from clair_cli.output.manifest import MANIFEST, STATEMENT, load_manifest, read_m
 __all__ = [
     "MANIFEST",
     "NewFile",
+    "append_bytes",
     "check_apart",
     "check_output",
     "linked_folders",
@@ -255,6 +256,23 @@ def replace_bytes(path: Path, data: bytes) -> None:
         raise OutputError(f"{str(path)!r}: cannot be written: {_reason(cause)}") from None
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """`data` behind what is in the file at `path`, whole or not at all. Raises OutputError."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), before)
+                raise
+    except OSError as cause:
+        raise OutputError(f"{str(path)!r}: cannot be written: {_reason(cause)}") from None
 
 
 def write_manifest(folder: Path, version: str) -> None:

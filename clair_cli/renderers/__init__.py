@@ -1,20 +1,49 @@
-"""Renderers: every record that reaches a screen or a file, as text or as JSON.
+"""Renderers: every record that reaches a screen or a file, as text or as JSON; a report in more formats.
 
-None of them reads a file or looks at a tensor. What comes out of RENDERERS has been through `visible`.
+None of them reads a file or looks at a tensor. Text that comes out of here has been through `visible`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal, TypeAlias, get_args
 
-from clair_cli.renderers import inspection, json, selection, text, verification
+from clair_cli.errors import UsageError
+from clair_cli.reasons import Rule
+from clair_cli.renderers import (
+    annotated,
+    explanation,
+    inspection,
+    json,
+    junit,
+    markdown,
+    sarif,
+    selection,
+    tables,
+    text,
+    verification,
+)
 from clair_cli.renderers.safe import visible
 from clair_cli.report import Report
-from clair_cli.results import InspectedFolder, Inspection, Selection, Verification
+from clair_cli.results import (
+    Explained,
+    InspectedFolder,
+    Inspection,
+    Rules,
+    Selection,
+    Verification,
+)
 
 FormatName = Literal["text", "json"]
-Record: TypeAlias = Report | Inspection | InspectedFolder | Selection | Verification
+"""The formats of every record."""
+ReportFormat = Literal[
+    "text", "json", "markdown", "sarif", "junit", "github", "gitlab", "csv", "jsonl", "parquet"
+]
+"""The formats of a report."""
+Record: TypeAlias = (
+    Report | Inspection | InspectedFolder | Selection | Verification | Explained | Rule | Rules
+)
 Renderer = Callable[[Record], str]
 
 TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
@@ -23,6 +52,9 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     InspectedFolder: {"text": inspection.folder_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
+    Explained: {"text": explanation.as_text, "json": explanation.as_json},
+    Rule: {"text": explanation.rule_as_text, "json": explanation.rule_as_json},
+    Rules: {"text": explanation.rules_as_text, "json": explanation.rules_as_json},
 }
 """How each record is written in each format."""
 
@@ -33,3 +65,45 @@ def _renderer(name: FormatName) -> Renderer:
 
 RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(FormatName)}
 """By format: takes any record of TABLE."""
+
+REPORTS: dict[ReportFormat, Callable[[Report], str | bytes]] = {
+    "text": text.render,
+    "json": json.render,
+    "markdown": markdown.render,
+    "sarif": sarif.render,
+    "junit": junit.render,
+    "github": annotated.as_github,
+    "gitlab": annotated.as_gitlab,
+    "csv": tables.as_csv,
+    "jsonl": tables.as_jsonl,
+    "parquet": tables.as_parquet,
+}
+"""How a report is written in each format: as text, or as the bytes of a file."""
+LOCATED = {"sarif", "github", "gitlab"}
+"""Formats that say where a client lies, for a reader who knows the repository."""
+BINARY = {"parquet"}
+"""Formats that are bytes."""
+EXTRAS = {"parquet": ("pyarrow", "parquet")}
+"""Format -> the library that writes it, and the extra of clair-cli that brings it."""
+
+
+def check_format(name: str) -> None:
+    """Raises UsageError where there is no such format, or what writes it is not installed."""
+    if name not in REPORTS:
+        raise UsageError(f"format: expected {'|'.join(REPORTS)}, got {name!r}")
+    library, extra = EXTRAS.get(name, ("json", ""))
+    try:
+        import_module(library)
+    except ImportError:
+        text = f"{name} needs the library {library}; install clair-cli[{extra}]"
+        raise UsageError(text) from None
+
+
+def render(report: Report, format: ReportFormat = "text") -> str | bytes:
+    """The report as one document: bytes for the formats in BINARY, text for all others.
+
+    Raises UsageError where there is no such format, or what writes it is not installed.
+    """
+    check_format(format)
+    found = REPORTS[format](report)
+    return visible(found) if isinstance(found, str) else found

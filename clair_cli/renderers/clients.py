@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rich.text import Text
 
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import folded, many
+from clair_cli.renderers.words import as_high, folded, many, percent
 from clair_cli.report import Report, Verdict
 
 STYLES = {
@@ -79,7 +79,10 @@ def _row(client: Verdict) -> _Row:
     reasons = [safe_text(r.message) for r in client.reasons]
     if client.depends_on and client.stability is not None and client.stability < 0.5:
         names = ", ".join(map(safe_text, client.depends_on))
-        reasons.append(f"would not hold without any one of {names}")
+        stable = f"stability {percent(client.stability)}"
+        reasons.append(f"would not hold without any one of {names} ({stable})")
+    if client.rarity is not None:
+        reasons.append(as_high(client.rarity))
     name = safe_text(client.client)
     return _Row(client.verdict or "no verdict", name, score, limit, tuple(reasons))
 
@@ -112,7 +115,11 @@ def _benign(clients: list[Verdict]) -> list[_Row]:
         _Row("", who[0] if len(who) == 1 else f"{len(who)} of them", "", "", (note,))
         for note, who in notes.items()
     ]
-    return [_Row("benign", many(len(clients), "client"), span, ""), *named]
+    rarest = max(
+        (c for c in clients if c.rarity is not None), key=lambda c: c.score or 0, default=None
+    )
+    why = (as_high(rarest.rarity),) if rarest is not None and rarest.rarity is not None else ()
+    return [_Row("benign", many(len(clients), "client"), span, "", why), *named]
 
 
 def _line(row: _Row, widths: Sequence[int], why: str = "") -> Text:

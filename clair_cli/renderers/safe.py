@@ -8,11 +8,18 @@ import unicodedata
 LONGEST = 512
 STYLE = re.compile(r"(\x1b\[[0-9;]{1,11}m)")
 """How a colour begins and ends."""
+COMMAND = re.compile(r"^([ \t]*)(::|##\[|##vso)", re.MULTILINE)
+"""How a line begins that the runners of GitHub and of Azure take for a command, in whatever log."""
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: control, format, bidi and surrogate characters as \\xNN or \\uNNNN."""
+    return "".join(c if _harmless(c) else _escaped(c) for c in text)
 
 
 def safe_text(text: str) -> str:
-    """`text` on one line: control, format, bidi and surrogate characters as \\xNN or \\uNNNN."""
-    shown = "".join(c if _harmless(c) else _escaped(c) for c in text)
+    """The same, and no longer than LONGEST."""
+    shown = one_line(text)
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + "..."
 
 
@@ -20,12 +27,21 @@ def visible(text: str) -> str:
     """Whole lines of `text`, whatever is in them; nothing but their ends is left of what could steer."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(c if c == "\n" or _harmless(c) else _escaped(c) for c in text)
+    return "\r\n".join(map(_visible, text.split("\r\n")))
+
+
+def inert(text: str) -> str:
+    """`text` in which no line begins as COMMAND says: a runner of jobs would obey it."""
+    return COMMAND.sub(lambda found: found[1] + _escaped(found[2][0]) + found[2][1:], text)
 
 
 def visible_but_styles(text: str) -> str:
     """The same for text with colours in it, of which the names must have been made safe before."""
     return "".join(p if STYLE.fullmatch(p) else visible(p) for p in STYLE.split(text))
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c == "\n" or _harmless(c) else _escaped(c) for c in text)
 
 
 def _harmless(char: str) -> bool:

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.text import Text
 
 from clair_cli.errors import NoAdapter
+from clair_cli.renderers import baseline
 from clair_cli.renderers.clients import NARROWEST, ORDER, STYLES, table
 from clair_cli.renderers.refinement import sentences
 from clair_cli.renderers.safe import safe_text, visible
 from clair_cli.renderers.words import aligned, folded, many, percent, span
-from clair_cli.report import LADDER, VERDICTS, Reason, Report, Verdict, failing
+from clair_cli.report import VERDICTS, Reason, Report, Verdict, failing, gate
 
 FEW = 3
 """Entries without an adapter that are noted by name."""
@@ -32,17 +33,19 @@ def render(report: Report, color: bool = False, verbose: int = 0, width: int | N
     broken, and what is said of a client is on one line.
     """
     room = width if width is not None and width >= NARROWEST else None
-    lines = _prose([_headline(report)], room)
+    lines = _prose([headline(report)], room)
     if report.clients:
         lines += [Text(), *table(report, verbose > 0, room)]
     if notes := _notes(report, verbose > 0):
         lines += [Text(), *_prose(notes, room)]
     if verbose > 1:
         lines += map(Text, _modules(report))
+    if since := baseline.sentences(report, verbose > 0):
+        lines += [Text(), *_prose(since, room)]
     lines.append(Text())
     if done := sentences(report, verbose > 0):
         lines += [*_prose(done, room), Text()]
-    lines += _prose([_accounted(report)], room)
+    lines += _prose([accounted(report)], room)
     lines += _prose([verdict_line(report)], room, _style(report))
     return _drawn(lines, color)
 
@@ -53,14 +56,26 @@ def verdict_line(report: Report) -> str:
         findings = report.population.findings
         return f"NO VERDICT: {safe_text(findings[-1].message) if findings else 'not identifiable'}"
     fail_on = str(report.settings.get("fail_on", "contaminated"))
+    new = "" if report.baseline is None else "new "
     if report.exit_code == 1:
-        return f"FAIL: {', '.join(_counted(failing(report, fail_on)))}"
+        since = ", new since the baseline" if new else ""
+        return f"FAIL: {', '.join(_counted(failing(report, fail_on)))}{since}"
     if fail_on == "never":
         return _done(report)
-    least = LADDER.index(fail_on)
-    at = sum(c.verdict is not None and LADDER.index(c.verdict) >= least for c in report.clients)
-    but = f" but {at} that --include counts as benign" if at else ""
-    return f"PASS: no client at or above --fail-on {fail_on}{but}"
+    at = "of" if "," in fail_on else "at or above"
+    return f"PASS: no {new}client {at} --fail-on {fail_on}{_decided(report, fail_on)}"
+
+
+def _decided(report: Report, fail_on: str) -> str:
+    """How many the gate is about that somebody has decided about."""
+    names, included = (
+        [c.client for c in gate(report, fail_on)],
+        report.settings.get("include") or (),
+    )
+    benign = sum(name in included for name in names)
+    but = f" but {benign} that --include counts as benign" if benign else ""
+    rest = len(names) - benign
+    return f"{but}, and {rest} known from the baseline" if rest else but
 
 
 def _style(report: Report) -> str:
@@ -87,7 +102,7 @@ def _prose(said: Sequence[str] | Iterator[str], room: int | None, style: str = "
     return [Text(line, style=style) for line in lines]
 
 
-def _headline(report: Report) -> str:
+def headline(report: Report) -> str:
     modules, environment = report.population.modules, report.run.get("environment", {})
     usable = len(report.clients) - report.counts["broken"]
     if not usable:
@@ -138,7 +153,7 @@ def _modules(report: Report) -> list[str]:
     return [*lines, "", *aligned([("module", "shape", "shared rank", "explained"), *every], (2, 3))]
 
 
-def _accounted(report: Report) -> str:
+def accounted(report: Report) -> str:
     counts = report.counts
     total, said = counts["clients"], sum(counts[v] for v in ORDER)
     shown = [v for v in VERDICTS if v != "minority" or counts[v]]

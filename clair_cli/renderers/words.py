@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from clair_cli.renderers.safe import safe_text
+from clair_cli.report import Rarity
 
 SHARES = {
     1 / 10: "a tenth",
@@ -19,6 +20,8 @@ SHARES = {
 }
 NEAR = 0.015
 """What a word for a share may be off by."""
+OFTEN = 0.1
+"""A rate from which on a percentage is plainer than one in so many."""
 FEW = 5
 """Names that are listed before the others are only counted."""
 
@@ -42,6 +45,16 @@ def share(value: float) -> str:
     """0.21 as "a fifth" where a word is exact enough, else in percent."""
     nearest = min(SHARES, key=lambda known: abs(known - value))
     return SHARES[nearest] if abs(nearest - value) <= NEAR else percent(value)
+
+
+def as_high(rarity: Rarity) -> str:
+    """How often an honest client of the benchmark scored as high: never, 1 in 900, or 23 % of them."""
+    hits, of = rarity.as_high, max(rarity.of, 1)
+    if not hits:
+        who = f"none of {rarity.of}"
+    else:
+        who = f"1 in {of / hits:.0f}" if hits / of < OFTEN else f"{percent(hits / of)} of"
+    return f"{who} honest clients of the benchmark scored as high"
 
 
 def span(values: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""The parts of the pages that are made from the program: tables of settings, the command line.
+"""The parts of the pages that are made from the program: settings, reason codes, the command line.
 
 A generated part stands between two comments, `<!-- generated: NAME -->` and `<!-- end -->`; cli.md is
 generated as a whole. `python -m tests.docs.refresh` writes them anew.
@@ -14,18 +14,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import clair_cli.settings
 from clair_cli.constants import Constants
 from clair_cli.detection.calibration import DETECTION
+from clair_cli.reasons import RULES, Rule
 from clair_cli.refinement.calibration import REFINEMENT
 from clair_cli.settings import Settings
 from tests import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
 SETTINGS = REFERENCE / "settings.md"
+REASONS = REFERENCE / "reasons.md"
 CLI = REFERENCE / "cli.md"
+WIDTH = 140
+"""Characters of a line of prose."""
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -92,18 +97,48 @@ def _link(source: str) -> str:
     return f"[{Path(source).stem}]({os.path.relpath(ROOT / source, REFERENCE)})"
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    "settings": settings,
-    "detection": lambda: constants(DETECTION),
-    "refinement": lambda: constants(REFINEMENT),
+def reasons() -> str:
+    """A section per reason code, in families."""
+    parts, family = [], ""
+    for rule in RULES.values():
+        if rule.family != family:
+            family = rule.family
+            parts.append(f"## {family}\n")
+        parts.append(section(rule))
+    return "\n".join(parts)
+
+
+def section(rule: Rule) -> str:
+    """What one code makes of a client and what is to be done, in the words of the package."""
+    stands = " or ".join(rule.standings).capitalize()
+    more = f" See [{Path(rule.page).stem}]({rule.page})." if rule.page else ""
+    said = [
+        f"**{stands}: {rule.title}.** {rule.seen}",
+        f"*What it means:* {rule.means}",
+        *([f"*How sure:* {rule.sure}"] if rule.sure else []),
+        f"*What to do:* {rule.do}{more}",
+    ]
+    lines = [line for text in said for line in wrap(text, WIDTH, break_on_hyphens=False)]
+    return "\n".join([f"### {rule.code}", "", *lines, ""])
+
+
+PARTS: dict[Path, dict[str, Callable[[], str]]] = {
+    SETTINGS: {
+        "settings": settings,
+        "detection": lambda: constants(DETECTION),
+        "refinement": lambda: constants(REFINEMENT),
+    },
+    REASONS: {"reasons": reasons},
 }
+"""The pages with generated parts, and how each part is made."""
 
 
 def with_parts(text: str) -> str:
     """The page with every generated part as it is today."""
+    makers = {name: make for parts in PARTS.values() for name, make in parts.items()}
 
     def part(match: re.Match[str]) -> str:
-        return f"<!-- generated: {match[1]} -->\n\n{PARTS[match[1]]()}\n<!-- end -->"
+        return f"<!-- generated: {match[1]} -->\n\n{makers[match[1]]()}\n<!-- end -->"
 
     return re.sub(r"<!-- generated: (\w+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
 
@@ -119,5 +154,6 @@ def command_line() -> str:
 
 def write_all() -> None:
     """Write every generated page and part."""
-    SETTINGS.write_text(with_parts(SETTINGS.read_text()))
+    for page in PARTS:
+        page.write_text(with_parts(page.read_text()))
     CLI.write_text(command_line())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,10 @@ from clair_cli.settings import Settings
 from tests.docs import generate
 
 
-def test_the_tables_of_settings_are_those_of_the_program() -> None:
-    text = generate.SETTINGS.read_text()
-    assert text.count("<!-- generated: ") == len(generate.PARTS)
+@pytest.mark.parametrize("page", generate.PARTS, ids=lambda page: page.stem)
+def test_the_generated_parts_of_a_page_are_those_of_the_program(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"<!-- generated: (\w+) -->", text) == list(generate.PARTS[page])
     assert text == generate.with_parts(text), "run python -m tests.docs.refresh"
 
 
@@ -33,8 +36,17 @@ def test_every_setting_and_every_constant_has_a_row_with_a_meaning() -> None:
         assert all(cells), name
 
 
-@pytest.mark.parametrize("change", ["| 3 |", "robust standard deviations"])
-def test_a_table_that_differs_is_found(change: str) -> None:
-    text = generate.SETTINGS.read_text()
+@pytest.mark.parametrize(
+    ("page", "change"),
+    [
+        (generate.SETTINGS, "| 3 |"),
+        (generate.SETTINGS, "robust standard deviations"),
+        (generate.REASONS, "no accusation"),
+    ],
+    ids=str,
+)
+def test_a_part_that_differs_is_found(page: Path, change: str) -> None:
+    text = page.read_text()
     assert change in text
-    assert generate.with_parts(text.replace(change, "else")) == text
+    changed = generate.with_parts(text.replace(change, "else"))
+    assert changed == text

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from clair_cli.baseline import Earlier, against
 from clair_cli.records import decode
 from clair_cli.report import (
     Consensus,
     ModuleFinding,
     ModuleSummary,
     Population,
+    Rarity,
+    Rate,
     Reason,
     Refinement,
     Report,
@@ -37,7 +40,15 @@ def client(name: str, verdict: Any, score: float | None, *reasons: Reason) -> Ve
         modules=tuple(modules if score else ()),
         stability=score and 0.25,
         depends_on=("client-2", "client-10") if verdict == "contaminated" else (),
+        rarity=rarity(score) if score else None,
     )
+
+
+def rarity(score: float) -> Rarity:
+    """None of 4508 from 3 on, else as many as a made-up benchmark has."""
+    even, uneven = (0, 0) if score >= 3 else (2, 3) if score >= 2 else (400, 600)
+    most = None if even else 3 / 4508
+    return Rarity(even + uneven, 4508, most, Rate(even, 2000), Rate(uneven, 2508))
 
 
 CLIENTS = (
@@ -137,6 +148,26 @@ COMPLETE = gated(
     ),
     "contaminated",
 )
+BEFORE = replace(
+    COMPLETE,
+    run={**COMPLETE.run, "started_at": "2024-12-31T03:04:05+00:00"},
+    inputs={
+        **COMPLETE.inputs,
+        "clients": [
+            c if c["id"] == "client-5" else {**c, "files": []} for c in COMPLETE.inputs["clients"]
+        ],
+    },
+    clients=(
+        client("client-1", "contaminated", 4.0, Reason("CLR206", "update is exactly zero", 0.0)),
+        CLIENTS[1],
+        CLIENTS[2],
+        client("client-4", "suspicious", 2.5, Reason("CLR203", "points elsewhere")),
+        CLIENTS[4],
+        client("client-11", "broken", None, Reason("CLR102", "a.safetensors: is cut off")),
+    ),
+)
+"""An earlier round: client-4 got worse since, client-10 came and is broken, client-11 has left."""
+COMPARED = gated(against(COMPLETE, Earlier(BEFORE, SHA)), "contaminated")
 NO_VERDICT = gated(
     replace(
         COMPLETE,

@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 
 from clair_cli import results
+from clair_cli.reasons import Rule
 from clair_cli.renderers import RENDERERS, TABLE, FormatName, Record
-from clair_cli.report import Reason
+from clair_cli.report import Reason, Report
 from clair_cli.results import (
     Choice,
     Difference,
@@ -18,10 +19,12 @@ from clair_cli.results import (
     InspectedFolder,
     InspectedModule,
     Inspection,
+    Rules,
     Selection,
     SharedFull,
     Tried,
     Verification,
+    explained,
 )
 from tests.helpers.reports import HOSTILE, SHA, hostile
 
@@ -30,8 +33,13 @@ TRIED = (
     Tried("strength-1/c", 1.0, None, HOSTILE),
 )
 MODULE = InspectedModule(HOSTILE, 4, 3, 2, 0.5, "F32", 1 / 3)
+RULE = Rule("CLR101", HOSTILE, ("broken",), HOSTILE, HOSTILE, HOSTILE)
+EVIL: Report = hostile()
 RECORDS: dict[str, Record] = {
-    "report": hostile(),
+    "report": EVIL,
+    "explained": explained(EVIL),
+    "rule": RULE,
+    "rules": Rules((RULE,)),
     "inspection": Inspection(
         HOSTILE, "peft", HOSTILE, ((HOSTILE, 8, SHA),), (MODULE,), (HOSTILE,) * 7,
         (Reason("CLR114", HOSTILE),),
@@ -58,9 +66,9 @@ def test_the_table_covers_every_record_in_every_format() -> None:
     assert {type(r) for r in RECORDS.values()} == set(get_args(Record)) == TABLE.keys()
     assert all(set(found) == formats for found in TABLE.values())
     assert set(RENDERERS) == formats
-    whole = {"Inspection", "InspectedFolder", "Selection", "Verification"}
+    whole = {"Inspection", "InspectedFolder", "Selection", "Verification", "Explained", "Rules"}
     parts = {"InspectedModule", "InspectedFull", "InspectedClient", "SharedFull"}
-    parts |= {"Tried", "Choice", "Difference"}
+    parts |= {"Tried", "Choice", "Difference", "Explanation"}
     assert {n for n, kind in vars(results).items() if _is_own_record(kind)} == whole | parts
 
 

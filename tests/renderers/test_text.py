@@ -62,7 +62,8 @@ def test_a_verdict_hangs_on_clients_only_where_most_could_overturn_it(
     report = replace(COMPLETE, clients=(CLIENTS[0], client))
     for verbose in (False, True):
         shown = text.render(report, verbose=verbose)
-        assert ("; would not hold without any one of client-2, client-10\n" in shown) == said
+        words = f"client-2, client-10 (stability {100 * (stability or 0):.0f} %); none of 4508 "
+        assert (f"; would not hold without any one of {words}" in shown) == said
         assert ("would not hold" in shown) == said
     alone = replace(report, clients=(CLIENTS[0], replace(client, depends_on=())))
     assert "would not hold" not in text.render(alone)

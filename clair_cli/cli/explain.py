@@ -1,0 +1,81 @@
+"""clair explain: a reason code, or the verdict on a client, in plain words."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from clair_cli.cli import options as o
+from clair_cli.cli.delivery import Delivery
+from clair_cli.cli.given import saved_report
+from clair_cli.cli.streams import print_out, tell, width
+from clair_cli.errors import UsageError
+from clair_cli.reasons import RULES
+from clair_cli.renderers import RENDERERS, explanation
+from clair_cli.renderers.safe import safe_text
+from clair_cli.report import Report
+from clair_cli.results import Explained, explained
+
+CODE = re.compile(r"CLR\d{3}", re.IGNORECASE)
+
+
+def explain(
+    what: o.Explained,
+    clients: o.Clients = None,
+    format: o.Format = "text",
+) -> int:
+    """Explain a reason code, or the verdict on a client.
+
+    In plain words: what was seen, how rare that is among honest clients, where it is worst, and what
+    to do. Reads no adapter.
+    """
+    if CODE.fullmatch(what) and not clients:
+        rule = RULES.get(what.upper())
+        if rule is None:
+            raise UsageError(f"{what}: there is no such code; `clair rules` lists them")
+        print_out(RENDERERS[format](rule))
+        return 0
+    report = saved_report(Path(what))
+    if missing := _missing(report, clients or []):
+        raise UsageError(f"{what}: {missing}")
+    show(explained(report, clients or None), format)
+    return 0
+
+
+def show(found: Explained, format: str = "text") -> None:
+    """Print explanations, on a terminal in lines that fit it."""
+    print_out(explanation.as_text(found, width()) if format == "text" else RENDERERS[format](found))
+
+
+def check_explained(names: list[str] | None, goes: Delivery) -> None:
+    """Raises UsageError where explanations are asked for beside a document for a machine."""
+    if names and not (goes.talks or goes.stdout is None):
+        raise UsageError(
+            f"--explain: is text, and stdout gets {goes.stdout}; save the report with "
+            "-o json=REPORT.json, then `clair explain REPORT.json CLIENT`"
+        )
+
+
+def add_explained(report: Report, names: list[str] | None) -> None:
+    """Print the explanations that --explain asks for; a client that is not there is told on stderr.
+
+    The report is judged by then, and a mistyped name does not change what it says to a gate.
+    """
+    there = {c.client for c in report.clients}
+    if found := [name for name in names or [] if name in there]:
+        print_out("\n")
+        show(explained(report, found))
+    if missing := _missing(report, names or []):
+        tell(f"clair: --explain: {missing}")
+
+
+def _missing(report: Report, names: list[str]) -> str | None:
+    """That the first name which is not in the report is not, and which one may be meant."""
+    there = [c.client for c in report.clients]
+    for name in names:
+        if name not in there:
+            near = get_close_matches(name, there, n=1)
+            hint = f"; did you mean {safe_text(near[0])}?" if near else ""
+            return f"there is no client {safe_text(name)!r} in the report{hint}"
+    return None

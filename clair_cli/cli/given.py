@@ -1,0 +1,82 @@
+"""What a command was given: the settings that it asks for, and the report that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from clair_cli.errors import UsageError
+from clair_cli.report import MAX_BYTES, Report, from_dict
+from clair_cli.settings import Settings
+from clair_cli.strict_json import parse_object, read_bounded
+
+
+def saved_report(path: Path) -> Report:
+    """The report that is saved in a file, which may be anybody's. Raises UsageError where it is none."""
+    return from_dict(parse_object(read_bounded(path, MAX_BYTES), str(path), UsageError))
+
+
+def settings_from(given: Mapping[str, Any]) -> Settings:
+    """The settings that the arguments of a command ask for; arguments that are no setting are skipped.
+
+    Raises UsageError for what is neither the word nor the number that an option takes.
+    """
+    names = {f.name for f in fields(Settings)}
+    values = {k: v for k, v in given.items() if k in names and v is not None}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    values |= {k: PARSERS[k](v) for k, v in values.items() if k in PARSERS}
+    if "base" in values:
+        values.setdefault("read_as", "weights")
+    return Settings(**values)
+
+
+def flag(name: str) -> str:
+    """The option that sets the setting `name`."""
+    return "--" + FLAGS.get(name, name.replace("_", "-"))
+
+
+FLAGS = {"read_as": "as", "write_global": "global", "max_header_bytes": "max-header"}
+"""Settings whose option has another name."""
+
+
+def _number_or(
+    name: str, kind: Callable[[str], Any], *words: str
+) -> Callable[[str], int | float | str]:
+    def parse(value: str) -> int | float | str:
+        try:
+            return value if value in words else kind(value)
+        except ValueError:
+            text = f"expected {', '.join(words)} or a number, got {value!r}"
+            raise UsageError(f"{flag(name)}: {text}") from None
+
+    return parse
+
+
+def _bytes(value: str) -> int:
+    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
+    try:
+        return int(float(number) * UNITS.get(unit, 1))
+    except (ValueError, OverflowError):
+        text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
+        raise UsageError(f"{flag('max_memory')}: {text}") from None
+
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+"""What may follow a number of bytes."""
+
+
+def _strengths(value: str) -> tuple[Any, ...]:
+    return tuple(map(_number_or("path", float, "auto"), map(str.strip, value.split(","))))
+
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "subspace_rank": _number_or("subspace_rank", int, "auto"),
+    "strength": _number_or("strength", float, "auto"),
+    "rank": _number_or("rank", int, "keep", "auto", "exact"),
+    "global_rank": _number_or("global_rank", int, "auto", "exact"),
+    "path": _strengths,
+    "max_memory": _bytes,
+}
+"""Options that take a word or a number, and so arrive as text."""
