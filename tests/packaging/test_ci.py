@@ -45,6 +45,11 @@ def outputs(file: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
+def filled(text: str, known: dict[str, str]) -> str:
+    """A text with what its expressions stand for."""
+    return PLACE.sub(lambda match: known.get(match[1], ""), text)
+
+
 def act(home: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     """Run the action's own steps but for the installation; the last one's end is the job's."""
     given = {n.replace("-", "_"): str(i.get("default", "")) for n, i in ACTION["inputs"].items()}
@@ -59,9 +64,7 @@ def act(home: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
             f"steps.result.outputs.{n}": v for n, v in outputs(home / "GITHUB_OUTPUT").items()
         }
         known = values | results
-        env = {
-            n: PLACE.sub(lambda m: known.get(m[1], ""), v) for n, v in step.get("env", {}).items()
-        }
+        env = {name: filled(text, known) for name, text in step.get("env", {}).items()}
         done = bash(step["run"], home, **files, **env)
         if done.returncode and step["id"] != "gate":
             raise AssertionError(f"{step['id']}: {done.stdout}{done.stderr}")
@@ -84,7 +87,7 @@ def test_the_action_says_what_clair_said(
     assert told["exit-code"] == str(code)
     assert told["contaminated"] == str(len(CONTAMINATED & set(clients)))
     assert told["clients"] == str(len(clients))
-    assert {n for n in ACTION["outputs"]} <= told.keys()
+    assert set(ACTION["outputs"]) <= told.keys()
     assert (tmp_path / told["report"]).is_file()
     assert (tmp_path / told["sarif"]).is_file()
     assert (tmp_path / "GITHUB_STEP_SUMMARY").stat().st_size > 100
