@@ -6,6 +6,7 @@ folder that a link leads to.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from mkdocs.structure.files import File, Files
 from clair_cli.reasons import RULES, Rule
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = (".md", ".png", ".svg")
-PLACES = ("docs/", "benchmarks/results/", "sample_adapters/README.md", "examples/")
+KINDS = (".md", ".png", ".svg", ".schema.json")
+PLACES = ("docs/", "benchmarks/results/", "sample_adapters/README.md", "examples/", "clair_cli/")
 TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 FOLDERS = {"docs/decisions": "Decisions", "benchmarks/results": "Measurements"}
 REASONS = "docs/reference/reasons"
@@ -29,8 +30,31 @@ def on_files(files: Files, config: Any) -> Files:
     pages = [name for name in names if name.endswith(KINDS)]
     made = {f"{folder}/index.md": index(title, folder, pages) for folder, title in FOLDERS.items()}
     made |= {f"{REASONS}/{code}.md": reason(rule) for code, rule in RULES.items()}
+    made["examples/tutorial.md"] = notebook(ROOT / "examples" / "tutorial.py")
+    places = [*pages, *made]
+    config.nav = [{t: within(p, places) for t, p in entry.items()} for entry in config.nav]
     own = [File(p, str(ROOT), config.site_dir, config.use_directory_urls) for p in pages]
     return Files([*kept, *own, *(File.generated(config, p, content=t) for p, t in made.items())])
+
+
+def within(place: str, pages: list[str]) -> str | list[str]:
+    """A page of the navigation; of a folder its pages, with the index first."""
+    if not place.endswith("/"):
+        return place
+    inside = [page for page in pages if page.startswith(place) and page.endswith(".md")]
+    return sorted(inside, key=lambda page: (not page.endswith("index.md"), page))
+
+
+def notebook(file: Path) -> str:
+    """The cells of a Python file in percent format, as a page."""
+    parts = []
+    for cell in re.split(r"^# %%", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        kind, _, body = cell.partition("\n")
+        if "[markdown]" in kind:
+            parts.append(re.sub(r"^# ?", "", body.strip(), flags=re.MULTILINE))
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def tracked() -> list[str]:
