@@ -1,7 +1,7 @@
 # %% [markdown]
 # # From training to refined adapters
 #
-# Eight small clients are trained here, two of them on bad data. Then `detect` finds the two, `refine` writes better
+# Six small clients are trained here, two of them on bad data. Then `detect` finds the two, `refine` writes better
 # adapters for the others, and both are measured on data that nobody trained on. It takes less than a minute on one core.
 #
 # The cells are those of `examples/tutorial.py`. Run it in a checkout with `python -m examples.tutorial`, or open it
@@ -22,11 +22,11 @@ home = Path(mkdtemp())
 # %% [markdown]
 # ## Train
 #
-# The base copies letters. Six clients learn "the next letter", each with some letters swapped. One of the others was given
+# The base copies letters. Four clients learn "the next letter", each with some letters swapped. One of the others was given
 # random targets, and one a cipher of its own. Each adapter is saved as PEFT saves it, into a folder of the client's name.
 
 # %%
-plan = CohortPlan(clients=8, contaminated=("random", "cipher"), swaps=2, seed=7)
+plan = CohortPlan(clients=6, contaminated=("random", "cipher"), swaps=2, seed=7)
 specs = make_cohort(home / "round", plan)
 truth = sorted(spec.name for spec in specs if not spec.benign)
 
