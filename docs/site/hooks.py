@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from clair_cli.reasons import RULES, Rule
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = (".md", ".png", ".svg", ".schema.json")
+KINDS = (".md", ".js", ".png", ".svg", ".schema.json")
 PLACES = ("docs/", "benchmarks/results/", "sample_adapters/README.md", "examples/", "clair_cli/")
 TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 FOLDERS = {"docs/decisions": "Decisions", "benchmarks/results": "Measurements"}
@@ -93,3 +93,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         for code in RULES:
             markdown = markdown.replace(f"### {code}\n", f"### [{code}](reasons/{code}.md)\n")
     return markdown
+
+
+def on_env(env: Any, config: Any, files: Files) -> Any:
+    """No script from elsewhere, which the offline plugin asks for; file-worker.js stands in for it."""
+    config.extra_javascript = [s for s in config.extra_javascript if "://" not in str(s)]
+    return env

@@ -38,7 +38,9 @@ def test_every_reason_code_has_a_page_that_says_what_to_do(site: Path) -> None:
 def test_no_page_loads_anything_from_outside(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 60
-    loads = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"?(?:https?:)?//[^>]*>")
+    loads = re.compile(
+        r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"?(?:https?:)?//[^>]*>"
+    )
     for page in pages:
         found = [tag for tag in loads.findall(page.read_text()) if 'rel="canonical"' not in tag]
         assert found == [], page

@@ -19,6 +19,8 @@ def test_the_cells_find_the_truth_and_refined_adapters_are_no_worse(
     told = runpy.run_path(str(ROOT / "examples" / "tutorial.py"))
     assert len(told["truth"]) == 2
     assert told["found"] == told["truth"]
-    assert {c.verdict for c in told["report"].clients if c.client not in told["truth"]} == {"benign"}
+    assert {c.verdict for c in told["report"].clients if c.client not in told["truth"]} == {
+        "benign"
+    }
     assert len(told["table"]["refined"]) == 4
     assert told["losses"]["refined"] <= told["losses"]["local"]
