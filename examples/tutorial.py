@@ -1,11 +1,13 @@
 # %% [markdown]
 # # From training to refined adapters
 #
-# Six small clients are trained here, two of them on bad data. Then `detect` finds the two, `refine` writes better
-# adapters for the others, and both are measured on data that nobody trained on. It takes less than a minute on one core.
+# Six small clients are trained here, two of them on bad data. Then `detect` finds the two,
+# `refine` writes better adapters for the others, and both are measured on data that nobody
+# trained on. It takes less than a minute on one core.
 #
-# The cells are those of `examples/tutorial.py`. Run it in a checkout with `python -m examples.tutorial`, or open it
-# as a notebook in an editor that knows `# %%`. It needs `peft` and `transformers`.
+# The cells are those of `examples/tutorial.py`. Run it in a checkout with `python -m
+# examples.tutorial`, or open it as a notebook in an editor that knows `# %%`. It needs `peft` and
+# `transformers`.
 
 # %%
 from pathlib import Path
@@ -22,8 +24,9 @@ home = Path(mkdtemp())
 # %% [markdown]
 # ## Train
 #
-# The base copies letters. Four clients learn "the next letter", each with some letters swapped. One of the others was given
-# random targets, and one a cipher of its own. Each adapter is saved as PEFT saves it, into a folder of the client's name.
+# The base copies letters. Four clients learn "the next letter", each with some letters swapped.
+# One of the others was given random targets, and one a cipher of its own. Each adapter is saved
+# as PEFT saves it, into a folder of the client's name.
 
 # %%
 plan = CohortPlan(clients=6, contaminated=("random", "cipher"), swaps=2, seed=7)
@@ -45,8 +48,9 @@ print("found", found, "- true", truth)
 # %% [markdown]
 # ## Look
 #
-# The same as a page for people: `clair detect round -o html=page.html`, where your clair has that format. On a screen, `clair
-# detect round --explain CLIENT` tells why. [The reason codes](../docs/reference/reasons.md) say what each code means.
+# The same as a page for people: `clair detect round -o html=page.html`, where your clair has that
+# format. On a screen, `clair detect round --explain CLIENT` tells why. [The reason
+# codes](../docs/reference/reasons.md) say what each code means.
 
 # %% [markdown]
 # ## Refine
@@ -60,7 +64,8 @@ print(sorted(path.name for path in (home / "refined").iterdir()))
 # %% [markdown]
 # ## Evaluate
 #
-# Loss and token accuracy of the benign clients, each on fresh samples of its own task. Lower loss is better.
+# Loss and token accuracy of the benign clients, each on fresh samples of its own task. Lower loss
+# is better.
 
 # %%
 table = evaluate(home / "round", specs, default_base(RECIPE), home / "refined")

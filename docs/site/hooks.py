@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.utils import get_relative_url
 
 from clair_cli.reasons import RULES, Rule
 
@@ -95,7 +96,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return markdown
 
 
-def on_env(env: Any, config: Any, files: Files) -> Any:
-    """No script from elsewhere, which the offline plugin asks for; file-worker.js stands in for it."""
-    config.extra_javascript = [s for s in config.extra_javascript if "://" not in str(s)]
-    return env
+SHIM = "https://unpkg.com/iframe-worker/shim"
+"""What the theme would load from elsewhere, so that the search works from a folder."""
+WORKER = "docs/site/file-worker.js"
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The site's own worker in place of the theme's."""
+    return output.replace(SHIM, get_relative_url(WORKER, page.url))
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """As for a page, for the page of what is not found."""
+    return output.replace(SHIM, WORKER)
