@@ -213,7 +213,7 @@ class Kernels:
 
 
 def _traceless(tables: Tables) -> Array:
-    """<P_i, P_j> of P = D D' - tr(D D') / d_out, (M, K, K): 0 for strangers whose directions are random."""
+    """<P_i, P_j> of P = D D' - tr(D D') / d_out, (M, K, K): 0 for strangers of random directions."""
     energy = np.einsum("mkk->mk", tables.inner)
     chance = energy[:, :, None] * energy[:, None, :] / tables.d_out[:, None, None]
     return np.asarray(tables.overlap - chance)
