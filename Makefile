@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 SECONDS ?= 300
 
-.PHONY: help demo test check lint type man bench quality fuzz samples clean
+.PHONY: help demo test check lint type man bench quality fuzz wheel docs samples clean
 
 help:
 	@echo "make demo     install, then detect and refine on sample_adapters/"
@@ -17,6 +17,8 @@ help:
 	@echo "make bench    speed against the floor of reading and two Gram matrices"
 	@echo "make quality  verdicts on trained and planted contamination, quick mode, into build/detection"
 	@echo "make fuzz     hostile inputs for SECONDS=300 in all, what breaks is kept in build/fuzz"
+	@echo "make wheel    build sdist and wheel into build/dist, install the wheel anew and try it"
+	@echo "make docs     build the documentation into build/site, where every link must lead somewhere"
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along
@@ -69,6 +71,19 @@ quality: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	-$(PIP) -e '.[fuzz]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m fuzz.run --seconds $(SECONDS)
+
+# build/wheel-env is a new environment in which nothing but the wheel and what it needs is installed
+wheel: $(VENV)/.installed-dev
+	rm -rf build/dist build/wheel-env
+	$(BIN)/python -m build --outdir build/dist .
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet -c constraints.txt torch
+	build/wheel-env/bin/python -m pip install --quiet -c constraints.txt build/dist/*.whl
+	build/wheel-env/bin/python tests/packaging/installed.py sample_adapters
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 samples: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.text_copy.samples

@@ -45,7 +45,7 @@ class OutputError(ClairError):
 
 
 class Unstorable(OutputError):
-    """The numbers of one client's adapter do not fit the dtype it is stored in: it alone gets none."""
+    """One client's adapter cannot hold what is to be written, as by its dtype: it alone gets none."""
 
 
 class AdapterError(ClairError):
@@ -131,6 +131,10 @@ class Failed(AdapterError):
     """Reading it, or computing with it, failed in a way that no check foresaw."""
 
     code = "CLR120"
+
+
+CHANGED = (Unreadable, UnsafePath, ChangedWhileRead)
+"""What an input raises that was read before, and is no longer what it was."""
 
 
 @contextmanager

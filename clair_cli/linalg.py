@@ -27,15 +27,24 @@ def gram(rows: Tensor, panels: int = 4) -> Tensor:
     return out
 
 
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (..., k), ascending, and eigenvectors (..., k, k) of symmetric matrices, in float64.
+
+    Whatever their dtype they are solved in float64: of finite matrices in float32, LAPACK's eigh has
+    returned NaN. For small ones, which cost little beside the products that they are made of.
+    """
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values, vectors
+
+
 def whiten(metric: Tensor) -> Tensor:
     """W (k, k') with W' metric W = I, for a symmetric positive semidefinite (k, k) metric.
 
     Directions below machine precision times k times the largest eigenvalue are dropped.
     """
-    values, vectors = torch.linalg.eigh(metric)
+    values, vectors = eigh(metric)
     keep = values > values[-1].clamp_min(0) * metric.shape[0] * torch.finfo(metric.dtype).eps
-    white: Tensor = vectors[:, keep] / values[keep].sqrt()
-    return white
+    return (vectors[:, keep] / values[keep].sqrt()).to(metric.dtype)
 
 
 def dominant(
@@ -58,7 +67,7 @@ def dominant(
         vectors, dual = vectors @ white, dual @ white
         image = inner(dual)
         small = dual.T @ image
-        values, rotation = torch.linalg.eigh((small + small.T) / 2)
+        values, rotation = (found.to(small.dtype) for found in eigh((small + small.T) / 2))
         values, rotation = values.flip(0), rotation.flip(1)
         before, result = result, (values, vectors @ rotation, dual @ rotation)
         vectors = image @ rotation

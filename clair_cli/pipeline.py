@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import Refinement, Report, gated
+from clair_cli.report import Report, gated
 from clair_cli.settings import Settings
 
 
@@ -69,8 +70,8 @@ def refine(
     if report.status == "no_verdict":
         return report
     with publish.staged(out, settings.overwrite, path, __version__, seal) as stage:
-        refinement = refined(detection, report, stage, settings, counts, tell)
-        report = replace(report, refinement=refinement, run=clock.run(detection.machine))
+        report = refined(detection, report, stage, settings, counts, tell)
+        report = replace(report, run=clock.run(detection.machine))
         publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
     return report
 
@@ -140,18 +141,22 @@ def refined(
     settings: Settings,
     counts: Mapping[str, float],
     on_progress: Progress = silent,
-) -> Refinement:
-    """Plan what is to be done to whom, and write it below `stage`."""
+) -> Report:
+    """Plan what is to be done to whom, write it below `stage`, and say so in the report."""
     from clair_cli.detection.reading import numerics
     from clair_cli.refinement.plan import plan_refinement
-    from clair_cli.refinement.write import write_refined
+    from clair_cli.refinement.sparing import write_spared
 
+    plan = partial(plan_refinement, detection, report.clients, settings, counts)
     try:
         with numerics(detection.cohort, settings):
-            plan = plan_refinement(detection, report.clients, settings, counts)
-            return write_refined(plan, stage, on_progress)
+            refinement, without = write_spared(plan, stage, on_progress)
     except AdapterError as error:  # it was readable a moment ago, so it has changed since
         raise NoVerdict(f"{error}; nothing was written, run again") from error
+    clients = tuple(
+        replace(c, reasons=c.reasons + without.get(c.client, ())) for c in report.clients
+    )
+    return replace(report, refinement=refinement, clients=clients)
 
 
 # --- what is checked before anything is read

@@ -120,10 +120,11 @@ def _value(hint: Any, data: Any, where: str) -> Any:
         return float(data)
     if origin is Literal and data in args:
         return data
-    if hint is Any or (hint is not float and isinstance(hint, type) and _is(data, hint)):
-        return data
     if origin is Mapping and isinstance(data, Mapping):  # one that nobody looks into
         return dict(data)
+    plain = origin is None and isinstance(hint, type)  # Python 3.10 calls Mapping[str, int] a type
+    if hint is Any or (hint is not float and plain and _is(data, hint)):
+        return data
     expected = {float: "a finite number"}.get(hint, getattr(hint, "__name__", str(hint)))
     raise ValueError(f"{where}: expected {expected}, found {_shown(data)}")
 

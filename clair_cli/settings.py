@@ -242,7 +242,8 @@ def failing_verdicts(fail_on: str) -> tuple[str, ...]:
         return ()
     if fail_on in words:
         return words[words.index(fail_on) :]
-    named = [w.strip() for w in fail_on.removesuffix(",").split(",")] if "," in fail_on else []
+    several = isinstance(fail_on, str) and "," in fail_on
+    named = [w.strip() for w in fail_on.removesuffix(",").split(",")] if several else []
     expected = f"{', '.join(words)} or never, or several of the first four with commas"
     _require(bool(named) and set(named) <= set(words), "fail_on", expected, fail_on)
     return tuple(w for w in words if w in named)

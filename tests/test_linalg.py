@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from clair_cli import linalg
 from clair_cli.linalg import dominant, energy_left_out, gram, range_basis, standing_out, whiten
 
 DRAW = torch.Generator().manual_seed(0)
@@ -75,3 +79,22 @@ def test_nothing_stands_out_of_noise_and_planted_directions_do(rows: int, column
         c = torch.randn(2, columns, generator=draw, dtype=torch.float64)
         spiked = torch.linalg.svdvals(noise + 6 * u @ c).square()
         assert standing_out(spiked[:12].tolist(), float(spiked.sum()), rows, columns) == 2
+
+
+def test_small_symmetric_eigenproblems_are_solved_in_float64_and_in_one_place() -> None:
+    """Of finite matrices in float32, LAPACK's eigh has returned NaN."""
+    package = Path(linalg.__file__).parent
+    found = [
+        f"{path.relative_to(package)}"
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\btorch\.(linalg\.)?(eigh|eigvalsh|eig)\(", line)
+    ]
+    assert found == ["linalg.py"]
+    near = torch.ones(6, 6) + 1e-9 * torch.eye(6)  # in float32 its least eigenvalues are noise
+    values, vectors = linalg.eigh(near.expand(2, 6, 6))
+    assert values.dtype == vectors.dtype == torch.float64
+    wanted = torch.linalg.eigvalsh(near.double())
+    assert torch.equal(values, wanted.expand(2, 6)) or torch.allclose(values, wanted, atol=1e-14)
+    again = vectors @ torch.diag_embed(values) @ vectors.transpose(1, 2)
+    assert torch.allclose(again, near.double().expand(2, 6, 6), atol=1e-13)

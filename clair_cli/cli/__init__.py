@@ -75,10 +75,12 @@ def run(arguments: list[str]) -> int:
         if result == 130:  # typer's answer to an interrupt
             raise KeyboardInterrupt
         return int(result or 0) if arguments else UsageError.exit_code
-    except SystemExit:
-        if not (asked or HELP & set(arguments)):
+    except SystemExit as end:
+        if asked:  # fish takes it for whether there is anything to complete with
+            return int(end.code or 0)
+        if not HELP & set(arguments):
             raise
-        return 0  # typer exits 1 when the reader of the help has gone, and where nothing completes
+        return 0  # typer exits 1 when the reader of the help has gone
     except SettingError as error:
         name, colon, said = str(error).partition(":")
         return fail(f"{flag(name)}{colon}{said}", error.exit_code)

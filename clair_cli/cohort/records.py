@@ -27,13 +27,17 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file as it was read: `identity` tells whether it is still the same file later."""
+    """One file as it was read: `identity` tells whether it is still the same file later.
+
+    `later` are identities under which its contents have turned out to be the same.
+    """
 
     name: str
     path: Path
     size: int
     sha256: str
     identity: tuple[int, ...]
+    later: set[tuple[int, ...]] = field(default_factory=set, compare=False, repr=False)
 
 
 class Start(Enum):

@@ -205,6 +205,17 @@ class DetectionCalibration(Constants):
         "likeness to an addition's members from which on an outsider speaks against it",
         REAL,
     )
+    subspace: float = constant(
+        6.0,
+        "spreads of the others' pairs",
+        (1, 100),
+        "likeness of the outputs that the rests of three and more change that is an addition; honest "
+        "clients reach 7.2 at a cosine of 0.15",
+        REAL,
+    )
+    subspace_cosine: float = constant(
+        0.3, "cosine", (0, 1), "least likeness of such outputs; honest clients reach 0.27", REAL
+    )
     hasty: float = constant(
         2.5,
         "usual errors",

@@ -64,7 +64,18 @@ class Groups:
                 found, bool(further[list(found.members)].any())
             ):
                 return found
-        return None
+        return self._subspace_of_few(able & ~further)
+
+    def _subspace_of_few(self, able: Mask) -> Company | None:
+        """Three and more that change the same outputs on top of what all change, each in its own way."""
+        n, why = self.numbers, self.distances.output_causes(self.group)
+        if why is None:
+            return None
+        found = addition(why.company, able, n.addition_floor, n.addition_apart)
+        if found is None or len(found.members) < 3:
+            return None
+        beyond = found.cosine >= n.subspace_cosine and found.score >= n.subspace
+        return found if beyond else None
 
     def _striking(self, found: Company, further: bool) -> bool:
         """Whether so many are so alike; who went `further` has to be alike beyond doubt."""

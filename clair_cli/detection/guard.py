@@ -46,11 +46,24 @@ def spared(
 ) -> tuple[Result, dict[int, Reason]]:
     """compute(kept) of all positions in `suspects`, or without those that make it fail, and why.
 
+    As `sifted`, where MIN_CLIENTS are needed.
+    """
+    result, errors = sifted(compute, suspects, MIN_CLIENTS)
+    remedy = "retrain it, or leave this client out"
+    failed = {k: f"{what} fails with it: {in_one_line(error)}" for k, error in errors.items()}
+    return result, {k: Reason(Failed.code, f"{text}; {remedy}") for k, text in failed.items()}
+
+
+def sifted(
+    compute: Callable[[Sequence[int]], Result], suspects: Sequence[int], least: int
+) -> tuple[Result, dict[int, Exception]]:
+    """compute(kept) of all positions in `suspects`, or without those that make it fail, and how.
+
     They are found by halving, so that few trials suffice, the least suspect first. Raises what
-    `compute` raises where fewer than MIN_CLIENTS would be left, and at once where that is an error of
+    `compute` raises where fewer than `least` would be left, and at once where that is an error of
     clair's own.
     """
-    trial = _Trial(compute, what)
+    trial = _Trial(compute, least)
     order = suspects[::-1]
     for first in range(0, min(len(order), FIRST_TRIES), 2):  # two are believed without a trial
         trial.begin()
@@ -64,20 +77,20 @@ def spared(
 class _Trial(Generic[Result]):
     """Positions with which `compute` goes well together, taken in one group after the other."""
 
-    def __init__(self, compute: Callable[[Sequence[int]], Result], what: str) -> None:
-        self.compute, self.what = compute, what
+    def __init__(self, compute: Callable[[Sequence[int]], Result], least: int) -> None:
+        self.compute, self.least = compute, least
         self.error: Exception | None = None
         self.begin()
 
     def begin(self) -> None:
         """Nobody is in, nobody is out."""
-        self.kept, self.failed = list[int](), dict[int, Reason]()
+        self.kept, self.failed = list[int](), dict[int, Exception]()
         self.result: Result | None = None
 
     def admit(self, group: Sequence[int]) -> None:
         """Take in all of the group, or of its halves, or call a single one the reason of a failure."""
         together = sorted([*self.kept, *group])
-        if len(together) < MIN_CLIENTS:
+        if len(together) < self.least:
             self.kept = together
             return
         try:
@@ -87,10 +100,9 @@ class _Trial(Generic[Result]):
             raise
         except Exception as error:
             self.error = self.error or error
-            text = f"{self.what} fails with it: {in_one_line(error)}"
+            found = error
         if len(group) == 1:
-            remedy = "retrain it, or leave this client out"
-            self.failed[group[0]] = Reason(Failed.code, f"{text}; {remedy}")
+            self.failed[group[0]] = found
             return
         half = len(group) // 2
         self.admit(group[:half])

@@ -11,18 +11,13 @@ import numpy as np
 from clair_cli.cohort import Cohort
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import spared
-from clair_cli.detection.reading import without_failed
 from clair_cli.detection.record import Detection, Machine
 from clair_cli.detection.solver import decompose, settled
 from clair_cli.detection.stacks import ModuleStack
 from clair_cli.detection.tables import tabulated
 from clair_cli.detection.verdicts import judge
-from clair_cli.errors import Failed
 from clair_cli.progress import Progress, silent
-from clair_cli.report import Reason
 from clair_cli.settings import Settings
-
-LEFT_OUT = Reason(Failed.code, "left out of a trial")
 
 
 def judged(
@@ -49,9 +44,9 @@ def _judged(
     kept: Sequence[int],
 ) -> Detection:
     """Those at the positions `kept`."""
-    out = dict.fromkeys(set(range(len(cohort.clients))) - set(kept), LEFT_OUT)
-    if out:
-        cohort, stacks, full = without_failed(cohort, stacks, replace(full, failed=out))
+    if len(kept) < len(cohort.clients):
+        cohort = replace(cohort, clients=tuple(cohort.clients[k] for k in kept))
+        stacks, full = tuple(s.select(kept) for s in stacks), full.select(kept)
     solved = decompose(stacks, settings.detection, settings.seed, on_progress)
     judgement = judge(tabulated(cohort, stacks, solved, full), settings)
     decomposition = None

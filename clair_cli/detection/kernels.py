@@ -48,6 +48,8 @@ class Kernels:
         """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
         tells = tables.absolute if tables.absolute is not None else np.ones(len(unit), bool)
         self.told = (tables.inner / unit**2)[tells].sum(axis=0) if tells.any() else None
+        self.outputs = np.asarray((_traceless(tables) / unit**4)[tells].sum(axis=0))
+        """Inner products (K, K) of the parts of D D' without trace: alike where outputs change alike."""
         self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
         self.chance = agreement.chance_cosines(
             tables.overlap / unit**4, self.norms / unit[:, 0], tables.d_in
@@ -100,6 +102,11 @@ class Kernels:
         Updates known up to a common part do not tell, and are left out.
         """
         return None if self.told is None else causes(self.told, group)
+
+    @remembered
+    def output_causes(self, group: Mask) -> Causes | None:
+        """`causes` of the outputs that the updates change, whatever they make of the inputs."""
+        return None if self.told is None else causes(self.outputs, group)
 
     @remembered
     def kept(self, group: Mask) -> Array | None:
@@ -203,3 +210,10 @@ class Kernels:
         """Spread of the cosines of the members' deviations: large where honest clients come in kinds."""
         cosine = self.deviations(group)
         return 0.0 if cosine is None else robust_scale(agreement.pairs(cosine, group))
+
+
+def _traceless(tables: Tables) -> Array:
+    """<P_i, P_j> of P = D D' - tr(D D') / d_out, (M, K, K): 0 for strangers of random directions."""
+    energy = np.einsum("mkk->mk", tables.inner)
+    chance = energy[:, :, None] * energy[:, None, :] / tables.d_out[:, None, None]
+    return np.asarray(tables.overlap - chance)

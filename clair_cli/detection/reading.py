@@ -134,7 +134,7 @@ def _stack(
                 continue
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
-        updates.append(_nothing(adapter, module, dtype, device))
+        updates.append(nothing(adapter, module, dtype, device))
     updates, energies = _narrow(updates, settings.seed)
     stack, broke = spared(
         partial(_joint, cohort, settings, module, updates),
@@ -201,7 +201,7 @@ def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) 
     return LowRankUpdate(*shortened(mean.up, mean.down), mean.scale)
 
 
-def _nothing(adapter: Adapter, module: str, dtype: str, device: str) -> LowRankUpdate:
+def nothing(adapter: Adapter, module: str, dtype: str, device: str) -> LowRankUpdate:
     """The update zero of the module's shape."""
     spec, kind = adapter.updates[module], getattr(torch, dtype)
     return LowRankUpdate(

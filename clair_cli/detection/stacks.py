@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clair_cli.linalg import gram, range_basis
+from clair_cli.linalg import eigh, gram, range_basis
 from clair_cli.update import LowRankUpdate
 
 
@@ -206,12 +206,8 @@ def _row_overlap(right: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _whitening(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """W (K, r, r) whose W_k' A_k has orthonormal or zero rows, and the rank of each A_k, (K,).
-
-    In float64: of finite matrices in float32, LAPACK's eigh has returned NaN.
-    """
-    finite = torch.where(_finite(blocks), blocks, 0).double()
-    values, vectors = torch.linalg.eigh(finite)
+    """W (K, r, r) whose W_k' A_k has orthonormal or zero rows, and the rank of each A_k, (K,)."""
+    values, vectors = eigh(torch.where(_finite(blocks), blocks, 0))
     least = torch.finfo(blocks.dtype).eps * blocks.shape[1] * values[:, -1:].clamp_min(0)
     real = values > least  # (K, r)
     whiten = vectors * torch.where(real, values, 1).rsqrt()[:, None, :] * real[:, None, :]
@@ -300,6 +296,6 @@ def _sketch(up: Tensor, down: Tensor, width: int, size: int, seed: int) -> tuple
 
 def _root(spd: Tensor) -> Tensor:
     """Symmetric roots of a batch of positive semidefinite matrices; non-finite ones become 0."""
-    values, vectors = torch.linalg.eigh(torch.where(_finite(spd), spd, 0))
+    values, vectors = eigh(torch.where(_finite(spd), spd, 0))
     root: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)
-    return root
+    return root.to(spd.dtype)

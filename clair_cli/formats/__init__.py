@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, Cohort
-from clair_cli.errors import OutputError
+from clair_cli.errors import Unstorable
 from clair_cli.formats import diffusers, flower, kohya, mlx, peft, plain
 from clair_cli.formats.bounds import check_dtypes, check_updates, check_work
 from clair_cli.formats.containers import as_adapter, read_contents
@@ -166,7 +166,7 @@ def open_writer(
     """
     for module in modules:
         if module not in adapter.updates:
-            raise OutputError(f"{adapter.client}: no module {module!r} to write an update to")
+            raise Unstorable(f"{adapter.client}: no module {module!r} to write an update to")
     return record(adapter).writer(adapter, folder, modules, ranks)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import Adapter, FullSpec, UpdateSpec
-from clair_cli.errors import NonFinite, OutputError
+from clair_cli.errors import NonFinite, Unstorable
 from clair_cli.formats.containers import non_finite, read_pieces, read_tensor, read_values
 from clair_cli.formats.files import read_range
 from clair_cli.formats.full import FullWriter
-from clair_cli.formats.npz import NpzWriter
+from clair_cli.formats.npz_writer import NpzWriter
 from clair_cli.formats.rules import RULES, Array, Factors
 from clair_cli.formats.safetensors_file import BITS, SafetensorsWriter, stored
 from clair_cli.settings import DtypeName
@@ -270,7 +270,7 @@ class FactorsWriter(FullWriter):
             return
         store = RULES[spec.rule].store
         if store is None:
-            raise OutputError(f"{group[0]}: {spec.rule} cannot hold a low-rank update")
+            raise Unstorable(f"{group[0]}: {spec.rule} cannot hold a low-rank update")
         parts = store([held[m] or self._own(m) for m in group])
         for role, name in spec.tensors.items():
             if role not in parts:
@@ -293,7 +293,7 @@ class FactorsWriter(FullWriter):
     def close(self) -> None:
         """Everything on disk, and what lies beside it."""
         if self.due:
-            raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+            raise Unstorable(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self._finish_full()
         self.out.close()
         self.beside()
@@ -326,7 +326,7 @@ def fitted(update: LowRankUpdate, spec: UpdateSpec, module: str, rank: int | Non
     n, scale = (spec.rank, spec.scale) if rank is None else (rank, 1.0)
     r = update.down.shape[0]
     if update.up.shape != (spec.d_out, r) or update.down.shape != (r, spec.d_in) or r > n:
-        raise OutputError(
+        raise Unstorable(
             f"{module}: an update {tuple(update.up.shape)} @ {tuple(update.down.shape)} does not "
             f"fit {spec.d_out} x {spec.d_in} of rank {n}"
         )

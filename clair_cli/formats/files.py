@@ -200,22 +200,15 @@ def read_range(file: InputFile, begin: int, end: int) -> bytearray:
     raise ChangedWhileRead(_changed(file.path))
 
 
-_hashed_again: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-"""Identity when a file was hashed -> later ones under which its contents were the same."""
-
-
 def _proved(fd: int, file: InputFile) -> tuple[int, ...]:
     """The state of an open file whose contents are those that were hashed. Raises ChangedWhileRead."""
     now = identity(fd)
-    if now == file.identity:
+    if now == file.identity or now in file.later:
         return now
-    known = _hashed_again.setdefault(file.identity, [])
-    if now in known:
-        return now
-    same = _same_but_for_inode(now, file.identity) and len(known) < TRIES
+    same = _same_but_for_inode(now, file.identity) and len(file.later) < TRIES
     if not same or _sha256(fd, file.size) != file.sha256:
         raise ChangedWhileRead(_changed(file.path))
-    known.append(now)  # if it changes from here on, its identity will differ
+    file.later.add(now)  # if it changes from here on, its identity will differ
     return now
 
 

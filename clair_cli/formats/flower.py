@@ -26,7 +26,7 @@ from clair_cli.formats.containers import (
 from clair_cli.formats.factors import FactorsWriter, Shapes
 from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.layout import CONFIG, Layout, locate
-from clair_cli.formats.npz import NpzWriter
+from clair_cli.formats.npz_writer import NpzWriter
 from clair_cli.formats.peft import lora
 from clair_cli.formats.peft.keys import FACTOR_NAME, canonical_key
 from clair_cli.formats.peft.lora import PeftWriter

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, FullSpec
-from clair_cli.errors import NonFinite, OutputError
+from clair_cli.errors import NonFinite, Unstorable
 from clair_cli.formats.containers import container, non_finite
 from clair_cli.settings import DtypeName
 
@@ -166,17 +166,17 @@ class FullWriter:
 
     def _full_spec(self, name: str) -> FullSpec:
         if name not in self.adapter.full:
-            raise OutputError(f"{self.adapter.client}: no full matrix {name!r} to write to")
+            raise Unstorable(f"{self.adapter.client}: no full matrix {name!r} to write to")
         return self.adapter.full[name]
 
-    def _misfit(self, name: str, spec: FullSpec, shape: tuple[int, ...]) -> OutputError:
-        return OutputError(f"{name}: {list(shape)} does not fit the full matrix {list(spec.shape)}")
+    def _misfit(self, name: str, spec: FullSpec, shape: tuple[int, ...]) -> Unstorable:
+        return Unstorable(f"{name}: {list(shape)} does not fit the full matrix {list(spec.shape)}")
 
     def _put_elements(self, name: str, spec: FullSpec, begin: int, values: Tensor) -> None:
         end, done = begin + values.numel(), self.put_so_far.get(name, 0)
         if begin != done or end > spec.size:
             text = f"elements {begin} to {end} of {spec.size}, of which {done} are written"
-            raise OutputError(f"{name}: {text}; rows are put in order, every one once")
+            raise Unstorable(f"{name}: {text}; rows are put in order, every one once")
         scale = self._written_scale(spec)
         self._write_full(
             spec, begin, values.reshape(-1) / scale if scale != 1 else values.reshape(-1)
@@ -191,7 +191,7 @@ class FullWriter:
                 self._pass_full(spec)
             elif done < spec.size:
                 text = f"{done} of {spec.size} elements of {name!r} were written"
-                raise OutputError(f"{self.adapter.client}: {text}")
+                raise Unstorable(f"{self.adapter.client}: {text}")
 
     def _written_scale(self, spec: FullSpec) -> float:
         """The scale that the tensor will be read with from the new file."""

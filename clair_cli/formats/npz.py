@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import InputFile, TensorSpec
-from clair_cli.errors import Malformed, PickleFound, Unstorable, Unsupported
+from clair_cli.errors import LimitExceeded, Malformed, PickleFound, Unsupported
 from clair_cli.formats import files
 from clair_cli.formats.files import CHUNK, PIECE, pread, read_range
 from clair_cli.formats.safetensors_file import FLOATS, MAX_DIMENSIONS
-from clair_cli.formats.zip_file import DEFLATED, Member, ZipWriter, damaged, read_directory
+from clair_cli.formats.zip_file import DEFLATED, Member, damaged, read_directory
 from clair_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ HEADER = re.compile(
 DESCR = re.compile(r"[<>=|](?P<kind>[biufcmMSUVO])(?P<size>\d{0,9})(?:\[[^\]]*\])?")
 MAX_HEADER = 4096
 """Twice what 64 dimensions take."""
+COLUMNS = 2**26
+"""Bytes of an array that is stored column by column: it is read whole, to be given row by row."""
 STREAMS = 64
 """Deflated arrays that are unpacked beside each other, some MiB each: one of each client."""
 FLOAT_NAMES = {"f8": "F64", "f4": "F32", "f2": "F16"}
@@ -78,10 +79,14 @@ def _tensor(fd: int, member: Member, where: str) -> NpyTensor:
     shape = tuple(int(n) for n in re.findall(r"\d+", match["shape"]))
     if len(shape) > MAX_DIMENSIONS or any(n >= 2**63 for n in shape):
         raise Malformed(f"{what}: invalid shape ({match['shape'][:60]})")
-    dtype, itemsize = _dtype(match["descr"], what)
+    dtype, itemsize = dtype_of(match["descr"], what)
     if head + math.prod(shape) * itemsize != member.unpacked:
         text = f"shape ({match['shape'][:60]}) of {match['descr']!r}"
         raise Malformed(f"{what}: {text} does not take its {member.unpacked - head} bytes")
+    fortran = match["fortran"] == "True"
+    if fortran and len(shape) > 1 and member.unpacked > COLUMNS:
+        text = f"{member.unpacked} bytes stored column by column, the limit is {COLUMNS}"
+        raise LimitExceeded(f"{what}: {text}; save numpy.ascontiguousarray of it")
     return NpyTensor(
         file=where,
         dtype=dtype,
@@ -89,7 +94,7 @@ def _tensor(fd: int, member: Member, where: str) -> NpyTensor:
         begin=member.begin,
         end=member.end,
         descr=match["descr"],
-        fortran=match["fortran"] == "True",
+        fortran=fortran,
         head=head,
         unpacked=member.unpacked,
         deflated=member.method == DEFLATED,
@@ -108,7 +113,7 @@ def _header_text(data: bytes, what: str) -> tuple[int, str]:
     return end, data[start:end].decode("latin-1")
 
 
-def _dtype(descr: str, what: str) -> tuple[str, int]:
+def dtype_of(descr: str, what: str) -> tuple[str, int]:
     """The dtype in safetensors terms, else in numpy's, and the bytes of one element."""
     match = DESCR.fullmatch(descr)
     if match is None:
@@ -167,7 +172,7 @@ def read_bytes(file: InputFile, name: str, spec: TensorSpec) -> bytes:
 def read_pieces(file: InputFile, name: str, spec: TensorSpec) -> Iterator[bytes]:
     """What `read_bytes` gives in pieces of bounded size, in order.
 
-    An array that is stored column by column is one piece.
+    An array that is stored column by column is one piece, of at most COLUMNS bytes.
     """
     import numpy as np
 
@@ -177,7 +182,7 @@ def read_pieces(file: InputFile, name: str, spec: TensorSpec) -> Iterator[bytes]
         return
     big = spec.descr.startswith(">") and spec.dtype in FLOATS
     skip = spec.head
-    for piece in _raw_pieces(file, name, spec):
+    for piece in raw_pieces(file, name, spec):
         data, skip = piece[skip:], max(skip - len(piece), 0)
         if big:
             kind = np.dtype(spec.descr[:3])
@@ -185,7 +190,7 @@ def read_pieces(file: InputFile, name: str, spec: TensorSpec) -> Iterator[bytes]
         yield data
 
 
-def _raw_pieces(file: InputFile, name: str, spec: NpyTensor) -> Iterator[bytes]:
+def raw_pieces(file: InputFile, name: str, spec: NpyTensor) -> Iterator[bytes]:
     """The whole .npy file of an array, cut where elements end. Raises Malformed as `read_raw` does."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS) if spec.deflated else None
     crc, done, rest = 0, 0, b""
@@ -236,13 +241,13 @@ def read_elements(
 
     The checksum is of the whole, and looked at with the first of them; of what is deflated with the
     last, and parts that follow each other are unpacked once. What is stored column by column is read
-    whole every time.
+    whole, and the last such array is kept.
     """
     import numpy as np
 
     assert isinstance(spec, NpyTensor)
     if spec.fortran and len(spec.shape) > 1:
-        return read_values(file, name, spec).reshape(-1)[begin:end]
+        return _streams.whole(file, name, spec)[begin:end].astype(np.float64)
     kind = np.dtype(spec.descr[:3])
     if spec.deflated:
         unpacked = _streams.read(file, name, spec, begin * kind.itemsize, end * kind.itemsize)
@@ -255,17 +260,30 @@ def read_elements(
 
 
 class _Streams:
-    """Arrays that are being unpacked from their beginning on, those read last."""
+    """Arrays that are being unpacked from their beginning on, those read last; and the last one that was
+    turned round, row by row."""
 
     def __init__(self) -> None:
         self.held: dict[tuple[Any, ...], tuple[Iterator[bytes], int, bytes]] = {}
+        self.turned: tuple[tuple[Any, ...], NDArray[Any]] | None = None
+
+    def whole(self, file: InputFile, name: str, spec: NpyTensor) -> NDArray[Any]:
+        """All elements of an array that is stored column by column, row by row, in its own dtype."""
+        import numpy as np
+
+        key = (file.path, file.identity, name)
+        if self.turned is None or self.turned[0] != key:
+            self.turned = None
+            flat = np.frombuffer(read_raw(file, name, spec), spec.descr[:3], offset=spec.head)
+            self.turned = key, flat.reshape(spec.shape, order="F").ravel()
+        return self.turned[1]
 
     def read(self, file: InputFile, name: str, spec: NpyTensor, begin: int, end: int) -> bytes:
         """Bytes [begin, end) of the elements as they are stored."""
         key = (file.path, file.identity, name)
         pieces, at, rest = self.held.pop(key, (None, 0, b""))
         if pieces is None or begin < at:
-            pieces, at, rest = _raw_pieces(file, name, spec), -spec.head, b""
+            pieces, at, rest = raw_pieces(file, name, spec), -spec.head, b""
         found = bytearray()
         while at < end:
             if not rest and not (rest := next(pieces, b"")):
@@ -300,122 +318,3 @@ def head_of(file: InputFile, name: str, spec: NpyTensor) -> bytes:
         data = bytes(read_range(file, spec.begin, end))
         return _inflated(data, spec.head, f"{spec.file}: tensor {name!r}")[0]
     return bytes(read_range(file, spec.begin, spec.begin + spec.head))
-
-
-class SameNpz:
-    """A new .npz of the same tensors, in any order, unpacked; equal tensors give equal bytes."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, TensorSpec]) -> None:
-        sizes = {f"{k}.npy": t.unpacked for k, t in tensors.items() if isinstance(t, NpyTensor)}
-        self.file = ZipWriter(path, sizes)
-        self.held: dict[str, NDArray[np.float64]] = {}
-
-    def copy(self, file: InputFile, name: str, spec: TensorSpec) -> None:
-        """The tensor as it is in `file`."""
-        assert isinstance(spec, NpyTensor)
-        at = 0
-        for piece in _raw_pieces(file, name, spec):
-            self.file.write(f"{name}.npy", piece, at)
-            at += len(piece)
-
-    def put(
-        self, file: InputFile, name: str, spec: TensorSpec, values: NDArray[np.float64]
-    ) -> None:
-        """Other values in place of those in `file`. Raises OutputError where they overflow."""
-        assert isinstance(spec, NpyTensor)
-        data = _stored(values, spec, name).tobytes(order="F" if spec.fortran else "C")
-        self.file.write(f"{name}.npy", head_of(file, name, spec) + data)
-
-    def put_part(
-        self,
-        file: InputFile,
-        name: str,
-        spec: TensorSpec,
-        values: NDArray[np.float64],
-        begin: int,
-    ) -> None:
-        """Other values (n,) of the elements from `begin` on, in order. Raises what `put` does.
-
-        What is stored column by column is kept until the last of it is there.
-        """
-        import numpy as np
-
-        assert isinstance(spec, NpyTensor)
-        end = begin + len(values)
-        if spec.fortran:
-            whole = self.held.setdefault(name, np.empty(math.prod(spec.shape)))
-            whole[begin:end] = values
-            if end == len(whole):
-                self.put(file, name, spec, self.held.pop(name).reshape(spec.shape))
-            return
-        data = _stored(values, spec, name).tobytes()
-        at = spec.head + begin * (len(data) // max(len(values), 1))
-        if begin == 0:
-            data, at = head_of(file, name, spec) + data, 0
-        self.file.write(f"{name}.npy", data, at)
-
-    def close(self) -> None:
-        """See that everything is on disk."""
-        self.file.close()
-
-    def abandon(self) -> None:
-        """Remove the unfinished file; after `close` this does nothing."""
-        self.file.abandon()
-
-
-def _stored(values: NDArray[np.float64], spec: NpyTensor, name: str) -> NDArray[Any]:
-    """`values` in the dtype of the array. Raises OutputError where they are not finite in it."""
-    import numpy as np
-
-    with np.errstate(over="ignore"):
-        stored = values.astype(spec.descr[:3])
-    if not np.isfinite(stored).all():
-        text = f"tensor {name!r}: values are not finite in the stored dtype {spec.dtype}"
-        raise Unstorable(f"{text}; save the input as float32 and refine that")
-    return stored
-
-
-class NpzWriter:
-    """A new .npz of tensors name -> dtype, shape, which lie in it in this order, unpacked.
-
-    A reader that takes the arrays by their places finds them there.
-    """
-
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        self.heads = {name: _head(*what) for name, what in shapes.items()}
-        items = {name: _dtype(_descr(dtype), name)[1] for name, (dtype, _) in shapes.items()}
-        sizes = {
-            f"{name}.npy": len(self.heads[name]) + math.prod(shape) * items[name]
-            for name, (_, shape) in shapes.items()
-        }
-        self.file = ZipWriter(path, sizes)
-
-    def write(self, name: str, data: bytes | bytearray, at: int = 0) -> None:
-        """All bytes of a tensor, once, as `read_bytes` gives them; or piece by piece, in order."""
-        head = self.heads[name]
-        place = (f"{name}.npy", data, len(head) + at) if at else (f"{name}.npy", head + data, 0)
-        self.file.write(*place)
-
-    def close(self) -> None:
-        """See that everything is on disk."""
-        self.file.close()
-
-    def abandon(self) -> None:
-        """Remove the unfinished file; after `close` this does nothing."""
-        self.file.abandon()
-
-
-def _descr(dtype: str) -> str:
-    """numpy's name of a dtype that is given as in `NpyTensor`."""
-    return {name: f"<{descr}" for descr, name in FLOAT_NAMES.items()}.get(dtype, dtype)
-
-
-def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
-    from io import BytesIO
-
-    from numpy.lib.format import write_array_header_1_0
-
-    text = BytesIO()
-    header = {"descr": _descr(dtype), "fortran_order": False, "shape": shape}
-    write_array_header_1_0(text, header)
-    return text.getvalue()

@@ -22,8 +22,8 @@ from clair_cli.errors import (
     LimitExceeded,
     NonFinite,
     OtherBase,
-    OutputError,
     ShapeMismatch,
+    Unstorable,
     Unsupported,
     UsageError,
 )
@@ -39,7 +39,7 @@ from clair_cli.formats.containers import (
 from clair_cli.formats.full import FullWriter
 from clair_cli.formats.interface import AdapterFormat
 from clair_cli.formats.layout import EXPECTED_FILE, SUFFIXES, Layout
-from clair_cli.formats.npz import SameNpz
+from clair_cli.formats.npz_writer import SameNpz
 from clair_cli.formats.safetensors_file import FLOATS, SameSafetensors
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, ReadAs, Settings
@@ -317,7 +317,7 @@ class PlainWriter(FullWriter):
         shape = (update.up.shape[0], update.down.shape[1])
         if shape != (spec.d_out, spec.d_in):
             text = f"an update {shape[0]} x {shape[1]} does not fit {spec.d_out} x {spec.d_in}"
-            raise OutputError(f"{module}: {text}")
+            raise Unstorable(f"{module}: {text}")
         values = update.dense().cpu().double().numpy()
         base = base_values(self.adapter, module)
         tensor = self.adapter.tensors[spec.file_key]
@@ -344,7 +344,7 @@ class PlainWriter(FullWriter):
     def close(self) -> None:
         """See that everything is on disk. Raises OutputError where a module is missing."""
         if self.due:
-            raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+            raise Unstorable(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self._finish_full()
         self.out.close()
 

@@ -16,7 +16,6 @@ from clair_cli.cohort import InputFile, TensorSpec
 from clair_cli.errors import (
     LimitExceeded,
     Malformed,
-    OutputError,
     PickleFound,
     Unstorable,
     Unsupported,
@@ -232,7 +231,7 @@ def lay_out(
     for name, (dtype, _) in shapes.items():
         if dtype not in BITS:
             what = f"tensor {name!r} is {dtype}, which safetensors does not hold"
-            raise OutputError(f"{what}; leave it out of the input, or save it as float32")
+            raise Unstorable(f"{what}; leave it out of the input, or save it as float32")
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at, begins = 0, {}
     for name in sorted(shapes, key=lambda n: (-BITS[shapes[n][0]], shapes[n][0], n)):
@@ -277,9 +276,9 @@ class SafetensorsWriter:
             with safe_open(self.file.path, "pt") as file:
                 found = set(file.keys())
         except SafetensorError as cause:
-            raise OutputError(f"{name}: safetensors does not accept it: {cause}") from cause
+            raise Unstorable(f"{name}: safetensors does not accept it: {cause}") from cause
         if found != self.begins.keys():
-            raise OutputError(f"{name}: safetensors does not find what was written")
+            raise Unstorable(f"{name}: safetensors does not find what was written")
 
     def abandon(self) -> None:
         """Remove the unfinished file; after `close` this does nothing."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array
+from clair_cli.linalg import eigh
+from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 
 FEWEST = 4
@@ -37,10 +39,15 @@ def own_labels(
         who = [k for k, a in enumerate(clients) if name in a.full]
         if len(who) < FEWEST or not _is_head([clients[k] for k in who], name, numbers):
             continue
-        heads = [formats.read_full_tensor(clients[k], name, "float64") for k in who]
+        heads = [_head(clients[k], name) for k in who]
         found[who] = np.maximum(found[who], in_shared_direction(torch.stack(heads)))
         looked = True
     return found if looked else None
+
+
+def _head(adapter: Adapter, name: str) -> Tensor:
+    with of_client(adapter.client):
+        return formats.read_full_tensor(adapter, name, "float64")
 
 
 def _is_head(clients: Sequence[Adapter], name: str, numbers: RefinementCalibration) -> bool:
@@ -64,7 +71,7 @@ def in_shared_direction(heads: Tensor) -> Array:
     for k, own in enumerate(unit):
         others = torch.cat([unit[:k], unit[k + 1 :]]).flatten(0, 1)
         if whole is not None:
-            direction = torch.linalg.eigh(whole - own.T @ own)[1][:, -1]
+            direction = eigh(whole - own.T @ own)[1][:, -1]
         else:
             direction = start = _leading(others, start)
         shares.append(float((own @ direction).square().sum()))

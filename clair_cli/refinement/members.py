@@ -33,6 +33,18 @@ class Recipients:
         """Which of the clients count in the means."""
         return tuple(w > 0 for w in self.weights)
 
+    @property
+    def by_giving(self) -> list[int]:
+        """All positions, those last that count in the means."""
+        return sorted(range(len(self.clients)), key=lambda k: self.weights[k] > 0)
+
+    def select(self, kept: Sequence[int]) -> Recipients:
+        """Those at the positions `kept` alone, of whom one at least counts in the means."""
+        total = math.fsum(self.weights[k] for k in kept)
+        return Recipients(
+            tuple(self.clients[k] for k in kept), tuple(self.weights[k] / total for k in kept)
+        )
+
 
 def read_counts(path: Path) -> dict[str, float]:
     """Sample counts per client: a JSON object {client: count}, or lines `client,count`, with or without
@@ -70,12 +82,16 @@ def _count(path: Path, client: str, value: object) -> float:
 
 
 def recipients(
-    said: Sequence[Verdict], cohort: Cohort, settings: Settings, counts: Mapping[str, float]
+    said: Sequence[Verdict],
+    cohort: Cohort,
+    settings: Settings,
+    counts: Mapping[str, float],
+    gone: Collection[str] = (),
 ) -> Recipients:
     """Benign clients, changed by --include and --exclude, and suspicious ones that only receive.
 
     Suspicious ones receive where they do no more than lack a part of what the others share, as clients
-    with little data do; all of them with `refine_suspicious`.
+    with little data do; all of them with `refine_suspicious`; none of those that are `gone`.
     Raises UsageError for names that are no usable client and for missing counts, NoVerdict where nobody
     is left.
     """
@@ -87,7 +103,7 @@ def recipients(
     poor = {c.client for c in said if c.cause is not None and c.cause.kind in DATA_POOR}
     odd = {c for c in usable if verdicts[c] == "suspicious"}
     got = given | (odd if settings.refine_suspicious else odd & poor)
-    given, got = given - set(settings.exclude), got - set(settings.exclude)
+    given, got = (who.difference(settings.exclude, gone) for who in (given, got))
     if not given:
         why = "left after --exclude" if settings.exclude else "benign"
         raise NoVerdict(f"no client is {why}: there is nothing to refine; see `clair detect`")

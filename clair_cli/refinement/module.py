@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clair_cli.linalg import standing_out
+from clair_cli.linalg import eigh, standing_out
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.refinement.strength import Shrinkage, kept_share
 from clair_cli.update import LowRankUpdate
@@ -196,7 +196,7 @@ class ModuleRefiner:
         kept = []
         for row in mix:
             kept.append(sum((m * o for m, o in zip(row, self.offs, strict=True)), 0 * self.mean))
-        return kept, float((torch.linalg.eigvalsh((mix + mix.T) / 2) > 0.5).sum())
+        return kept, float((eigh((mix + mix.T) / 2)[0] > 0.5).sum())
 
     def _by_noise(self, side: str, shares: NDArray[np.float64], directions: Tensor) -> Tensor:
         """The share to keep of every direction (p,), from the replicates' energy in it."""
@@ -230,10 +230,10 @@ class ModuleRefiner:
         for off, weight in zip(self.offs, self.weights, strict=True):
             if weight:
                 cov += weight * (off.T @ off if side == "right" else off @ off.T)
-        values, vectors = torch.linalg.eigh(cov)
-        energy = values.flip(0).clamp_min(0).cpu().double().numpy()
+        values, vectors = eigh(cov)
+        energy = values.flip(0).clamp_min(0).cpu().numpy()
         total = float(energy.sum())
-        return energy / total if total > 0 else energy, vectors.flip(1)
+        return energy / total if total > 0 else energy, vectors.flip(1).to(cov.dtype)
 
 
 def squared_spectrum(core: Tensor) -> NDArray[np.float64]:

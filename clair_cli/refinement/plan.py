@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from clair_cli.detection.agreement import Array, Mask, levelled
 from clair_cli.detection.record import Detection
 from clair_cli.detection.stacks import tables
 from clair_cli.output.folders import folder_names
+from clair_cli.refinement.blame import of_any
 from clair_cli.refinement.labels import own_labels
 from clair_cli.refinement.members import Recipients, minorities, recipients, remarks
 from clair_cli.refinement.replicates import noise_of
@@ -55,7 +57,8 @@ class Plan:
 
     `groups` are the majority and then the minorities. `folders` are what the clients' folders in the
     output are called, which depends on all clients, those that get no adapter included. `ranks`
-    (client -> rank) and `mean_rank` are known where "auto" was asked for and measured.
+    (client -> rank) and `mean_rank` are known where "auto" was asked for and measured. The mean is not
+    written in the form of those that are `unfit`.
     """
 
     groups: tuple[Group, ...]
@@ -67,6 +70,7 @@ class Plan:
     folders: Mapping[str, str]
     ranks: Mapping[str, int] = field(default_factory=dict)
     mean_rank: int | None = None
+    unfit: frozenset[str] = frozenset()
 
     @property
     def clients(self) -> tuple[Adapter, ...]:
@@ -133,19 +137,23 @@ def plan_refinement(
     verdicts: Sequence[Verdict],
     settings: Settings,
     counts: Mapping[str, float],
+    gone: Collection[str] = (),
 ) -> Plan:
     """Who gives, who gets, how much is averaged and in which directions.
 
-    `counts` are sample counts per client for the means, where given. Raises NoVerdict where no client
-    is benign, UsageError for choices that name nobody, and AdapterError where an input changed.
+    `counts` are sample counts per client for the means, where given; refining fails with those that are
+    `gone`. Raises NoVerdict where no client is benign, UsageError for choices that name nobody,
+    AdapterError where an input changed, and LeftOut where planning fails with some.
     """
     cohort = found.cohort
     who = (
-        recipients(verdicts, cohort, settings, counts),
-        *minorities(_minorities(found), verdicts, cohort, settings, counts),
+        recipients(verdicts, cohort, settings, counts, gone),
+        *minorities(_minorities(found, gone), verdicts, cohort, settings, counts),
     )
     looking = _Looking(found, settings, _writing_dtype(cohort, settings))
-    groups = tuple(looking.group(one) for one in who)
+    groups = tuple(
+        of_any(partial(looking.part, one), one.clients, one.by_giving, one is who[0]) for one in who
+    )
     first = groups[0]
     return Plan(
         groups=groups,
@@ -162,10 +170,10 @@ def plan_refinement(
     )
 
 
-def _minorities(found: Detection) -> list[list[str]]:
-    """The members of every minority, by name."""
+def _minorities(found: Detection, gone: Collection[str]) -> list[set[str]]:
+    """The members of every minority, by name, without those that are `gone`."""
     groups = found.judgement.minorities if found.judgement is not None else ()
-    return [[found.cohort.clients[k].client for k in members] for members in groups]
+    return [{found.cohort.clients[k].client for k in g}.difference(gone) for g in groups]
 
 
 class _Looking:
@@ -178,6 +186,10 @@ class _Looking:
         self.inner = tables(stacks)[0]
         factored = formats.factored(found.cohort)
         self.rows = np.stack([s.rows.numpy() for s in stacks]) if factored else None
+
+    def part(self, who: Recipients, kept: Sequence[int]) -> Group:
+        """The group of those at the positions `kept` alone."""
+        return self.group(who if len(kept) == len(who.clients) else who.select(kept))
 
     def group(self, who: Recipients) -> Group:
         """What is done to the clients of one group."""

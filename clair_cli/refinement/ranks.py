@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,22 +12,26 @@ import torch
 from clair_cli import engines
 from clair_cli.detection.agreement import Array
 from clair_cli.progress import Progress, silent
+from clair_cli.refinement.blame import LeftOut, noted
 from clair_cli.refinement.module import ModuleRefiner, squared_spectrum
 from clair_cli.refinement.plan import Group, Plan
-from clair_cli.refinement.refiner import refiner_of
+from clair_cli.refinement.refiner import on_module
 
 
 def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
-    """The plan with the ranks that "auto" stands for. Raises AdapterError."""
+    """The plan with the ranks that "auto" stands for. Raises AdapterError, LeftOut."""
     clients, mean = plan.settings.rank == "auto", plan.settings.global_rank == "auto"
     mean = mean and plan.settings.write_global
     if not (clients or mean):
         return plan
-    spectra: list[_Spectra] = []
-    job = partial(_spectra, plan, clients)
+    spectra, failed = list[_Spectra](), dict[str, Exception]()
+    job = partial(_spectra, plan, clients, failed)
     for found in engines.choose(plan.settings.engine).map(job, plan.modules):
         spectra.append(found)
+        failed |= found.failed
         on_progress("measuring ranks", len(spectra), len(plan.modules))
+    if failed:
+        raise LeftOut(failed)
     cost = plan.settings.refinement.rank_cost
     ranks: dict[str, int] = {}
     if clients:
@@ -43,20 +47,29 @@ def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
 
 
 class _Spectra:
-    """Squared singular values in one module: of the mean, and per client and strength."""
+    """Squared singular values in one module, of the mean, and per client and strength; who failed."""
 
-    def __init__(self, mean: Array, clients: list[list[Array]]) -> None:
-        self.mean, self.clients = mean, clients
+    def __init__(self) -> None:
+        self.mean: Array = np.zeros(1)
+        self.clients: list[list[Array]] = []
+        self.failed: dict[str, Exception] = {}
 
 
-def _spectra(plan: Plan, clients: bool, module: str) -> _Spectra:
-    refiners = [refiner_of(plan, group, module) for group in plan.groups[: None if clients else 1]]
-    own: list[list[Array]] = []
-    if clients:
-        for group, refiner in zip(plan.groups, refiners, strict=True):
-            per_strength = _of_group(group, refiner)
-            own += [list(found) for found in zip(*per_strength, strict=True)]
-    return _Spectra(squared_spectrum(refiners[0].mean), own)
+def _spectra(plan: Plan, clients: bool, gone: Collection[str], module: str) -> _Spectra:
+    found = _Spectra()
+    for which, group in enumerate(plan.groups[: None if clients else 1]):
+        compute = partial(_measured, group if clients else None)
+        with noted(found.failed):
+            mean, per_strength = on_module(plan, which, module, compute, gone)
+            found.mean = found.mean if which else mean
+            found.clients += [list(own) for own in zip(*per_strength, strict=True)]
+    return found
+
+
+def _measured(group: Group | None, refiner: ModuleRefiner) -> tuple[Array, list[list[Array]]]:
+    """Of the mean, and of the clients of a group."""
+    own = [] if group is None else _of_group(group, refiner)
+    return squared_spectrum(refiner.mean), own
 
 
 def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Array]]:

@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from clair_cli.detection.reading import read_estimate
+import torch
+
+from clair_cli.cohort import Adapter
+from clair_cli.detection.reading import nothing, read_estimate
+from clair_cli.refinement.blame import LeftOut, noted, of_any, of_client
 from clair_cli.refinement.module import ModuleRefiner
 from clair_cli.refinement.plan import Group, Plan
 from clair_cli.refinement.replicates import errors, replicated
-from clair_cli.update import LowRankUpdate
+from clair_cli.update import LowRankUpdate, zeroed
+
+Result = TypeVar("Result")
 
 
-def refiner_of(plan: Plan, group: Group, module: str) -> ModuleRefiner:
-    """The refiner of one module of a group. Raises AdapterError."""
-    updates = [read_estimate(a, module, plan.dtype, plan.device) for a in group.clients]
-    noise = _noise(plan, group, module)
-    return ModuleRefiner(updates, group.weights, noise, numbers=plan.settings.refinement)
+def on_module(
+    plan: Plan,
+    which: int,
+    module: str,
+    compute: Callable[[ModuleRefiner], Result],
+    gone: Collection[str] = (),
+) -> Result:
+    """compute(refiner) of one module of a group, those that are `gone` counted as zero.
+
+    Raises AdapterError where an input changed, LeftOut of those with whom it fails.
+    """
+    group = plan.groups[which]
+    updates, noise, failed = _read(plan, group, module, gone)
+    here = [k for k, a in enumerate(group.clients) if a.client not in gone]
+    if failed or not here:
+        raise LeftOut(failed)
+
+    def of_those(kept: Sequence[int]) -> Result:
+        used = [u if k in kept else zeroed(u) for k, u in enumerate(updates)]
+        refiner = ModuleRefiner(used, group.weights, noise, plan.settings.refinement)
+        if not bool(torch.isfinite(refiner.mean).all()):
+            raise ArithmeticError(f"the mean of {module!r} is not finite")
+        return compute(refiner)
+
+    return of_any(of_those, group.clients, here, which == 0)
 
 
-def _noise(plan: Plan, group: Group, module: str) -> list[LowRankUpdate]:
-    """Updates whose energies sum to the error of all that give, where directions are weighed by it."""
+def _read(
+    plan: Plan, group: Group, module: str, gone: Collection[str]
+) -> tuple[list[LowRankUpdate], list[LowRankUpdate], dict[str, Exception]]:
+    """The updates of all clients, those of the estimation error, and who could not be read."""
+    updates, noise, failed = list[LowRankUpdate](), list[LowRankUpdate](), dict[str, Exception]()
+    telling = _telling(group)
+    for adapter in group.clients:
+        update = nothing(adapter, module, plan.dtype, plan.device)
+        if adapter.client not in gone:
+            with noted(failed), of_client(adapter.client):
+                update = read_estimate(adapter, module, plan.dtype, plan.device)
+                if adapter in telling:
+                    noise += _noise(plan, group, adapter, module, len(telling))
+        updates.append(update)
+    return updates, noise, failed
+
+
+def _telling(group: Group) -> list[Adapter]:
+    """Who has replicates, where directions are weighed by the error they tell of."""
     if not any(how.by_direction and how.side != "client" for how in group.shrinkages):
         return []
-    numbers, telling = plan.settings.refinement, [a for a in group.giving if replicated(a)]
-    if not telling:
-        return []
-    share = (len(group.giving) / len(telling)) ** 0.5
-    noise: list[LowRankUpdate] = []
-    for adapter in telling:
-        found = errors(adapter, module, plan.dtype, plan.device, numbers)
-        factor = share * group.error_scales.get(adapter.client, 1.0)
-        noise += [replace(u, scale=u.scale * factor) for u in found]
-    return noise
+    return [a for a in group.giving if replicated(a)]
+
+
+def _noise(
+    plan: Plan, group: Group, adapter: Adapter, module: str, telling: int
+) -> list[LowRankUpdate]:
+    """Updates of one of the `telling` clients; the energies of all sum to the error of all that give."""
+    numbers = plan.settings.refinement
+    factor = (len(group.giving) / telling) ** 0.5 * group.error_scales.get(adapter.client, 1.0)
+    found = errors(adapter, module, plan.dtype, plan.device, numbers)
+    return [replace(u, scale=u.scale * factor) for u in found]

@@ -69,9 +69,11 @@ def warnings(
     return found
 
 
-def not_averaged(template: Adapter, full: FullMatrices) -> str | None:
+def not_averaged(template: Adapter | None, full: FullMatrices) -> str | None:
     """Why the mean cannot be written with the config of `template`, if so: a full matrix of a single
-    client would stand in it."""
+    client would stand in it, or nobody's config and dtype hold it, who would be one."""
+    if template is None:
+        return "global/ is not written: the adapter of no client can hold the mean"
     own = [name for name in template.full if name not in full.names]
     if not own:
         return None

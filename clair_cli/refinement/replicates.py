@@ -11,6 +11,7 @@ from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array, levelled
 from clair_cli.detection.solver import deviations
+from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.settings import DtypeName
 from clair_cli.update import LowRankUpdate, combined, energy
@@ -88,14 +89,15 @@ def noise_of(
     noise, common, whole = np.zeros((3, len(giving)))
     for module, unit in zip(modules, units, strict=True):
         for k in telling:
-            found = _compared(giving[k], module, dtype, device)
-            noise[k] += sum(map(energy, _errors(giving[k], found, numbers.whole_noise))) / unit
-            if len(giving[k].replicates) > 1:
-                both, size = _in_common(found)
-                if not giving[k].only_replicates:
-                    size = energy(formats.read_update(giving[k], module, dtype, device))
-                common[k] += both / unit
-                whole[k] += size / unit
+            with of_client(giving[k].client):
+                found = _compared(giving[k], module, dtype, device)
+                noise[k] += sum(map(energy, _errors(giving[k], found, numbers.whole_noise))) / unit
+                if len(giving[k].replicates) > 1:
+                    both, size = _in_common(found)
+                    if not giving[k].only_replicates:
+                        size = energy(formats.read_update(giving[k], module, dtype, device))
+                    common[k] += both / unit
+                    whole[k] += size / unit
     count = len(giving)
     off = deviations(levelled(inner).sum(axis=0), np.full(count, 1 / count))
     usual = float(np.median(noise[telling]))

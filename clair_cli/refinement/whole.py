@@ -15,6 +15,8 @@ from clair_cli.cohort import Adapter, Cohort
 from clair_cli.cohort.records import natural_key
 from clair_cli.detection.agreement import Array, common_share
 from clair_cli.detection.full import read_full, read_full_estimate
+from clair_cli.errors import CHANGED, ChangedWhileRead, Failed
+from clair_cli.refinement.blame import LeftOut, of_client
 from clair_cli.refinement.members import Recipients
 from clair_cli.settings import Settings
 
@@ -36,10 +38,14 @@ class FullMatrices:
 
 
 def full_matrices(who: Recipients, settings: Settings, device: str) -> FullMatrices:
-    """Those of a group. Raises AdapterError where an input changed."""
+    """Those of a group. Raises AdapterError where an input changed, LeftOut of whom cannot be read."""
     shapes = _usual_shapes(who.clients)
     cohort = Cohort(clients=who.clients, modules=(), shapes={}, full=shapes)
     found = read_full(cohort, settings, device)
+    for k, reason in found.failed.items():
+        if reason.code in {kind.code for kind in CHANGED}:
+            raise ChangedWhileRead(reason.message)
+        raise LeftOut({who.clients[k].client: Failed(reason.message)})
     giving = np.array(who.giving)
     least = settings.refinement.full_common
     means = [
@@ -80,7 +86,7 @@ def in_rows(
 ) -> Iterator[Rows]:
     """The full matrix `name` of all clients that have it with this shape, some rows at a time, float64.
 
-    Raises AdapterError.
+    Raises AdapterError where an input changed, LeftOut of whom cannot be read.
     """
     width = math.prod(shape[1:])
     having = [a.shape_of(name) == shape for a in clients]
@@ -89,11 +95,13 @@ def in_rows(
     count = shape[0] if shape else 1
     for start in range(0, count, step):
         stop = min(start + step, count)
-        own = [
-            read_full_estimate(a, name, start * width, stop * width, device).reshape(-1, *shape[1:])
-            if has
-            else None
-            for a, has in zip(clients, having, strict=True)
-        ]
+        own: list[Tensor | None] = []
+        for adapter, has in zip(clients, having, strict=True):
+            with of_client(adapter.client):
+                rows = None
+                if has:
+                    flat = read_full_estimate(adapter, name, start * width, stop * width, device)
+                    rows = flat.reshape(-1, *shape[1:])
+                own.append(rows)
         parts = [w / total * x for w, x in zip(weights, own, strict=True) if w and x is not None]
         yield Rows(start, own, torch.stack(parts).sum(dim=0))

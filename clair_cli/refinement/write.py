@@ -2,263 +2,97 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from clair_cli import engines, formats
-from clair_cli._version import __version__
-from clair_cli.cohort import Adapter, Start
-from clair_cli.errors import Unstorable
-from clair_cli.formats import AdapterWriter
-from clair_cli.output import publish
-from clair_cli.output.folders import GLOBAL, strength_folder
+from clair_cli.cohort import Adapter
+from clair_cli.output.folders import strength_folder
 from clair_cli.progress import Progress, silent
-from clair_cli.refinement.module import RefinedModule
-from clair_cli.refinement.plan import Group, Plan
+from clair_cli.refinement.adapters import Candidate, Mean
+from clair_cli.refinement.blame import LeftOut, noted
+from clair_cli.refinement.module import ModuleRefiner, RefinedModule
+from clair_cli.refinement.plan import Plan
 from clair_cli.refinement.ranks import with_ranks
-from clair_cli.refinement.refiner import refiner_of
+from clair_cli.refinement.refiner import on_module
 from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
-from clair_cli.refinement.whole import Rows, in_rows
-from clair_cli.report import GlobalAdapter, ModuleRefinement, RefinedClient, Refinement
+from clair_cli.refinement.whole import in_rows
+from clair_cli.report import ModuleRefinement, RefinedClient, Refinement
 
-PROVENANCE = "clair.json"
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes for --max-lora-rank."""
 Results = list[list[RefinedModule]]
 """One module: of every group, once per strength."""
 
 
-def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Refinement:
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """What was done, and who got no adapter, and why."""
+
+    refinement: Refinement
+    without: Mapping[str, Exception]
+
+
+def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Written:
     """Write every refined adapter below `stage`, one module at a time.
 
-    Raises OutputError, and AdapterError where an input changed.
+    Raises OutputError, AdapterError where an input changed, and LeftOut of those with whom no module
+    can be refined; what is below `stage` is then of no use.
     """
     plan = with_ranks(plan, on_progress)
-    writing = _Writing(plan, stage)
-    job = partial(refine_job, plan)
+    writing, failed = _Writing(plan, stage), dict[str, Exception]()
+    job = partial(refine_job, plan, failed)
     results = engines.choose(plan.settings.engine).map(job, plan.modules)
     try:
-        for done, (module, refined) in enumerate(results, start=1):
-            writing.put(module, refined)
+        for done, (module, refined, broke) in enumerate(results, start=1):
+            failed |= broke
+            if not failed:  # else all begins again, without everybody who fails
+                writing.put(module, refined)
             on_progress("refining modules", done, len(plan.modules))
+        if failed:
+            raise LeftOut(failed)
         writing.put_full()
         return writing.finish()
     finally:
         writing.abandon()
 
 
-def refine_job(plan: Plan, module: str) -> tuple[str, Results]:
-    """One module of all clients, refined once for every strength of the plan."""
-    return module, [_refined(plan, group, module, which) for which, group in enumerate(plan.groups)]
+def refine_job(
+    plan: Plan, gone: Collection[str], module: str
+) -> tuple[str, Results, dict[str, Exception]]:
+    """One module of all clients, refined once for every strength of the plan, and with whom that fails;
+    those that are `gone` have failed before."""
+    results, failed = [], dict[str, Exception]()
+    for which in range(len(plan.groups)):
+        with noted(failed):
+            compute = partial(_refined, plan, module, which)
+            results.append(on_module(plan, which, module, compute, gone))
+    return module, results, failed
 
 
-def _refined(plan: Plan, group: Group, module: str, which: int) -> list[RefinedModule]:
-    refiner = refiner_of(plan, group, module)
+def _refined(plan: Plan, module: str, which: int, refiner: ModuleRefiner) -> list[RefinedModule]:
+    group = plan.groups[which]
     ranks = [plan.rank(a, module) for a in group.clients]
     of_mean = max(ranks)
-    if which == 0 and plan.settings.write_global:
-        of_mean = plan.rank_of_mean(template_of(group), module)
+    template = template_of(plan) if which == 0 and plan.settings.write_global else None
+    if template is not None:
+        of_mean = plan.rank_of_mean(template, module)
     return [
         refiner.refined(how, ranks, of_mean, None if mix is None else torch.from_numpy(mix), keeps)
         for how, mix, keeps in zip(group.shrinkages, group.mixes, group.keeps, strict=True)
     ]
 
 
-def template_of(group: Group) -> Adapter:
-    """Whose config and other tensors go with the mean: of the largest rank among those that count."""
-    return max(group.giving, key=lambda a: sum(s.rank for s in a.updates.values()))
-
-
-@dataclass(slots=True)
-class _Energies:
-    """Sums over modules, per client (K,), as in `RefinedModule`."""
-
-    squared: NDArray[np.float64]
-    moved: NDArray[np.float64]
-    lost: NDArray[np.float64]
-    deviation: NDArray[np.float64]
-    kept: NDArray[np.float64]
-
-    @classmethod
-    def none(cls, count: int) -> _Energies:
-        """The sums before any module, zero for `count` clients."""
-        return cls(*(np.zeros(count) for _ in fields(cls)))
-
-    def add(self, module: RefinedModule) -> None:
-        """Add the energies of one module more."""
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + getattr(module, f.name))
-
-
-class _Candidate:
-    """Open writers of one group at one strength, and what is to be reported of its clients."""
-
-    def __init__(
-        self, plan: Plan, group: int, which: int, folder: Path, names: Mapping[str, str]
-    ) -> None:
-        self.plan, self.group, self.number = plan, plan.groups[group], group
-        self.how, self.keeps = self.group.shrinkages[which], self.group.keeps[which]
-        self.names, self.folder = names, folder
-        self.writers, self.written = {}, {}
-        for adapter in self.group.clients:
-            place = folder / names[adapter.client]
-            place.mkdir(parents=True)
-            ranks = self.written[adapter.client] = plan.written_ranks(adapter)
-            self.writers[adapter.client] = formats.open_writer(adapter, place, plan.modules, ranks)
-        self.without: dict[str, str] = {}
-        self.totals = _Energies.none(len(self.group.clients))
-        self.changed: set[str] = set()
-        self.amplitude = [0.0, 0.0]
-        self.gains: list[float] = []
-
-    def put(self, module: str, result: RefinedModule) -> None:
-        """Write one module of every client."""
-        if self.group.clients[0].updates[module].start is Start.MAGNITUDE:
-            for kept in self.writers.values():
-                kept.keep(module)
-            return
-        for adapter, update in zip(self.group.clients, result.updates, strict=True):
-            if adapter.client in self.without:
-                continue
-            with self._alone(adapter.client) as writer:
-                if update is None:
-                    writer.keep(module)
-                else:
-                    writer.put(module, update)
-                    self.changed.add(adapter.client)
-        self.totals.add(result)
-        pairs = zip(self.group.weights, result.deviation, strict=True)
-        energy = sum(w * float(d) for w, d in pairs)
-        self.amplitude[0] += result.amplitude * energy
-        self.amplitude[1] += energy
-        self.gains.append(self.how.gain(1 - result.amplitude))
-
-    def put_rows(self, name: str, rows: Rows) -> None:
-        """Write rows of one full matrix of every client that does not keep its own."""
-        for adapter, own, share in zip(self.group.clients, rows.own, self.keeps, strict=True):
-            kept = share * (1 - self.how.outside)
-            if own is None or kept == 1 or adapter.client in self.without:
-                continue
-            refined = rows.mean + kept * (own - rows.mean)
-            with self._alone(adapter.client) as writer:
-                writer.put_full_rows(name, rows.start, refined)
-                self.changed.add(adapter.client)
-
-    @contextmanager
-    def _alone(self, client: str) -> Iterator[AdapterWriter]:
-        """The client's writer; what its dtype cannot hold costs it its adapter."""
-        try:
-            yield self.writers[client]
-        except Unstorable as error:
-            self.writers.pop(client).abandon()
-            if not self.writers:
-                raise
-            shutil.rmtree(self.folder / self.names[client])
-            self.without[client] = str(error)
-
-    @property
-    def kept(self) -> float:
-        """Share of the deviations' amplitude that is kept, over all modules."""
-        kept, all_of_it = self.amplitude
-        return kept / all_of_it if all_of_it > 0 else 1.0
-
-    @property
-    def gain(self) -> float:
-        """By how much the mean was enlarged, over all modules."""
-        return sum(self.gains) / len(self.gains) if self.gains else 0.0
-
-    def averaged_away(self) -> float:
-        """Share of the clients' energy around their mean that refinement takes away."""
-        before, after = (
-            sum(w * float(e) for w, e in zip(self.group.weights, energies, strict=True))
-            for energies in (self.totals.deviation, self.totals.kept)
-        )
-        return max(1 - after / before, 0.0) if before > 0 else 0.0
-
-    def close(self) -> None:
-        """Every file on disk, and beside each adapter where it comes from and what was done to it."""
-        for writer in self.writers.values():
-            writer.close()
-        applied = {"inside": self.how.inside, "side": self.how.side, "gain": self.gain}
-        for said in self.clients(self.folder):
-            adapter = next(a for a in self.group.clients if a.client == said.client)
-            facts = {k: v for k, v in asdict(said).items() if k not in ("client", "path")}
-            made = _provenance(adapter, client=adapter.client, refinement=facts | applied)
-            publish.write_bytes(self.folder / said.path / PROVENANCE, made)
-
-    def clients(self, above: Path) -> tuple[RefinedClient, ...]:
-        """One record per client; paths are relative to `above`."""
-        every = enumerate(self.group.clients)
-        return tuple(self._of(k, a, above) for k, a in every if a.client not in self.without)
-
-    def _of(self, k: int, adapter: Adapter, above: Path) -> RefinedClient:
-        squared, moved, lost, deviation, kept = (
-            float(getattr(self.totals, f.name)[k]) for f in fields(self.totals)
-        )
-        scale = squared if squared > 0 else 1.0
-        ranks = {m: s.rank for m, s in adapter.updates.items()}
-        written = self.written[adapter.client]
-        return RefinedClient(
-            client=adapter.client,
-            path=(self.folder / self.names[adapter.client]).relative_to(above).as_posix(),
-            rank=max((ranks | (written or {})).values()),
-            truncation_error=(lost / scale) ** 0.5,
-            change=(moved / scale) ** 0.5,
-            strength=1 - self.keeps[k] * (1 - self.how.outside),
-            weight=self.group.weights[k],
-            deviation=(deviation / scale) ** 0.5,
-            averaged_away=max(1 - kept / deviation, 0.0) if deviation > 0 else 0.0,
-            unchanged=written is None
-            and adapter.client not in self.changed
-            and not formats.record(adapter).converts,
-            error=self.group.errors[k],
-            group=self.number,
-        )
-
-
-class _Mean:
-    """The mean of the benign clients, written as an adapter of its own."""
-
-    def __init__(self, plan: Plan, stage: Path) -> None:
-        self.plan, self.group, self.folder = plan, plan.groups[0], stage / GLOBAL
-        self.template = template_of(self.group)
-        self.folder.mkdir()
-        self.ranks = plan.mean_ranks(self.template)
-        self.writer = formats.open_writer(self.template, self.folder, plan.modules, self.ranks)
-        self.squared = self.lost = 0.0
-
-    def put(self, module: str, result: RefinedModule) -> None:
-        """Write one module of the mean."""
-        self.writer.put(module, result.common)
-        self.squared += result.common_squared
-        self.lost += result.common_lost
-
-    def put_rows(self, name: str, rows: Rows) -> None:
-        """Write rows of one full matrix of the mean."""
-        if name in self.template.full:
-            self.writer.put_full_rows(name, rows.start, rows.mean)
-
-    def close(self) -> GlobalAdapter:
-        """Everything on disk, with whose mean it is."""
-        self.writer.close()
-        who = zip(self.group.clients, self.group.weights, strict=True)
-        weights = {a.client: weight for a, weight in who if weight}
-        data = _provenance(self.template, template=self.template.client, mean_of=weights)
-        publish.write_bytes(self.folder / PROVENANCE, data)
-        error = (self.lost / self.squared) ** 0.5 if self.squared > 0 else 0.0
-        rank = max(self.ranks.get(m, s.rank) for m, s in self.template.updates.items())
-        return GlobalAdapter(GLOBAL, self.template.client, error, rank)
+def template_of(plan: Plan) -> Adapter | None:
+    """Whose config and other tensors go with the mean: of the largest rank among those that count, and
+    None where all are unfit."""
+    fit = [a for a in plan.groups[0].giving if a.client not in plan.unfit]
+    return max(fit, key=lambda a: sum(s.rank for s in a.updates.values()), default=None)
 
 
 @dataclass(slots=True)
@@ -267,9 +101,9 @@ class _Writing:
 
     plan: Plan
     stage: Path
-    candidates: list[list[_Candidate]] = field(init=False)
+    candidates: list[list[Candidate]] = field(init=False)
     """Per strength and group."""
-    mean: _Mean | None = field(init=False)
+    mean: Mean | None = field(init=False)
     refused: str | None = field(init=False, default=None)
     modules: list[ModuleRefinement] = field(init=False, default_factory=list)
 
@@ -279,16 +113,18 @@ class _Writing:
             folder = self.stage / strength_folder(path[which]) if path else self.stage
             self.candidates.append(
                 [
-                    _Candidate(self.plan, g, which, folder, self.plan.folders)
+                    Candidate(self.plan, g, which, folder, self.plan.folders)
                     for g in range(len(self.plan.groups))
                 ]
             )
         if self.plan.settings.write_global:
-            self.refused = not_averaged(template_of(self.plan.groups[0]), self.plan.groups[0].full)
-            self.mean = None if self.refused else _Mean(self.plan, self.stage)
+            template = template_of(self.plan)
+            self.refused = not_averaged(template, self.plan.groups[0].full)
+            if template is not None and self.refused is None:
+                self.mean = Mean(self.plan, template, self.stage)
 
     @property
-    def _flat(self) -> list[_Candidate]:
+    def _flat(self) -> list[Candidate]:
         return [one for groups in self.candidates for one in groups]
 
     def put(self, module: str, results: Results) -> None:
@@ -322,10 +158,13 @@ class _Writing:
         if self.mean is not None:
             self.mean.writer.abandon()
 
-    def finish(self) -> Refinement:
-        """Close all files; what was done, as the report says it."""
+    def finish(self) -> Written:
+        """Close all files; what was done, as the report says it. Raises what nobody was spared."""
         for candidate in self._flat:
             candidate.close()
+        without = {c: error for one in self._flat for c, error in one.without.items()}
+        if not any(candidate.writers for candidate in self._flat):
+            raise next(iter(without.values()))
         first, plan = self.candidates[0][0], self.plan
         known = plan.groups[0].known
         clients = tuple(c for one in self._flat for c in one.clients(self.stage))
@@ -355,24 +194,10 @@ class _Writing:
             mean=self.mean.close() if self.mean is not None else None,
         )
         said = warnings(done, plan.settings, plan.relative, plan.groups[0].full.alone, self.refused)
-        without = {c: text for one in self._flat for c, text in one.without.items()}
-        said += tuple(f"{c} gets no refined adapter: {text}" for c, text in without.items())
-        return replace(done, warnings=(*plan.remarks, *said))
+        return Written(replace(done, warnings=(*plan.remarks, *said)), without)
 
     def _served(self, clients: tuple[RefinedClient, ...]) -> int | None:
         """The least value a server takes that admits all; None where it serves no such files."""
         rank = max(c.rank for c in clients[: len(self.plan.clients)])
         served = all(formats.record(a).served for a in self.plan.clients)
         return next((r for r in SERVED_RANKS if r >= rank), rank) if served else None
-
-
-def _provenance(adapter: Adapter, **facts: Any) -> bytes:
-    """clair.json: the files an adapter was made from, and `facts` on what was done."""
-    files = [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in adapter.files.values()]
-    made: Mapping[str, Any] = {
-        "tool": {"name": "clair", "version": __version__},
-        "base_model": adapter.base,
-        "format": adapter.format,
-        "files": files,
-    }
-    return json.dumps({**made, **facts}, indent=1, allow_nan=False).encode() + b"\n"

@@ -21,6 +21,10 @@ from clair_cli.settings import Settings
 from tests.helpers.cohorts import SHAPE, drawn, save_dense, truths
 from tests.helpers.commands import quick
 from tests.helpers.federations import (
+    D_IN,
+    D_OUT,
+    MODULES,
+    USUAL,
     Array,
     Client,
     called,
@@ -176,6 +180,47 @@ def test_a_large_common_addition_is_found_where_every_start_is_its_own(share: fl
         few[f"x{k}"] = replace(one, update=one.update + share * np.linalg.norm(one.update) * evil)
     found = judged(honest(9, shared=False) | few)
     assert called(found, "contaminated") == few.keys()
+
+
+def in_one_subspace(count: int, shared: bool, share: float, seed: int = 0) -> dict[str, Client]:
+    """Clients x0, x1 ... of which a `share` is U C V': U and V are common, C is each one's own."""
+    draw = np.random.default_rng(40_000 + seed)
+    left = np.linalg.qr(draw.standard_normal((MODULES, D_OUT, 2)))[0]
+    right = np.linalg.qr(draw.standard_normal((MODULES, D_IN, 2)))[0].transpose(0, 2, 1)
+    found = {}
+    for k in range(count):
+        one = trained(task(0), 50 + 10 * seed + k, shared)
+        part = left @ draw.standard_normal((MODULES, 2, 2)) @ right
+        lengths = (np.linalg.norm(x, axis=(1, 2), keepdims=True) for x in (one.update, part))
+        size = np.divide(*lengths)
+        found[f"x{k}"] = replace(one, update=(1 - share) * one.update + share * size * part)
+    return found
+
+
+@STARTS
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_who_adds_each_another_part_of_one_subspace_is_found_with_the_others(
+    count: int, shared: bool, seed: int
+) -> None:
+    """Their parts share no inner product, and change the same outputs."""
+    few = in_one_subspace(count, shared, 0.5, seed)
+    found = judged(honest(12, shared) | few)
+    assert called(found, "contaminated", "minority") == few.keys()
+    assert called(found, "benign") == honest(12).keys()
+    for client in few:
+        others = ", ".join(c for c in few if c != client)
+        assert f"only {others} add, too" in reason(found, client, "CLR211")
+
+
+@STARTS
+@pytest.mark.parametrize("seed", range(4))
+def test_honest_clients_who_change_the_outputs_of_one_task_are_no_subspace(
+    shared: bool, seed: int
+) -> None:
+    noisy = {f"n{k}": trained(task(seed), 70 + k, shared, 3 * USUAL) for k in range(4)}
+    found = judged(honest(10, shared, seed) | noisy)
+    assert not called(found, "contaminated", "minority")
 
 
 def test_one_who_adds_alone_has_nobody_named_with_it() -> None:

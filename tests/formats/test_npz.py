@@ -28,7 +28,7 @@ from clair_cli.errors import (
     UnsafePath,
     Unsupported,
 )
-from clair_cli.formats import npz, zip_file
+from clair_cli.formats import npz, npz_writer, zip_file
 from clair_cli.formats.files import hash_file
 from clair_cli.settings import Settings
 
@@ -89,7 +89,7 @@ def test_what_is_written_is_what_numpy_saved(
     monkeypatch.setattr(zip_file, "ZIP64_FROM", large)
     file, found = opened(saved(tmp_path / "x.npz", compressed=compressed))
     for target, order in (("y.npz", list(found)), ("z.npz", list(reversed(found)))):
-        out = npz.SameNpz(tmp_path / target, found)
+        out = npz_writer.SameNpz(tmp_path / target, found)
         for name in order:
             if found[name].dtype in FLOATS:
                 values = npz.read_values(file, name, found[name])

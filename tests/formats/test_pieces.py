@@ -103,3 +103,25 @@ def test_a_file_that_unpacks_to_far_more_than_trained_numbers_is_refused(tmp_pat
     np.savez_compressed(path, a=np.zeros(2**25, "<f4"))
     with pytest.raises(LimitExceeded, match="bytes unpacked from"):
         open_file(path, path.name, Settings())
+
+
+def test_an_array_stored_column_by_column_is_read_once_whatever_is_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.arange(60_000, dtype="<f4").reshape(300, 200)
+    file, spec = saved(tmp_path / "a.npz", np.asfortranarray(values), deflated=False)
+    seen, real = [], npz.read_raw
+    monkeypatch.setattr(npz, "read_raw", lambda *given: (seen.append(given), real(*given))[1])
+    parts = [npz.read_elements(file, "a", spec, at, at + 700) for at in range(0, 59_500, 700)]
+    assert np.array_equal(np.concatenate(parts), values.ravel()[:59_500])
+    assert len(seen) == 1
+
+
+def test_a_larger_one_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.ones((300, 200), dtype="<f4")
+    monkeypatch.setattr(npz, "COLUMNS", 2**16)
+    saved(tmp_path / "c.npz", values, deflated=False)
+    with pytest.raises(LimitExceeded, match=r"column by column.*ascontiguousarray"):
+        saved(tmp_path / "a.npz", np.asfortranarray(values), deflated=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz import clients
+from fuzz import clients, documents
 from tests.helpers.adapters import CONFIG, PREFIX, normal, write_folder
+from tests.helpers.commands import SAMPLES
+from tests.hostile.test_bad_input import BROKEN, JUDGED
+from tests.hostile.test_limits import BOMBS
 
 SHAPES = {f"layers.{i}.q_proj": (64, 64) for i in range(6)} | {"layers.0.tiny": (8, 8)}
 RANK = 4
 WIDE = next(iter(SHAPES))
 HOSTILE = "hostile"
+Costly = Callable[[Path], object]
+"""Writes a client, or several, into the folder of a cohort."""
 
 
 def honest(seed: int) -> dict[str, Tensor]:
@@ -96,29 +102,23 @@ def deflated(name: str, size: int, dtype: str) -> Callable[[Path], object]:
         client.mkdir(parents=True)
         with zipfile.ZipFile(client / "weights.npz", "w", zipfile.ZIP_DEFLATED) as file:
             for key, tensor in honest(9).items():
-                with file.open(f"{key}.npy", "w") as member:
-                    np.lib.format.write_array(member, tensor.numpy())
+                with file.open(member(key, tensor.numel() * 4), "w") as target:
+                    np.lib.format.write_array(target, tensor.numpy())
             head = {"descr": dtype, "fortran_order": False, "shape": (size // int(dtype[-1]),)}
-            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, head)
+            with file.open(member(name, size), "w") as target:
+                np.lib.format.write_array_header_1_0(target, head)
                 for _ in range(size >> 20):
-                    member.write(bytes(2**20))
-        rewrite(client / "weights.npz")
+                    target.write(bytes(2**20))
         (client / "adapter_config.json").write_text(json.dumps(config()))
 
     return make
 
 
-def rewrite(path: Path) -> None:
-    """The same without the flags of a stream, as numpy.savez_compressed writes it."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w") as new:
-        for entry in old.infolist():
-            info = zipfile.ZipInfo(entry.filename)
-            info.file_size, info.compress_type = entry.file_size, zipfile.ZIP_DEFLATED
-            with old.open(entry) as source, new.open(info, "w") as target:
-                while data := source.read(2**20):
-                    target.write(data)
-    path.with_suffix(".new").rename(path)
+def member(name: str, size: int) -> zipfile.ZipInfo:
+    """An entry whose size is known before, so that it is not marked as a stream."""
+    info = zipfile.ZipInfo(f"{name}.npy")
+    info.file_size, info.compress_type = size, zipfile.ZIP_DEFLATED
+    return info
 
 
 def tuned(kind: str, tensors: dict[str, tuple[int, ...]], **more: Any) -> Callable[[Path], object]:
@@ -199,19 +199,74 @@ class SeededDraw:
         return options[int(self.draw.integers(len(options)))]
 
 
-def drawn(families: list[str], seed: int) -> Callable[[Path], object]:
-    """Several clients that the fuzzers' generators make."""
+def together(made: dict[str, Callable[[Path], object]], honest: Path | None = None) -> Costly:
+    """Several clients, each written into a folder of its own, a copy of `honest` where that is given."""
 
     def make(folder: Path) -> None:
-        for number, family in enumerate(families):
-            files = clients.files(SeededDraw(family, seed + number))
-            clients.write(folder / f"{HOSTILE}-{number}", files)
+        for number, write in enumerate(made.values()):
+            client = folder / f"{HOSTILE}-{number}"
+            if honest is not None:
+                shutil.copytree(honest, client)
+            write(client)
 
     return make
 
 
+def by_sixes(what: str, made: dict[str, Callable[[Path], object]], *honest: Path) -> None:
+    """Add them to COSTLY: six that cost what one may are six that cost no more than that."""
+    names = list(made)
+    for i in range(0, len(names), 6):
+        few = {n: made[n] for n in names[i : i + 6]}
+        COSTLY[f"{what}: {', '.join(few)}"] = together(few, *honest)
+
+
+def drawn(family: str, seed: int) -> Callable[[Path], object]:
+    """A client as the fuzzers' generators make it."""
+    return lambda client: clients.write(client, clients.files(SeededDraw(family, seed)))
+
+
+def drawn_config(family: str, seed: int) -> Callable[[Path], object]:
+    """Its config drawn field by field."""
+
+    def make(client: Path) -> None:
+        draw = SeededDraw(family, seed)
+        files = {clients.WEIGHTS: clients.safetensors(draw, clients.tensors(draw)[1])}
+        clients.write(client, files | {clients.CONFIG: clients.config(draw, family)})
+
+    return make
+
+
+def drawn_zip(family: str, seed: int) -> Callable[[Path], object]:
+    """Its arrays drawn one by one, beside an honest config."""
+
+    def make(client: Path) -> None:
+        draw = SeededDraw(family, seed)
+        data = clients.damaged(draw, clients.npz(draw, clients.tensors(draw)[1]))
+        said = json.dumps(config()).encode()
+        clients.write(client, {"weights.npz": data, clients.CONFIG: said})
+
+    return make
+
+
+def bombed(bomb: Callable[[Path], object]) -> Callable[[Path], object]:
+    def make(client: Path) -> None:
+        write_folder(client)
+        bomb(client)
+
+    return make
+
+
+def documented(folder: Path) -> None:
+    """Manifests planted in every place, changed field by field."""
+    write_folder(folder / "global", honest(9), config())
+    for number, place in enumerate((folder, folder / "global", folder / f"{HOSTILE}-0")):
+        write_folder(place, honest(10), config()) if place.name != folder.name else None
+        draw = clients.ByteDraw(bytes((i * 37 + number) % 256 for i in range(64)))
+        (place / "manifest.json").write_bytes(documents.changed(draw, documents.MANIFEST))
+
+
 NAMES = 60_000
-COSTLY: dict[str, Callable[[Path], object]] = {
+COSTLY: dict[str, Costly] = {
     "lora_A small, lora_B large": scaled(1e-19),
     "lora_A large, lora_B small": scaled(1e19),
     "one column out of proportion": scaled(1e19, slice(0, 1)),
@@ -219,7 +274,7 @@ COSTLY: dict[str, Callable[[Path], object]] = {
     "rank 5 000 of 64, in float64": ranked(WIDE, 5000, torch.float64),
     "rank 20 000 of 8": ranked("layers.0.tiny", 20_000),
     "60 000 parameters in their modules": configured(
-        2000, target_parameters=[f"experts.a{i}" for i in range(NAMES)]
+        2000, target_parameters=[f"experts.{i:x}" for i in range(NAMES)]
     ),
     "60 000 parameters anywhere": configured(
         2000, target_parameters=[f"a{i}" for i in range(NAMES)]
@@ -255,8 +310,10 @@ COSTLY: dict[str, Callable[[Path], object]] = {
 """Name -> what writes the client, or several, into the folder of a cohort."""
 SAME = set(list(COSTLY)[:3])
 """Those that hold what an honest client holds, in other factors."""
-FAMILIES = list(clients.FAMILIES)
-COSTLY |= {
-    f"drawn {', '.join(FAMILIES[i : i + 6])}": drawn(FAMILIES[i : i + 6], 100 * i)
-    for i in range(0, len(FAMILIES), 6)
-}
+FAMILIES = {family: 100 * i for i, family in enumerate(clients.FAMILIES)}
+by_sixes("drawn", {f: drawn(f, seed) for f, seed in FAMILIES.items()})
+by_sixes("configs", {f: drawn_config(f, seed) for f, seed in FAMILIES.items()})
+by_sixes("zips", {f: drawn_zip(f, seed) for f, seed in list(FAMILIES.items())[::6]})
+by_sixes("bombs", {name: bombed(bomb) for name, (bomb, _) in BOMBS.items()})
+by_sixes("bad", {n: case.spoil for n, case in (BROKEN | JUDGED).items()}, SAMPLES / "client-05")
+COSTLY["planted manifests"] = documented

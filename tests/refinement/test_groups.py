@@ -125,7 +125,7 @@ def test_a_minority_is_refined_within_itself(tmp_path: Path, clients: list[str])
     (tmp_path / "out").mkdir()
     plan = plan_refinement(found, verdicts, settings, {})
     assert [len(g.clients) for g in plan.groups] == [COUNT - 3, 3]
-    done = write_refined(plan, tmp_path / "out")
+    done = write_refined(plan, tmp_path / "out").refinement
     assert {c.client: c.group for c in done.clients} == {c: int(c in names) for c in clients}
     means = []
     for number in (0, 1):

@@ -15,10 +15,10 @@ from clair_cli.errors import (
     ChangedWhileRead,
     ConfigInvalid,
     LimitExceeded,
-    OutputError,
     ShapeMismatch,
     Unreadable,
     UnsafePath,
+    Unstorable,
     Unsupported,
 )
 from clair_cli.formats.containers import Contents, Described, container, not_judged, read_tensor
@@ -289,7 +289,7 @@ def check_start(adapter: Adapter, ranks: bool) -> None:
             else "is not repeated"
         )
         text = f"{adapter.client}: the start by {init} {why} when PEFT loads the adapter"
-        raise OutputError(
+        raise Unstorable(
             f"{text}; convert the input with PEFT's path_initial_model_for_weight_conversion"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_cli.cohort import Adapter, FullSpec, UpdateSpec
-from clair_cli.errors import OutputError
+from clair_cli.errors import Unstorable
 from clair_cli.formats.containers import read_pieces
 from clair_cli.formats.factors import fitted, read_update
 from clair_cli.formats.full import FullWriter
@@ -98,7 +98,7 @@ class LoraWriter(FullWriter):
     def close(self) -> None:
         """Everything on disk, with config and model card beside it."""
         if self.due:
-            raise OutputError(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
+            raise Unstorable(f"{self.adapter.client}: no update was written for {min(self.due)!r}")
         self._finish_full()
         self.out.close()
         config = json.dumps(lora_config(self.adapter.config, self.ranks), indent=2)
