@@ -12,15 +12,10 @@ from typing import Any, Literal, TypeAlias, get_args
 from clair_cli.errors import UsageError
 from clair_cli.reasons import Rule
 from clair_cli.renderers import (
-    annotated,
     explanation,
     inspection,
     json,
-    junit,
-    markdown,
-    sarif,
     selection,
-    tables,
     text,
     verification,
 )
@@ -66,17 +61,23 @@ def _renderer(name: FormatName) -> Renderer:
 RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(FormatName)}
 """By format: takes any record of TABLE."""
 
+
+def _later(module: str, name: str) -> Callable[[Report], Any]:
+    """A renderer whose module is loaded when it is first needed: most runs need none of them."""
+    return lambda report: getattr(import_module(f"{__name__}.{module}"), name)(report)
+
+
 REPORTS: dict[ReportFormat, Callable[[Report], str | bytes]] = {
     "text": text.render,
     "json": json.render,
-    "markdown": markdown.render,
-    "sarif": sarif.render,
-    "junit": junit.render,
-    "github": annotated.as_github,
-    "gitlab": annotated.as_gitlab,
-    "csv": tables.as_csv,
-    "jsonl": tables.as_jsonl,
-    "parquet": tables.as_parquet,
+    "markdown": _later("markdown", "render"),
+    "sarif": _later("sarif", "render"),
+    "junit": _later("junit", "render"),
+    "github": _later("annotated", "as_github"),
+    "gitlab": _later("annotated", "as_gitlab"),
+    "csv": _later("tables", "as_csv"),
+    "jsonl": _later("tables", "as_jsonl"),
+    "parquet": _later("tables", "as_parquet"),
 }
 """How a report is written in each format: as text, or as the bytes of a file."""
 LOCATED = {"sarif", "github", "gitlab"}
