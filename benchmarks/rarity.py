@@ -67,11 +67,11 @@ def of_real(work: Path, seeds: str, code: str) -> Counted:
 
 
 def honest_of(cohort: Cohort, said: Judged) -> list[float]:
-    """The scores of the cohort's honest clients."""
+    """The scores of the honest clients that are judged alone: of a minority, the group is judged."""
     return [
         said.scores[name]
         for name, client in cohort.clients.items()
-        if client.honest and said.verdicts[name] != "broken"
+        if client.honest and said.verdicts[name] not in ("broken", "minority")
     ]
 
 
@@ -97,7 +97,7 @@ def scores_of(result: dict[str, Any]) -> list[float] | None:
     if result["status"] == "no_verdict":
         return None
     honest = [c for c in result["clients"] if not c["bad"] and not c["copied"]]
-    return [c["score"] for c in honest if c["verdict"] != "broken"]
+    return [c["score"] for c in honest if c["verdict"] not in ("broken", "minority")]
 
 
 def counted(given: argparse.Namespace) -> Iterator[Counted]:
