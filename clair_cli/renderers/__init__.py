@@ -18,6 +18,7 @@ from clair_cli.renderers import (
     json,
     junit,
     markdown,
+    page,
     sarif,
     selection,
     tables,
@@ -38,7 +39,17 @@ from clair_cli.results import (
 FormatName = Literal["text", "json"]
 """The formats of every record."""
 ReportFormat = Literal[
-    "text", "json", "markdown", "sarif", "junit", "github", "gitlab", "csv", "jsonl", "parquet"
+    "text",
+    "json",
+    "html",
+    "markdown",
+    "sarif",
+    "junit",
+    "github",
+    "gitlab",
+    "csv",
+    "jsonl",
+    "parquet",
 ]
 """The formats of a report."""
 Record: TypeAlias = (
@@ -69,6 +80,7 @@ RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(For
 REPORTS: dict[ReportFormat, Callable[[Report], str | bytes]] = {
     "text": text.render,
     "json": json.render,
+    "html": page.render,
     "markdown": markdown.render,
     "sarif": sarif.render,
     "junit": junit.render,
@@ -99,11 +111,14 @@ def check_format(name: str) -> None:
         raise UsageError(text) from None
 
 
-def render(report: Report, format: ReportFormat = "text") -> str | bytes:
+def render(
+    report: Report, format: ReportFormat = "text", earlier: tuple[Report, ...] = ()
+) -> str | bytes:
     """The report as one document: bytes for the formats in BINARY, text for all others.
 
-    Raises UsageError where there is no such format, or what writes it is not installed.
+    `earlier` are the reports of rounds before, oldest first, whose trend a page shows. Raises UsageError
+    where there is no such format, or what writes it is not installed.
     """
     check_format(format)
-    found = REPORTS[format](report)
+    found = page.render(report, earlier) if format == "html" else REPORTS[format](report)
     return visible(found) if isinstance(found, str) else found
