@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clair_cli.reasons import RULES, plain
 from clair_cli.renderers.page.looks import Look, look, number, share, worst_first
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import few
+from clair_cli.renderers.words import as_high, few
 from clair_cli.report import Cause, Reason, RefinedClient, Report, Verdict
 
-REASONS = "docs/reference/reasons.md"
-"""Where a reason code is explained, from the root of clair's documentation."""
 WORST = 5
 """Modules that are listed."""
 CAUSES = {
@@ -28,12 +27,21 @@ CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One reason: its code and where that is explained, the sentence, and its number."""
+    """One reason: its code, whether the page explains it, the sentence, and its number."""
 
     code: str
-    link: str
+    explained: bool
     text: str
     number: str
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A reason code in plain words: what was seen, how to take it, what to do."""
+
+    code: str
+    title: str
+    words: tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +111,18 @@ def _said(reason: Reason) -> Said:
     value = number(reason.value, 2) if reason.value is not None else ""
     if value and reason.limit is not None:
         value += f", limit {number(reason.limit, 2)}"
-    link = f"{REASONS}#{reason.code.lower()}"
-    return Said(reason.code, link, safe_text(reason.message), value)
+    return Said(safe_text(reason.code), reason.code in RULES, safe_text(reason.message), value)
+
+
+def codes(report: Report) -> tuple[Code, ...]:
+    """Every code that the report names and clair knows, explained once."""
+    said = {r.code for c in report.clients for r in c.reasons}
+    said |= {f.code for f in report.population.findings}
+    return tuple(
+        Code(code, rule.title, (plain(rule.seen), plain(rule.means), plain(rule.do)))
+        for code, rule in RULES.items()
+        if code in said
+    )
 
 
 def _facts(client: Verdict, refined: RefinedClient | None) -> list[tuple[str, str]]:
@@ -114,6 +132,8 @@ def _facts(client: Verdict, refined: RefinedClient | None) -> list[tuple[str, st
         if client.depends_on:
             text += f"; would change without {few([safe_text(n) for n in client.depends_on])}"
         facts.append(("verdict holds", text))
+    if client.rarity is not None:
+        facts.append(("how rare", as_high(client.rarity)))
     if client.cause is not None:
         facts += _cause(client.cause)
     if client.rank is not None:

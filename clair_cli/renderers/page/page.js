@@ -195,5 +195,8 @@
 
   open();
   const grids = [...document.querySelectorAll("[data-grid]")].map((g) => grid(g).catch(() => {}));
-  Promise.all(grids).then(() => root.classList.add("ready"));
+  Promise.all(grids).then(() => {
+    root.classList.add("ready");
+    performance.mark("ready");
+  });
 })();

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clair_cli.records import encode
-from clair_cli.renderers.page.cards import Card, cards
+from clair_cli.renderers.page.cards import Card, Code, cards, codes
 from clair_cli.renderers.page.energy import Bars, Moves, moves, spectra
 from clair_cli.renderers.page.grids import Grid, heat, matrix
 from clair_cli.renderers.page.headline import Headline, headline
@@ -56,6 +56,7 @@ class Page:
     moves: Moves | None
     trend: Trend | None
     cards: tuple[Card, ...]
+    codes: tuple[Code, ...]
     method: Method
     missing: Mapping[str, str]
     report: str
@@ -81,6 +82,7 @@ def page(reports: tuple[Report, ...]) -> Page:
         moves=moves(report, anchors),
         trend=trend(reports),
         cards=told,
+        codes=codes(report),
         method=_method(report),
         missing=_missing(report),
         report=text,
