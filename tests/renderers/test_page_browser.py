@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.large_reports import large
 from clair_cli.renderers import render
 from clair_cli.report import Report, to_dict
 from tests.helpers.commands import SAMPLES, clair
-from tests.helpers.large_reports import large
 from tests.helpers.reports import COMPLETE, NO_VERDICT
 from tests.renderers.test_page import hostile
 
