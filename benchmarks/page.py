@@ -15,6 +15,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,7 +102,8 @@ def rows(chromium: Any, scratch: Path) -> Iterator[str]:
 def pictures(chromium: Any, scratch: Path, images: Path) -> None:
     """The first screen of each typical report, wide and light, and of one narrow and dark."""
     for name, reports in typical(scratch):
-        path = written(scratch / f"{name}.html", *reports)
+        shown = [replace(r, inputs={**r.inputs, "root": name}) for r in reports]
+        path = written(scratch / f"{name}.html", *shown)
         opened(chromium, path).screenshot(path=images / f"page-{name}.png")
         if name == "two":
             narrow = opened(chromium, path, 360, "dark")

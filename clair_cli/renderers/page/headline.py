@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clair_cli.reasons import RULES, plain
 from clair_cli.renderers.page.looks import LOOKS, Look, number, worst_first
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, verdict_line
@@ -43,7 +44,7 @@ def headline(report: Report) -> Headline:
     return Headline(
         look=LOOKS[None] if report.status == "no_verdict" or not present else present[0][0],
         sentence=_sentence(report),
-        gate=verdict_line(report),
+        gate=_gate(report),
         failed=report.exit_code == 1,
         coverage=accounted(report),
         counts=present,
@@ -78,7 +79,15 @@ def _sentence(report: Report) -> str:
 
 
 def _why(findings: Sequence[Reason]) -> str:
-    return safe_text(findings[-1].message).rstrip(".") if findings else "not identifiable"
+    """The first clause of the last finding, which the notes have whole."""
+    said = safe_text(findings[-1].message) if findings else "not identifiable"
+    return said.partition("; ")[0].rstrip(".")
+
+
+def _gate(report: Report) -> str:
+    if report.status == "no_verdict":
+        return f"NO VERDICT, exit code {report.exit_code}"
+    return verdict_line(report)
 
 
 def _facts(report: Report) -> tuple[tuple[str, str], ...]:
@@ -97,8 +106,9 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
 
 def _steps(report: Report) -> list[Step]:
     if report.status == "no_verdict":
-        why = _why(report.population.findings)
-        return [Step("Do not average these adapters on the strength of this report.", f"{why}.")]
+        rules = [RULES[f.code] for f in report.population.findings[-1:] if f.code in RULES]
+        why = " ".join(plain(rule.do) for rule in rules)
+        return [Step("Do not average these adapters on the strength of this report.", why)]
     refined = {c.client for c in report.refinement.clients} if report.refinement else set()
     steps = [
         Step(f"{do} {few(names)}.", why)

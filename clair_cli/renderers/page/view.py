@@ -123,7 +123,7 @@ def _island(report: Report) -> tuple[str, bool]:
 def _missing(report: Report) -> dict[str, str]:
     """Why a part of the page is not there."""
     compared = any(c.score is not None for c in report.clients)
-    nobody = "nobody was compared, because no verdict could be given"
+    nobody = "without a verdict there is nothing to measure a client against"
     agrees, old = report.population.agreement, OLDER if compared else nobody
     return {
         "scores": nobody,
