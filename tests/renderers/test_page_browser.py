@@ -83,7 +83,7 @@ def test_markup_in_any_field_of_a_report_does_nothing(chromium: Any, tmp_path: P
         assert page.tab.url == path.as_uri()
         assert page.tab.evaluate("window.__xss") is None
         assert page.tab.locator("iframe, object, img[onerror], main meta").count() == 0
-        assert "<img src=x onerror" in page.tab.locator("#cards").inner_text()
+        assert "<img src=x onerror" in page.tab.locator("#cards").text_content()
 
 
 def test_the_numbers_on_the_page_are_those_of_the_report(chromium: Any, samples: Path) -> None:
@@ -91,26 +91,26 @@ def test_the_numbers_on_the_page_are_those_of_the_report(chromium: Any, samples:
     with Opened(chromium, samples) as page:
         assert json.loads(page.tab.locator("#report").text_content()) == report
         told = page.tab.locator("#cards .card").all()
-        found = {c.locator(".who").inner_text(): c for c in told}
+        found = {c.locator(".who").text_content(): c for c in told}
         assert sorted(found) == sorted(c["id"] for c in report["clients"])
         for client in report["clients"]:
-            shown = found[client["id"]].locator(".num").inner_text().split(" of ")
+            shown = found[client["id"]].locator(".num").text_content().split(" of ")
             assert float(shown[0]) == pytest.approx(client["score"], abs=0.051)
             assert float(shown[1]) == pytest.approx(client["limit"], abs=0.051)
-            assert client["verdict"] in found[client["id"]].locator(".badge").inner_text()
+            assert client["verdict"] in found[client["id"]].locator(".badge").text_content()
 
 
 def test_clients_can_be_found_filtered_and_sorted(chromium: Any, samples: Path) -> None:
     with Opened(chromium, samples) as page:
         tab, shown = page.tab, page.tab.locator("#cards .card:visible .who")
         tab.fill("#find", "client-03")
-        assert shown.all_inner_texts() == ["client-03"]
+        assert shown.all_text_contents() == ["client-03"]
         tab.fill("#find", "")
         tab.uncheck("input[value=benign]")
-        assert sorted(shown.all_inner_texts()) == ["client-03", "client-06"]
+        assert sorted(shown.all_text_contents()) == ["client-03", "client-06"]
         tab.check("input[value=benign]")
         tab.select_option("#sort", "name")
-        names = shown.all_inner_texts()
+        names = shown.all_text_contents()
         assert names == sorted(names)
         assert len(names) == 8
 
