@@ -83,6 +83,15 @@ def rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def storable(value: Any) -> Any:
+    """UTF-8 has no lone surrogates, which names of files may hold: they are escaped."""
+    if isinstance(value, list):
+        return [storable(v) for v in value]
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
 def refined(data: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     """Client -> what was written for it, one entry per strength."""
     found: dict[str, list[Mapping[str, Any]]] = {}
@@ -127,7 +136,8 @@ class Tabular:
             text = "to_pandas needs the library pandas; install clair-cli[pandas]"
             raise UsageError(text) from None
         data = encode(self)
-        frame = pandas.DataFrame(rows(data), columns=list(COLUMNS))
+        found = [{name: storable(value) for name, value in row.items()} for row in rows(data)]
+        frame = pandas.DataFrame(found, columns=list(COLUMNS))
         frame = frame.astype({n: TYPES[k] for n, k in COLUMNS.items() if k in TYPES})
         frame.attrs["run"] = identity(data)
         return frame

@@ -12,7 +12,16 @@ from clair_cli.cli import streams
 from clair_cli.cli.places import located
 from clair_cli.errors import UsageError
 from clair_cli.output.publish import append_bytes, linked_folders, replace_bytes
-from clair_cli.renderers import BINARY, LOCATED, REPORTS, ReportFormat, check_format, render, text
+from clair_cli.renderers import (
+    BINARY,
+    ENDS,
+    LOCATED,
+    REPORTS,
+    ReportFormat,
+    check_format,
+    render,
+    text,
+)
 from clair_cli.report import Report
 
 STDOUT = "-"
@@ -50,6 +59,8 @@ class Delivery:
             streams.print_out(shown)
         elif self.stdout is not None:
             document = _document(report, self.stdout, earlier)
+            if self.stdout in {*BINARY, *ENDS}:
+                document = _bytes(document)
             streams.print_out(document, commands=self.stdout == "github")
             streams.tell(text.verdict_line(report))
         for name, path in self.files:

@@ -12,16 +12,10 @@ from typing import Any, Literal, TypeAlias, get_args
 from clair_cli.errors import UsageError
 from clair_cli.reasons import Rule
 from clair_cli.renderers import (
-    annotated,
     explanation,
     inspection,
     json,
-    junit,
-    markdown,
-    page,
-    sarif,
     selection,
-    tables,
     text,
     verification,
 )
@@ -77,22 +71,30 @@ def _renderer(name: FormatName) -> Renderer:
 RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(FormatName)}
 """By format: takes any record of TABLE."""
 
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """A renderer whose module is loaded when it is first needed: most runs need none of them."""
+    return lambda *given: getattr(import_module(f"{__name__}.{module}"), name)(*given)
+
+
 REPORTS: dict[ReportFormat, Callable[[Report], str | bytes]] = {
     "text": text.render,
     "json": json.render,
-    "html": page.render,
-    "markdown": markdown.render,
-    "sarif": sarif.render,
-    "junit": junit.render,
-    "github": annotated.as_github,
-    "gitlab": annotated.as_gitlab,
-    "csv": tables.as_csv,
-    "jsonl": tables.as_jsonl,
-    "parquet": tables.as_parquet,
+    "html": _later("page", "render"),
+    "markdown": _later("markdown", "render"),
+    "sarif": _later("sarif", "render"),
+    "junit": _later("junit", "render"),
+    "github": _later("annotated", "as_github"),
+    "gitlab": _later("annotated", "as_gitlab"),
+    "csv": _later("tables", "as_csv"),
+    "jsonl": _later("tables", "as_jsonl"),
+    "parquet": _later("tables", "as_parquet"),
 }
 """How a report is written in each format: as text, or as the bytes of a file."""
 LOCATED = {"sarif", "github", "gitlab"}
 """Formats that say where a client lies, for a reader who knows the repository."""
+ENDS = {"csv": "\r\n"}
+"""Formats whose lines end otherwise than with a line feed."""
 BINARY = {"parquet"}
 """Formats that are bytes."""
 EXTRAS = {"parquet": ("pyarrow", "parquet")}
@@ -120,5 +122,9 @@ def render(
     where there is no such format, or what writes it is not installed.
     """
     check_format(format)
-    found = page.render(report, earlier) if format == "html" else REPORTS[format](report)
-    return visible(found) if isinstance(found, str) else found
+    write: Callable[..., str | bytes] = REPORTS[format]
+    found = write(report, earlier) if format == "html" else write(report)
+    if isinstance(found, bytes):
+        return found
+    end = ENDS.get(format, "\n")
+    return end.join(map(visible, found.split(end)))

@@ -27,7 +27,7 @@ def visible(text: str) -> str:
     """Whole lines of `text`, whatever is in them; nothing but their ends is left of what could steer."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "\r\n".join(map(_visible, text.split("\r\n")))
+    return "".join(c if c == "\n" or _harmless(c) else _escaped(c) for c in text)
 
 
 def inert(text: str) -> str:
@@ -38,10 +38,6 @@ def inert(text: str) -> str:
 def visible_but_styles(text: str) -> str:
     """The same for text with colours in it, of which the names must have been made safe before."""
     return "".join(p if STYLE.fullmatch(p) else visible(p) for p in STYLE.split(text))
-
-
-def _visible(text: str) -> str:
-    return "".join(c if c == "\n" or _harmless(c) else _escaped(c) for c in text)
 
 
 def _harmless(char: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clair_cli.renderers.safe import one_line
 from clair_cli.report import Report, to_dict
-from clair_cli.rows import COLUMNS, identity, refined, rows
+from clair_cli.rows import COLUMNS, identity, refined, rows, storable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -62,7 +62,7 @@ def as_parquet(report: Report) -> bytes:
     data = to_dict(report)
     fields = [pa.field(name, _type(kind)) for name, kind in COLUMNS.items()]
     about = {"clair": json.dumps(identity(data), allow_nan=False)}
-    found = [{name: _storable(value) for name, value in row.items()} for row in rows(data)]
+    found = [{name: storable(value) for name, value in row.items()} for row in rows(data)]
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(found, pa.schema(fields, metadata=about)), sink)
     return bytes(sink.getvalue().to_pybytes())
@@ -73,12 +73,3 @@ def _type(kind: str) -> pyarrow.DataType:
 
     types = {"text": pa.string(), "number": pa.float64(), "count": pa.int64(), "truth": pa.bool_()}
     return pa.list_(pa.string()) if kind == "texts" else types[kind]
-
-
-def _storable(value: Any) -> Any:
-    """UTF-8 has no lone surrogates, which names of files may hold: they are escaped."""
-    if isinstance(value, list):
-        return [_storable(v) for v in value]
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-8", "backslashreplace").decode()
