@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 SECONDS ?= 300
 
-.PHONY: help demo test check lint type man bench quality fuzz wheel docs samples clean
+.PHONY: help demo test check lint type man bench quality fuzz wheel docs samples screenshots clean
 
 help:
 	@echo "make demo     install, then detect and refine on sample_adapters/"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz     hostile inputs for SECONDS=300 in all, what breaks is kept in build/fuzz"
 	@echo "make wheel    build sdist and wheel into build/dist, install the wheel anew and try it"
 	@echo "make docs     build the documentation into build/site, where every link must lead somewhere"
+	@echo "make screenshots  pictures of six pages into docs/images, with Debian's chromium"
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along
@@ -84,6 +85,10 @@ wheel: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+screenshots: $(VENV)/.installed-dev
+	$(PIP) -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.page --images docs/images
 
 samples: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.text_copy.samples

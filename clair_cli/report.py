@@ -107,6 +107,8 @@ class Verdict:
     modules: tuple[ModuleFinding, ...] = ()
     cause: Cause | None = None
     rarity: Rarity | None = None
+    rank: int | None = None
+    """The largest rank of its updates as they were read."""
     __repr__ = brief
 
 
@@ -123,13 +125,18 @@ class Minority:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSummary:
-    """One module over all clients; `explained` and `left_out` are shares of energy."""
+    """One module over all clients; `explained` and `left_out` are shares of energy.
+
+    `spectrum` are the leading shares of what differs from the mean, of which the first `shared_rank`
+    count as shared.
+    """
 
     name: str
     shape: tuple[int, int]
     shared_rank: int
     explained: float
     left_out: float
+    spectrum: tuple[float, ...] = ()
 
 
 InitialisationName = Literal["shared", "independent", "mixed", "none"]
@@ -174,6 +181,36 @@ class SolverRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """Who agrees with whom: `direction` is the cosine of two whole adapters, `outputs` how much they
+    change the same outputs.
+
+    `percent` are the hundredths for each client and those before it, from the second of `clients` on;
+    it is empty where `left_out` says why. `order` are the clients' positions, those that are alike
+    together. `places` is a map of two axes by classical scaling, `kept` the share of the differences
+    that is on it, and `stress` Kruskal's first.
+    """
+
+    measure: Literal["direction", "outputs"]
+    clients: tuple[str, ...]
+    order: tuple[int, ...]
+    percent: tuple[tuple[int, ...], ...]
+    left_out: str | None
+    places: tuple[tuple[float, float], ...]
+    stress: float
+    kept: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """Leading shares of the consensus' energy per client mode: of `updates`, and of `differences` from
+    their mean."""
+
+    updates: tuple[float, ...]
+    differences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Population:
     """What holds of the clients together; `consensus` and `solver` are None without a verdict."""
 
@@ -182,6 +219,8 @@ class Population:
     consensus: Consensus | None = None
     solver: SolverRun | None = None
     minorities: tuple[Minority, ...] = ()
+    agreement: Agreement | None = None
+    spectra: Spectra | None = None
     __repr__ = brief
 
 

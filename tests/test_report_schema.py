@@ -180,6 +180,9 @@ SINCE_1_2 = {
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "global", "rank"),
+    *(("population", name) for name in ("agreement", "spectra")),
+    ("population", "modules", "spectrum"),
+    ("clients", "rank"),
 }
 """Fields that older reports lack, with the elements of lists left out of their places."""
 

@@ -45,27 +45,33 @@ class Delivery:
         """Whether stdout is for a person."""
         return self.stdout == "text"
 
-    def deliver(self, report: Report) -> int:
-        """Print and write the report, and return its exit code. Raises OutputError."""
+    @property
+    def pages(self) -> bool:
+        """Whether a page is asked for."""
+        return self.stdout == "html" or any(name == "html" for name, _ in self.files)
+
+    def deliver(self, report: Report, earlier: tuple[Report, ...] = ()) -> int:
+        """Print and write the report, and return its exit code; a page shows the trend since the
+        `earlier` ones, oldest first. Raises OutputError."""
         if self.stdout == "text":
             color, width = streams.is_colored(), streams.width()
             shown = text.render(report, color=color, verbose=self.verbose, width=width)
             streams.print_out(shown)
         elif self.stdout is not None:
-            document = _document(report, self.stdout)
+            document = _document(report, self.stdout, earlier)
             if self.stdout in {*BINARY, *ENDS}:
                 document = _bytes(document)
             streams.print_out(document, commands=self.stdout == "github")
             streams.tell(text.verdict_line(report))
         for name, path in self.files:
-            replace_bytes(path, _bytes(_document(report, name)))
+            replace_bytes(path, _bytes(_document(report, name, earlier)))
         if self.summary is not None:
             append_bytes(self.summary, _bytes(_document(report, "markdown")) + b"\n")
         return report.exit_code
 
 
-def _document(report: Report, name: ReportFormat) -> str | bytes:
-    return render(located(report) if name in LOCATED else report, name)
+def _document(report: Report, name: ReportFormat, earlier: tuple[Report, ...] = ()) -> str | bytes:
+    return render(located(report) if name in LOCATED else report, name, earlier)
 
 
 def _bytes(document: str | bytes) -> bytes:

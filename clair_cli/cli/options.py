@@ -269,7 +269,11 @@ Adapter = Annotated[
     ),
 ]
 Saved = Annotated[
-    Path, typer.Argument(metavar="REPORT.json", help="A report that clair has saved as JSON.")
+    list[Path],
+    typer.Argument(
+        metavar="REPORT.json...",
+        help="A report that clair has saved as JSON, or one of each round.",
+    ),
 ]
 Written = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that clair has written.")]
 PublicKey = Annotated[

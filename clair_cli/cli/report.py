@@ -7,11 +7,12 @@ from clair_cli.cli import options as o
 from clair_cli.cli.delivery import delivery
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import saved_report
+from clair_cli.errors import UsageError
 from clair_cli.report import gated
 
 
 def report(
-    path: o.Saved,
+    paths: o.Saved,
     fail_on: o.Regate = None,
     baseline: o.Baseline = None,
     explain: o.Explain = None,
@@ -21,12 +22,19 @@ def report(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
 ) -> int:
-    """Show and gate a saved report again, without reading adapters."""
+    """Show and gate a saved report again, without reading adapters.
+
+    Of several reports, one a round and oldest first, the last is shown; a page has the trend over all.
+    """
     goes = delivery(format, output, quiet, verbose, github=github)
     check_explained(explain, goes)
-    saved = saved_report(path)
+    if len(paths) > 1 and not goes.pages:
+        text = f"{len(paths)} reports make a trend, which a page shows; add -o html=report.html"
+        raise UsageError(text)
+    *earlier, saved = map(saved_report, paths)
     if baseline is not None:
         saved = against(saved, read_baseline(baseline))
-    code = goes.deliver(gated(saved, fail_on or str(saved.settings["fail_on"])))
+    shown = gated(saved, fail_on or str(saved.settings["fail_on"]))
+    code = goes.deliver(shown, tuple(earlier))
     add_explained(saved, explain)
     return code

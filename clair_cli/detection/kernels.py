@@ -154,6 +154,12 @@ class Kernels:
         usual = float(np.median(agreement.pairs(kernel, group)))
         return np.asarray(kernel / usual) if usual > 0 else kernel
 
+    def comparable(self, group: Mask) -> tuple[Array, bool]:
+        """Cosines of whole adapters (K, K) where they tell anything of `group`, else the agreement of
+        what two change; and whether it is the former."""
+        clear = group.sum() > 1 and self.clear(group)
+        return (self.direction if clear else self.kernel), bool(clear)
+
     @remembered
     def elsewhere(self, group: Mask) -> Mask:
         """Who began from other rows than members who began alike, (K,): no cosine tells of them."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, InputFile, natural_key
 from clair_cli.detection.agreement import Array, common_share, initialisation
+from clair_cli.detection.portrait import portrait
 from clair_cli.detection.record import Detection, too_few
 from clair_cli.report import (
     Consensus,
@@ -23,14 +24,27 @@ from clair_cli.report import (
 )
 from clair_cli.settings import Settings
 
+if TYPE_CHECKING:
+    from clair_cli.detection.solver import SharedSubspace
+
+LEADING = 8
+"""Leading shares of a module's differences that are reported."""
+
 
 def population(found: Detection, settings: Settings) -> Population:
     """What holds of the clients together; the last finding says why there is no verdict."""
     why = too_few(found.cohort)
     judged = found.judgement.findings if found.judgement else ()
     findings = (*found.cohort.findings, *([why] if why else []), *judged)
+    agrees, spectra = portrait(found)
     return Population(
-        findings, _modules(found), _consensus(found, settings), _solver(found), _minorities(found)
+        findings,
+        _modules(found),
+        _consensus(found, settings),
+        _solver(found),
+        _minorities(found),
+        agrees,
+        spectra,
     )
 
 
@@ -48,7 +62,7 @@ def verdicts(found: Detection) -> tuple[Verdict, ...]:
     cohort = found.cohort
     said = [Verdict(b.client, "broken", reasons=(b.reason,)) for b in cohort.broken]
     if found.judgement is None:
-        said += [Verdict(a.client, None, reasons=a.notes) for a in cohort.clients]
+        said += [Verdict(a.client, None, reasons=a.notes, rank=_rank(a)) for a in cohort.clients]
     else:
         residuals = found.decomposition.relative_residuals() if found.decomposition else None
         for k, (adapter, verdict) in enumerate(
@@ -56,8 +70,12 @@ def verdicts(found: Detection) -> tuple[Verdict, ...]:
         ):
             modules = () if residuals is None else _of_client(found, k, residuals)
             reasons = (*verdict.reasons, *adapter.notes)
-            said.append(replace(verdict, modules=modules, reasons=reasons))
+            said.append(replace(verdict, modules=modules, reasons=reasons, rank=_rank(adapter)))
     return tuple(sorted(said, key=lambda v: natural_key(v.client)))
+
+
+def _rank(adapter: Adapter) -> int | None:
+    return max((spec.rank for spec in adapter.updates.values()), default=None)
 
 
 def _of_client(found: Detection, k: int, residuals: Array) -> tuple[ModuleFinding, ...]:
@@ -85,9 +103,16 @@ def _modules(found: Detection) -> tuple[ModuleSummary, ...]:
             found.decomposition.subspaces[m].rank,
             float(explained[m]),
             stack.left_out,
+            _spectrum(found.decomposition.subspaces[m]),
         )
         for m, stack in enumerate(found.stacks)
     )
+
+
+def _spectrum(found: SharedSubspace) -> tuple[float, ...]:
+    if found.total <= 0:
+        return ()
+    return tuple((found.spectrum[:LEADING].clamp_min(0) / found.total).tolist())
 
 
 def _consensus(found: Detection, settings: Settings) -> Consensus | None:

@@ -34,7 +34,8 @@ class Judgement:
     agreement with each other and its robust deviation relative to that; `margin` is the gap between
     the least score that convicts and the largest that does not, None where nobody is convicted.
     `minorities` are the positions of the members of each, `likeness` how alike two of them are in units
-    of the consensus; `causes` is None where unknown.
+    of the consensus; `causes` is None where unknown. `alike` (K, K) are the cosines of whole adapters
+    where they are `directed`, and else how much two change the same outputs.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -48,6 +49,8 @@ class Judgement:
     minorities: tuple[tuple[int, ...], ...] = ()
     likeness: tuple[float, ...] = ()
     causes: Causes | None = None
+    alike: Array | None = None
+    directed: bool = False
 
 
 def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
@@ -57,10 +60,10 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     consensus = Consensus(distances)
     group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
-        return _none(tables, group, problem)
+        return _none(distances, group, problem)
     groups = Groups(consensus, group)
     if groups.split:
-        return _none(tables, group, consensus.no_majority(groups.group & ~groups.adding))
+        return _none(distances, group, consensus.no_majority(groups.group & ~groups.adding))
     bench = _Bench(groups, settings)
     verdicts = tuple(bench.verdict(k) for k in range(len(tables.clients)))
     usual, spread = consensus.agreement_of(bench.group)
@@ -76,13 +79,17 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         bench.minorities,
         groups.likeness(bench.minorities),
         bench.why,
+        *distances.comparable(bench.group),
     )
 
 
-def _none(tables: Tables, group: Mask, why: Reason) -> Judgement:
+def _none(distances: Distances, group: Mask, why: Reason) -> Judgement:
     """No verdict on anybody, and why."""
+    tables = distances.tables
     verdicts = tuple(Verdict(c, None) for c in tables.clients)
-    return Judgement(verdicts, (why,), False, group, np.zeros(tables.inner.shape[:2]))
+    scores = np.zeros(tables.inner.shape[:2])
+    alike = distances.comparable(group)
+    return Judgement(verdicts, (why,), False, group, scores, alike=alike[0], directed=alike[1])
 
 
 def _margin(verdicts: Sequence[Verdict]) -> float | None:

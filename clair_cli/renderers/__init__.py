@@ -33,7 +33,17 @@ from clair_cli.results import (
 FormatName = Literal["text", "json"]
 """The formats of every record."""
 ReportFormat = Literal[
-    "text", "json", "markdown", "sarif", "junit", "github", "gitlab", "csv", "jsonl", "parquet"
+    "text",
+    "json",
+    "html",
+    "markdown",
+    "sarif",
+    "junit",
+    "github",
+    "gitlab",
+    "csv",
+    "jsonl",
+    "parquet",
 ]
 """The formats of a report."""
 Record: TypeAlias = (
@@ -62,14 +72,15 @@ RENDERERS: dict[str, Renderer] = {name: _renderer(name) for name in get_args(For
 """By format: takes any record of TABLE."""
 
 
-def _later(module: str, name: str) -> Callable[[Report], Any]:
+def _later(module: str, name: str) -> Callable[..., Any]:
     """A renderer whose module is loaded when it is first needed: most runs need none of them."""
-    return lambda report: getattr(import_module(f"{__name__}.{module}"), name)(report)
+    return lambda *given: getattr(import_module(f"{__name__}.{module}"), name)(*given)
 
 
 REPORTS: dict[ReportFormat, Callable[[Report], str | bytes]] = {
     "text": text.render,
     "json": json.render,
+    "html": _later("page", "render"),
     "markdown": _later("markdown", "render"),
     "sarif": _later("sarif", "render"),
     "junit": _later("junit", "render"),
@@ -102,13 +113,17 @@ def check_format(name: str) -> None:
         raise UsageError(text) from None
 
 
-def render(report: Report, format: ReportFormat = "text") -> str | bytes:
+def render(
+    report: Report, format: ReportFormat = "text", earlier: tuple[Report, ...] = ()
+) -> str | bytes:
     """The report as one document: bytes for the formats in BINARY, text for all others.
 
-    Raises UsageError where there is no such format, or what writes it is not installed.
+    `earlier` are the reports of rounds before, oldest first, whose trend a page shows. Raises UsageError
+    where there is no such format, or what writes it is not installed.
     """
     check_format(format)
-    found = REPORTS[format](report)
+    write: Callable[..., str | bytes] = REPORTS[format]
+    found = write(report, earlier) if format == "html" else write(report)
     if isinstance(found, bytes):
         return found
     end = ENDS.get(format, "\n")

@@ -154,6 +154,7 @@ def _modules(report: Report) -> list[str]:
 
 
 def accounted(report: Report) -> str:
+    """How many clients there are, and of which verdict."""
     counts = report.counts
     total, said = counts["clients"], sum(counts[v] for v in ORDER)
     shown = [v for v in VERDICTS if v != "minority" or counts[v]]

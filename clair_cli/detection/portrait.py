@@ -1,0 +1,118 @@
+"""Who agrees with whom, and how the clients' energy spreads: tables small enough for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clair_cli.detection import agreement
+from clair_cli.detection.agreement import Array
+from clair_cli.detection.record import Detection
+from clair_cli.report import Agreement, Spectra
+
+MOST = 300
+"""Clients up to which the table of all pairs is in the report: it grows with their square."""
+MODES = 24
+"""Leading shares of a spectrum that are reported."""
+PLACES = 4
+"""Digits behind the point of a place on the map; the rest is noise of the eigenvectors."""
+
+
+def portrait(found: Detection) -> tuple[Agreement | None, Spectra | None]:
+    """Both tables of a judged cohort, None where no number was compared."""
+    judged = found.judgement
+    if judged is None or judged.alike is None or not found.stacks:
+        return None, None
+    names = tuple(a.client for a in found.cohort.clients)
+    agrees = agreement_of(names, judged.alike, "direction" if judged.directed else "outputs")
+    members = judged.consensus if judged.consensus.sum() > 1 else np.ones(len(names), bool)
+    whole = np.zeros((len(names), len(names)))
+    for stack in found.absolute:
+        whole += agreement.levelled(stack.inner.numpy()[None], members)[0]
+    return agrees, spectra(whole[members][:, members])
+
+
+def agreement_of(names: tuple[str, ...], alike: Array, measure: str) -> Agreement:
+    """The record of a table of likeness (K, K) whose diagonal is 1."""
+    table = np.clip((alike + alike.T) / 2, -1, 1)
+    np.fill_diagonal(table, 1.0)
+    places, kept = scaled(table)
+    many = len(names) > MOST
+    rounded = np.rint(100 * table).astype(int)
+    rows = () if many else tuple(tuple(map(int, rounded[k, :k])) for k in range(1, len(names)))
+    return Agreement(
+        measure=measure,  # type: ignore[arg-type]
+        clients=names,
+        order=() if many else tuple(ordered(table)),
+        percent=rows,
+        left_out=f"{len(names)} clients; pairs are listed up to {MOST}" if many else None,
+        places=tuple((float(x), float(y)) for x, y in places),
+        stress=stress(table, places),
+        kept=kept,
+    )
+
+
+def scaled(table: Array) -> tuple[Array, float]:
+    """Places (K, 2) by classical scaling of the distances sqrt(2 - 2 s), and the share that they keep.
+
+    That is the principal coordinates of Gower (1966); the share is of the positive eigenvalues. Of
+    the two signs of an axis the one is taken in which its largest entry is positive.
+    """
+    count = len(table)
+    centre = np.eye(count) - 1 / count
+    values, vectors = np.linalg.eigh(centre @ table @ centre)
+    lead = np.argsort(-values, kind="stable")[:2]
+    axes = vectors[:, lead] * np.sqrt(values[lead].clip(min=0))
+    if axes.shape[1] < 2:
+        axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
+    axes = np.round(axes, PLACES)
+    largest = axes[np.abs(axes).argmax(axis=0), [0, 1]]
+    total = float(values.clip(min=0).sum())
+    kept = float(values[lead].clip(min=0).sum()) / total if total > 0 else 0.0
+    return axes * np.where(largest < 0, -1.0, 1.0) + 0.0, kept
+
+
+def stress(table: Array, places: Array) -> float:
+    """Kruskal's (1964) first stress of the map: 0 shows every distance as it is."""
+    true = np.sqrt((2 - 2 * table).clip(min=0))
+    shown = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=2))
+    energy = float((true**2).sum())
+    return float(np.sqrt(((true - shown) ** 2).sum() / energy)) if energy > 0 else 0.0
+
+
+def ordered(table: Array) -> list[int]:
+    """Positions of all clients such that who is alike stands together: leaves of average linkage."""
+    groups = [[k] for k in range(len(table))]
+    near = table.astype(float).copy()
+    np.fill_diagonal(near, -np.inf)
+    sizes, alive = np.ones(len(table)), np.ones(len(table), bool)
+    for _ in range(len(table) - 1):
+        i, j = sorted(divmod(int(np.argmax(near)), len(table)))
+        groups[i], sizes_both = _joined(groups[i], groups[j], table), sizes[i] + sizes[j]
+        near[i] = near[:, i] = (sizes[i] * near[i] + sizes[j] * near[j]) / sizes_both
+        sizes[i], alive[j] = sizes_both, False
+        near[i, ~alive] = near[~alive, i] = near[j] = near[:, j] = near[i, i] = -np.inf
+    return groups[int(np.flatnonzero(alive)[0])]
+
+
+def _joined(a: Sequence[int], b: Sequence[int], table: Array) -> list[int]:
+    """Both groups in a row, turned so that the two ends that meet are the most alike."""
+    ways = [(x, y) for x in (list(a), list(a)[::-1]) for y in (list(b), list(b)[::-1])]
+    x, y = max(ways, key=lambda way: table[way[0][-1], way[1][0]])
+    return x + y
+
+
+def spectra(whole: Array) -> Spectra:
+    """Shares of energy per mode of the clients, of their updates and of what differs from their mean.
+
+    `whole` (K, K) holds the inner products of the members' whole adapters.
+    """
+    centre = np.eye(len(whole)) - 1 / len(whole)
+    return Spectra(_shares(whole), _shares(centre @ whole @ centre)[: len(whole) - 1])
+
+
+def _shares(kernel: Array) -> tuple[float, ...]:
+    values = np.linalg.eigvalsh(kernel)[::-1].clip(min=0)
+    total = float(values.sum())
+    return tuple(float(v / total) for v in values[:MODES]) if total > 0 else ()
