@@ -7,10 +7,13 @@ import numpy as np
 from clair_cli.detection.portrait import agreement_of
 from clair_cli.report import (
     Agreement,
+    Cause,
     Consensus,
     ModuleFinding,
     ModuleSummary,
     Population,
+    Rarity,
+    Rate,
     Reason,
     Report,
     Verdict,
@@ -50,7 +53,18 @@ def _verdict(draw: np.random.Generator, name: str, bad: bool, modules: list[str]
     )
     reasons = (Reason("CLR209", "lacks what the others share: 3 % of it is there", 0.03, 0.5),)
     said = "contaminated" if bad else "benign"
-    return Verdict(name, said, float(scores.mean()), 3.0, 1.0, (), reasons * bad, found)  # type: ignore[arg-type]
+    return Verdict(
+        name,
+        said,  # type: ignore[arg-type]
+        float(scores.mean()),
+        3.0,
+        1.0,
+        reasons=reasons * bad,
+        modules=found,
+        cause=Cause("lacks" if bad else None, *draw.gamma(9.0, 0.1, 4).tolist(), "client-0001"),
+        rarity=Rarity(21, 9791, None, Rate(0, 5052), Rate(21, 4739)),
+        rank=16,
+    )
 
 
 def _agreement(draw: np.random.Generator, names: list[str]) -> Agreement:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import FrameType
 
 INTERNAL_ERROR, INTERRUPTED = 70, 130
-GRACE = 1.0
+GRACE = 0.5
 """Seconds that the main thread has to answer a signal: one step of linear algebra may take longer."""
 PATIENCE = 30.0
 """Seconds after which a folder that cannot be removed stays."""

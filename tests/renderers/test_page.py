@@ -20,6 +20,7 @@ from tests.helpers.reports import COMPLETE, NO_VERDICT
 
 ATTACK = (
     "\"'><img src=x onerror=alert(1)></script><script>alert(2)</script><meta http-equiv=refresh>"
+    "<iframe srcdoc='<script>alert(3)</script>'></iframe>"
 )
 ALLOWED = {"script": 3, "meta": 6, "style": 1}
 

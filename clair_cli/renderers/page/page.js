@@ -105,13 +105,13 @@
     }
     return found;
   };
-  const inflate = async (bytes) => {
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const inflate = async (data) => {
+    const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   };
   const read = async (img) => {
-    const raw = atob(img.getAttribute("src").split(",")[1]);
-    const found = chunks(Uint8Array.from(raw, (c) => c.charCodeAt(0)));
+    const found = chunks(bytes(img.getAttribute("src").split(",")[1]));
     const header = new DataView(found.IHDR.buffer, found.IHDR.byteOffset);
     const width = header.getUint32(0);
     const height = header.getUint32(4);
@@ -184,8 +184,13 @@
 
   // --- the report as a file
 
-  one("download").addEventListener("click", () => {
-    const text = JSON.stringify(JSON.parse(one("report").textContent), null, 1);
+  const report = async () => {
+    const found = JSON.parse(one("report").textContent);
+    const packed = typeof found === "string"; // a large one is deflated
+    return packed ? JSON.parse(new TextDecoder().decode(await inflate(bytes(found)))) : found;
+  };
+  one("download").addEventListener("click", async () => {
+    const text = JSON.stringify(await report(), null, 1);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text, "\n"], { type: "application/json" }));
     link.download = "report.json";

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,7 +108,8 @@ def _json(value: Any) -> str:
 
 
 def _island(report: Report) -> tuple[str, bool]:
-    """The report as the page holds it; a large one without the modules of its clients and its pairs."""
+    """The report as the page holds it; a large one deflated, in base64, without the modules of its
+    clients and its pairs."""
     text = _json(to_dict(report))
     if len(text) <= WHOLE:
         return text, True
@@ -117,7 +120,8 @@ def _island(report: Report) -> tuple[str, bool]:
             population.agreement, percent=(), left_out="not in the page, but in the JSON"
         )
         population = replace(population, agreement=agrees)
-    return _json(to_dict(replace(report, clients=clients, population=population))), False
+    text = _json(to_dict(replace(report, clients=clients, population=population)))
+    return _json(base64.b64encode(zlib.compress(text.encode(), 9)).decode()), False
 
 
 def _missing(report: Report) -> dict[str, str]:
