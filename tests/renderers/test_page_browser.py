@@ -193,6 +193,10 @@ def test_a_narrow_screen_does_not_scroll_sideways(
 def test_a_page_prints(chromium: Any, samples: Path) -> None:
     with Opened(chromium, samples) as page:
         assert page.tab.pdf().startswith(b"%PDF")
+        page.tab.emulate_media(media="print")
+        shown = "getComputedStyle(document.querySelector('.card:last-child')).contentVisibility"
+        assert page.tab.evaluate(shown) == "visible"
+        assert page.tab.locator(".tools").is_hidden()
 
 
 @pytest.mark.parametrize(("clients", "most"), [(200, 500_000), (1000, 2_000_000)])
