@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
@@ -51,9 +52,9 @@ def python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a new environment with the wheel; its dependencies are those of this one."""
     home = tmp_path_factory.mktemp("fresh") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", home)
-    (site,) = home.glob("lib/python*/site-packages")
-    others = [path for path in sys.path if path.endswith("-packages")]
-    (site / "others.pth").write_text("\n".join(others) + "\n")
+    (own,) = home.glob("lib/python*/site-packages")
+    others = site.getsitepackages()
+    (own / "others.pth").write_text("\n".join(others) + "\n")
     (wheel,) = built.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install")
     run(*pip, "--no-deps", "--no-index", "--force-reinstall", wheel)
