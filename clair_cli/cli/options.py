@@ -188,8 +188,9 @@ ReportFormat = Annotated[
         SHOWING,
         "--format",
         "-f",
-        help="What goes to stdout: a table (text), the whole report (json), or one document for a "
-        "program. docs/how-to/outputs.md shows each.",
+        metavar="FORMAT",
+        help="What goes to stdout: text (a table), json (the whole report), html (a page), markdown, "
+        "sarif, junit, github, gitlab, csv, jsonl or parquet. docs/how-to/outputs.md shows each.",
     ),
 ]
 GitHub = Annotated[
