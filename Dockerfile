@@ -17,6 +17,6 @@ COPY --from=build /opt/clair /opt/clair
 ENV PATH=/opt/clair/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["clair"]
 CMD ["--help"]

@@ -88,7 +88,7 @@ def addition(company: Array, able: Mask, least: float, apart: float) -> Company 
     """
     who = np.flatnonzero(able)
     best = None
-    for _, found, _ in _linked(company, who):
+    for _, found, _ in linked(company, who):
         members = np.array(found)
         others = np.setdiff1d(who, members)
         if len(members) >= len(others) or len(others) < 3:
@@ -106,7 +106,7 @@ def addition(company: Array, able: Mask, least: float, apart: float) -> Company 
     return best
 
 
-def _linked(
+def linked(
     kernel: Array, who: NDArray[np.intp]
 ) -> Iterator[tuple[float, list[int], list[list[int]]]]:
     """Average linkage over `who`: how alike two clusters are, what they become, all that are left."""
@@ -143,7 +143,7 @@ def sides(
     np.fill_diagonal(near, -np.inf)
     least = max(share * float(np.median(near.max(axis=1))), least)
     groups: list[list[int]] = []
-    for alike, _, clusters in _linked(kernel, who):
+    for alike, _, clusters in linked(kernel, who):
         if alike < least:
             break
         groups = clusters

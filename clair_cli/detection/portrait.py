@@ -8,6 +8,7 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array
+from clair_cli.detection.causes import linked
 from clair_cli.detection.record import Detection
 from clair_cli.report import Agreement, Spectra
 
@@ -83,17 +84,12 @@ def stress(table: Array, places: Array) -> float:
 
 def ordered(table: Array) -> list[int]:
     """Positions of all clients such that who is alike stands together: leaves of average linkage."""
-    groups = [[k] for k in range(len(table))]
-    near = table.astype(float).copy()
-    np.fill_diagonal(near, -np.inf)
-    sizes, alive = np.ones(len(table)), np.ones(len(table), bool)
-    for _ in range(len(table) - 1):
-        i, j = sorted(divmod(int(np.argmax(near)), len(table)))
-        groups[i], sizes_both = _joined(groups[i], groups[j], table), sizes[i] + sizes[j]
-        near[i] = near[:, i] = (sizes[i] * near[i] + sizes[j] * near[j]) / sizes_both
-        sizes[i], alive[j] = sizes_both, False
-        near[i, ~alive] = near[~alive, i] = near[j] = near[:, j] = near[i, i] = -np.inf
-    return groups[int(np.flatnonzero(alive)[0])]
+    rows = {k: [k] for k in range(len(table))}  # by the first of each cluster
+    for _, both, _ in linked(table, np.arange(len(table))):
+        first = rows[both[0]]
+        second = rows.pop(next(k for k in both if k not in first))
+        rows[both[0]] = _joined(first, second, table)
+    return rows[0]
 
 
 def _joined(a: Sequence[int], b: Sequence[int], table: Array) -> list[int]:

@@ -37,8 +37,8 @@ def times(count: int) -> str:
 
 
 def percent(share: float) -> str:
-    """0.44 as "44 %"; below one percent to one digit."""
-    return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else f"{100 * share:.1g} %"
+    """0.44 as "44 %", -0.2 as "-20 %"; nearer to 0 than one percent to one digit."""
+    return f"{100 * share:.0f} %" if abs(share) >= 0.01 or share == 0 else f"{100 * share:.1g} %"
 
 
 def share(value: float) -> str:

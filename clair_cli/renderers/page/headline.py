@@ -23,7 +23,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """`kind` is the name of the worst look, by which the page is coloured."""
+    """`look` is the worst one, by which the page is coloured."""
 
     look: Look
     sentence: str

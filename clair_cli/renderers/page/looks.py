@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from clair_cli.detection.module_names import layer
 from clair_cli.renderers.safe import safe_text
+from clair_cli.renderers.words import percent
 from clair_cli.report import Verdict
 
 SHORT = 20
@@ -63,9 +65,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def share(value: float | None) -> str:
     """In percent; a dash for None."""
-    if value is None:
-        return "\u2013"
-    return f"{100 * value:.0f} %" if value >= 0.01 or value <= 0 else f"{100 * value:.1g} %"
+    return "\u2013" if value is None else percent(value)
 
 
 def along(score: float) -> float:
@@ -76,8 +76,7 @@ def along(score: float) -> float:
 
 def layer_of(module: str) -> int:
     """The first number among the parts of a module's name; -1 where none is one."""
-    parts = [p for p in module.split(".") if p.isascii() and p.isdecimal() and len(p) < 10]
-    return int(parts[0]) if parts else -1
+    return int(layer(module) or -1)
 
 
 def kind_of(module: str) -> str:
