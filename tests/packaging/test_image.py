@@ -50,7 +50,9 @@ def test_clair_runs_as_a_stranger_with_a_read_only_root_and_no_network(tmp_path:
         assert (probe.returncode, probe.stdout) == (0, "65532\n"), probe.stderr
         assert isolated("touch /tmp/clair-no", root, out).returncode != 0
         if isolated(f"test -x {os.path.realpath(sys.executable)}", root, out).returncode:
-            pytest.skip(f"a stranger may not run {sys.executable}: it lies in a folder of its owner")
+            pytest.skip(
+                f"a stranger may not run {sys.executable}: it lies in a folder of its owner"
+            )
         adapters = place / "adapters"
         found = isolated(f"{SCRIPT} detect {adapters} -q -o json={out}/r.json", root, out)
         assert found.returncode == 1, found.stderr
