@@ -16,6 +16,7 @@ INSIDE = """\
 set -eu
 mount --bind -o ro / "$ROOT"
 mount -o remount,bind,ro "$ROOT"
+mount --rbind /dev "$ROOT/dev"
 mount --bind "$OUT" "$ROOT$OUT"
 exec chroot "$ROOT" setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs \\
   env -i PATH=/usr/bin:/bin OMP_NUM_THREADS=1 sh -c "$COMMAND"
