@@ -64,7 +64,8 @@ class Groups:
                 found, bool(further[list(found.members)].any())
             ):
                 return found
-        return self._subspace_of_few(able & ~further)
+        some = why.content > 1 - n.limit * n.content_floor  # who has less is far whatever it adds
+        return self._subspace_of_few(able & ~further & some)
 
     def _subspace_of_few(self, able: Mask) -> Company | None:
         """Three and more that change the same outputs on top of what all change, each in its own way."""
