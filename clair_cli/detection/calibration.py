@@ -400,7 +400,11 @@ class DetectionCalibration(Constants):
         0.25, "share of the modules", (0.01, 1), "part of the modules judged as a part", SWEEP
     )
     fewest_modules: int = constant(
-        4, "modules", (1, 10**6), "modules below which no part of them is judged", SWEEP
+        4,
+        "modules",
+        (1, 10**6),
+        "modules below which no part of them is judged, and nobody by the outputs that a few change",
+        SWEEP,
     )
     live_agreement: float = constant(
         0.5, FLOOR, (0, 1), "agreement from which on a module is comparable", SWEEP

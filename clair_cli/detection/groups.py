@@ -70,8 +70,8 @@ class Groups:
     def _subspace_of_few(self, able: Mask) -> Company | None:
         """Three and more that change the same outputs on top of what all change, each in its own way."""
         n, why = self.numbers, self.distances.output_causes(self.group)
-        if why is None:
-            return None
+        if why is None or len(self.distances.tables.modules) < n.fewest_modules:
+            return None  # in one module a few honest clients are alike by chance
         found = addition(why.company, able, n.addition_floor, n.addition_apart)
         if found is None or len(found.members) < 3:
             return None
