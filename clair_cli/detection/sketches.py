@@ -1,12 +1,15 @@
 """A fixed-size summary of one client's update of one module, from which it is compared with others.
 
-Gaussian projections of both sides keep inner products: E[S'S] = I (Johnson & Lindenstrauss 1984).
-What depends on one client alone is kept exact. A sketch needs its own client and a seed, nobody else.
+Both sides are projected by count sketches (Charikar, Chen & Farach-Colton 2002): every row goes into one
+of p buckets, with a random sign. E[S'S] = I keeps inner products, at an error of variance
+(|x|^2 |y|^2 + <x, y>^2) / p or less and one addition per number (Clarkson & Woodruff 2013). What depends
+on one client alone is kept exact. A sketch needs its own client and a seed, nobody else.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -63,13 +66,18 @@ def _projected(side: Tensor, size: int, seed: int) -> Tensor:
     """(d, r) to (size, r), or itself where d <= size."""
     if side.shape[0] <= size:
         return side
-    projected: Tensor = _draw(side.shape[0], size, seed, side.dtype, side.device) @ side
+    projected: Tensor = _buckets(side.shape[0], size, seed, side.dtype, side.device) @ side
     return projected
 
 
 @lru_cache(maxsize=16)
-def _draw(d: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """S (size, d) of independent normal entries of variance 1 / size, drawn on the CPU."""
+def _buckets(d: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """S (size, d), sparse, with one entry of 1 or -1 in every column; drawn on the CPU."""
     draw = torch.Generator().manual_seed(2 * seed + d)
-    entries: Tensor = torch.randn(size, d, generator=draw) / size**0.5
-    return entries.to(device, dtype)
+    bucket = torch.randint(size, (d,), generator=draw)
+    sign = 2 * torch.randint(2, (d,), generator=draw) - 1
+    with warnings.catch_warnings():  # torch calls compressed rows beta
+        warnings.simplefilter("ignore", UserWarning)
+        entries = torch.sparse_coo_tensor(torch.stack([bucket, torch.arange(d)]), sign, (size, d))
+        found: Tensor = entries.to(dtype).coalesce().to_sparse_csr().to(device)
+    return found

@@ -206,7 +206,8 @@ def _pairs(one: Tensor, other: Tensor) -> Tensor:
 
 def _unbiased(pairs: Tensor, traces: Tensor, size: int, whole: int) -> Tensor:
     """Freed of what the projection S (size, d) makes alike: <S X S', S Y S'> has the mean
-    (1 + 1/size) <X, Y> + tr X tr Y / size for Gaussian S. Unchanged where nothing was projected."""
+    (1 + 1/size) <X, Y> + tr X tr Y / size, but for the share of tr X tr Y that lies in single rows.
+    Unchanged where nothing was projected."""
     if size == whole:
         return pairs
     return (pairs - traces[:, None] * traces / size) / (1 + 1 / size)
