@@ -129,6 +129,11 @@ Threads = Annotated[
     ),
 ]
 
+Exact = Annotated[
+    bool,
+    option(COMPUTING, help="Compare many clients by their whole updates, not by sketches."),
+]
+
 # --- what is written
 
 Out = Annotated[
