@@ -49,6 +49,7 @@ def test_of_an_old_report_what_is_there_is_drawn_and_what_is_missing_is_said(
     version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn = {"scores", "heatmap"} | ({"spectrum", "refinement"} if version >= "1.2" else set())
+    drawn |= {"agreement"} if version >= "1.4" else set()
     for kind in ("scores", "agreement", "heatmap", "spectrum", "refinement"):
         target = tmp_path / f"{kind}.svg"
         command = ["plot", str(OLD / f"{version}.json"), "--kind", kind, "-o", str(target)]
