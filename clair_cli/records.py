@@ -45,7 +45,8 @@ def decode(kind: type[Record], data: Any, where: str = "") -> Record:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'it'}: expected an object, found {_shown(data)}")
     found: dict[str, Any] = {}
-    for name, own, hint, needed in _plan(kind):
+    plan = _plan(kind)  # type: ignore[arg-type]
+    for name, own, hint, needed in plan:
         if own in data:
             value = data[own]
             plain = type(value) is hint and hint is not float  # most are, and there may be many
@@ -53,8 +54,8 @@ def decode(kind: type[Record], data: Any, where: str = "") -> Record:
             found[name] = value if plain else _value(hint, value, place)
         elif needed:
             raise ValueError(f"{where}.{own}".lstrip(".") + " is missing")
-    if "extra" in _types(kind):
-        known = {own for _, own, _, _ in _plan(kind)}
+    if "extra" in _types(kind):  # type: ignore[arg-type]
+        known = {own for _, own, _, _ in plan}
         found["extra"] = {k: v for k, v in data.items() if k not in known}
     return kind(**found)
 
