@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from clair_cli.refined import RefinedClient, Refinement
 from clair_cli.renderers import text
 from clair_cli.renderers.words import folded
-from clair_cli.report import Reason, RefinedClient, Refinement, Report, gated
+from clair_cli.report import Reason, Report, gated
 from tests.helpers.reports import CLIENTS, COMPLETE, MODULES, NO_VERDICT, client
 
 assert COMPLETE.refinement is not None

@@ -187,7 +187,7 @@ def matrix(report: Report) -> Grid | None:
 def _square(rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """The whole table (K, K) of the triangle below its diagonal; what is missing or no percent is 0."""
     table = [[100 * (i == j) for j in range(count)] for i in range(count)]
-    for i, row in enumerate(rows[: count - 1], start=1):
+    for i, row in enumerate(rows[: max(count - 1, 0)], start=1):
         for j, value in enumerate(row[:i]):
             table[i][j] = table[j][i] = min(max(value, -100), 100)
     return table
