@@ -1,0 +1,258 @@
+"""Several groups at once that all clients are measured against: what each verdict rests on.
+
+Most of them are one group without one client. So sums over the members are those of one `base`, less
+the columns of the few that a group lacks and more those that it has besides: K steps, and not K^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import Any, TypeVar
+
+import numpy as np
+
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.scales import MAD, TENTH, small_sample
+
+Answer = TypeVar("Answer")
+FEW = 4
+"""Clients by which a group may differ from the base, or a share of all, before sums are taken anew."""
+SHARE = 32
+
+
+class Apart(Exception):
+    """The law takes another way for some of these groups than for others: they are measured apart."""
+
+
+class Table:
+    """A symmetric table (K, K) of the clients, or one for each module (M, K, K)."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+        self.diagonal = np.einsum("...kk->...k", values).astype(float)
+        self._base: Mask | None = None
+        self._known: dict[Any, Any] = {}
+
+    def known(self, base: Mask, key: Any, made: Callable[[], Any]) -> Any:
+        """What was made for this base and key, or is now: one base is remembered at a time."""
+        if self._base is None or not np.array_equal(self._base, base):
+            self._base, self._known = base.copy(), {}
+        if key not in self._known:
+            self._known[key] = made()
+        return self._known[key]
+
+
+class Measuring:
+    """Whatever answers questions about groups: the last group asked about alone is remembered."""
+
+    _single: tuple[Mask, References] | None = None
+
+    def alone(self, group: Mask) -> References:
+        """One group (K,) as references."""
+        if self._single is None or not np.array_equal(self._single[0], group):
+            self._single = group.copy(), References(group[None].copy())
+        return self._single[1]
+
+
+def measured(
+    method: Callable[[Any, References], Answer],
+) -> Callable[[Any, Mask | References], Answer]:
+    """A method of several groups, (B, ...), which may be asked about one group (K,) alone, too.
+
+    The answer on the same groups is given from memory.
+    """
+    name = method.__qualname__
+
+    @wraps(method)
+    def asked(self: Any, group: Mask | References) -> Answer:
+        groups = group if isinstance(group, References) else self.alone(group)
+        if name not in groups.remembered:
+            groups.remembered[name] = method(self, groups)
+        answer: Answer = groups.remembered[name]
+        alone = groups is not group and isinstance(answer, np.ndarray)
+        return answer[0] if alone else answer  # type: ignore[index, no-any-return]
+
+    return asked
+
+
+class References:
+    """Groups `masks` (B, K) that differ by little from `base` (K,), by default from their majority."""
+
+    def __init__(self, masks: Mask, base: Mask | None = None) -> None:
+        self.masks = masks
+        self.base = 2 * masks.sum(axis=0) > len(masks) if base is None else base
+        self.counts = masks.sum(axis=1)
+        self.remembered: dict[str, Any] = {}
+
+    def agreed(self, holds: Mask) -> bool:
+        """Whether a condition (B,) holds, for all groups alike; raises Apart."""
+        if holds.all() or not holds.any():
+            return bool(holds.flat[0])
+        raise Apart
+
+    @cached_property
+    def others(self) -> Array:
+        """How many members a client has besides itself, at least 1, (B, K)."""
+        return np.maximum(self.counts[:, None] - self.masks.astype(float), 1)
+
+    @cached_property
+    def changes(self) -> list[tuple[Any, Any, Array]] | None:
+        """Rows, columns and signs (n, 1): by whom groups differ from the base, once per group in each.
+
+        None where that is more than a few for one of them.
+        """
+        rows, columns = np.nonzero(self.masks ^ self.base)
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # in its own group
+        if len(rows) and place.max() >= max(FEW, self.masks.shape[1] // SHARE):
+            return None
+        signs = np.where(self.masks[rows, columns], 1.0, -1.0)[:, None]
+        found = []
+        for p in range(int(place.max()) + 1 if len(rows) else 0):
+            now = place == p
+            found.append((rows[now], columns[now], signs[now]))
+        return found
+
+    # --- sums over the members
+
+    def sums(self, table: Table) -> Array:
+        """Of each client with all members, itself among them: (..., B, K)."""
+        values, base = table.values, self.base.astype(table.values.dtype)
+        if self.changes is None:
+            return np.asarray(self.masks.astype(values.dtype) @ values, float)
+        sums = table.known(self.base, "sums", lambda: np.asarray(values @ base, float))
+        found = np.repeat(sums[..., None, :], len(self.masks), axis=-2)
+        for rows, columns, signs in self.changes:
+            found[..., rows, :] += signs * values[..., columns, :]
+        return found
+
+    def support(self, table: Table) -> Array:
+        """Mean of each client with the members other than itself, (..., B, K)."""
+        found = self.sums(table)
+        found -= table.diagonal[..., None, :] * self.masks
+        found /= self.others
+        return found
+
+    def weighted(
+        self,
+        table: Table,
+        name: str,
+        units: Array,
+        norms: Array,
+        weight: Callable[[Array, float], Array],
+    ) -> Array:
+        """`support` of the table whose rows and columns have the weights (K,) that `weight` makes of
+        the clients' norms and of each group's unit: (..., B, K).
+
+        `units` (..., B), of which few are different where groups are alike, and `norms` (..., K) are
+        those of each module where the table is a stack. `name` is that of the weight.
+        """
+        found = np.empty((*table.values.shape[:-2], *self.masks.shape))
+        for m in np.ndindex(table.values.shape[:-2]):
+            values, diagonal = table.values[m], table.diagonal[m]
+            different, which = np.unique(units[m], return_inverse=True)
+            weights = np.array([weight(norms[m], float(u)) for u in different])
+            mine = weights[which]
+            if self.changes is None:
+                sums = np.asarray((self.masks * mine).astype(values.dtype) @ values, float)
+            else:
+                sums = np.array(
+                    [
+                        table.known(self.base, (name, m, float(u)), self._product(values, w))
+                        for u, w in zip(different, weights, strict=True)
+                    ]
+                )[which]
+                for rows, columns, signs in self.changes:
+                    sums[rows] += signs * mine[rows, columns][:, None] * values[columns]
+            sums -= diagonal * mine * self.masks
+            found[m] = sums * mine / self.others
+        return found
+
+    def _product(self, values: Array, weights: Array) -> Callable[[], Array]:
+        """The sums of the base's members with these weights, when they are asked for."""
+        return lambda: np.asarray(values @ (self.base * weights).astype(values.dtype), float)
+
+    # --- order statistics of the members
+
+    def median(self, values: Array) -> Array:
+        """Median over the members of values (K,) or (..., B, K): (..., B, 1)."""
+        return self._by_count(values, _median)
+
+    def scale(self, values: Array, median: Array | None = None) -> Array:
+        """Robust standard deviation over the members, as `scales.robust_scale`: (..., B, 1)."""
+        middle = self.median(values) if median is None else median
+        factors = np.array([MAD * small_sample(int(n)) for n in self.counts])[:, None]
+        return np.asarray(factors * self.median(np.abs(values - middle)))
+
+    def lower_scale(self, values: Array) -> Array:
+        """Standard deviation by the lower tenth, as `scales.lower_scale`: (B, 1)."""
+        return np.asarray((self.median(values) - self._by_count(values, _tenth)) / TENTH)
+
+    def _by_count(self, values: Array, of: Callable[[Array, int], Array]) -> Array:
+        """`of` the sorted-enough members: strangers are put last, groups of one size together."""
+        filled = np.where(self.masks, values, np.inf)
+        first = int(self.counts[0])
+        if (self.counts == first).all():
+            return of(filled, first)[..., None]
+        found = np.empty(filled.shape[:-1])
+        for count in np.unique(self.counts):
+            rows = self.counts == count
+            found[..., rows] = of(filled[..., rows, :], int(count))
+        return found[..., None]
+
+    # --- medians over pairs
+
+    def pair_median(self, table: Table, diagonal: bool) -> tuple[float, float]:
+        """Bounds of the median over pairs of members, or over all entries with the diagonal.
+
+        A group that lacks r of the base's n members lacks at most 2 r n of its entries, and one that
+        has a besides has at most 2 a (n + a) more: so far the middle moves at most.
+        """
+        changed = self.masks ^ self.base
+        lost, more = (int((changed & s).sum(axis=1).max()) for s in (self.base, ~self.base))
+        key = "pairs", diagonal, lost, more
+
+        def made() -> tuple[float, float]:
+            known = _entries(table.values, self.base, diagonal)
+            entries = 2 if diagonal else 1
+            less = entries * lost * int(self.base.sum())
+            added = entries * more * int(self.base.sum() + more)
+            low = (len(known) - less - 1) // 2 - added
+            high = (len(known) + added) // 2 + less
+            return (
+                float(np.partition(known, low)[low]) if low >= 0 else -np.inf,
+                float(np.partition(known, high)[high]) if high < len(known) else np.inf,
+            )
+
+        found: tuple[float, float] = table.known(self.base, key, made)
+        return found
+
+    def exact_pair_median(self, table: Table, row: int, diagonal: bool) -> float:
+        """The median itself, of one group."""
+        return float(np.median(_entries(table.values, self.masks[row], diagonal)))
+
+
+def _entries(values: Array, members: Mask, diagonal: bool) -> Array:
+    inside = values[np.ix_(members, members)]
+    return inside.ravel() if diagonal else inside[np.tri(len(inside), k=-1, dtype=bool)]
+
+
+def _median(filled: Array, count: int) -> Array:
+    """Of the `count` least entries of the last axis."""
+    half = count // 2
+    filled.partition(half, axis=-1)
+    upper = filled[..., half]
+    if count % 2:
+        return upper
+    return np.asarray((filled[..., :half].max(axis=-1) + upper) / 2)
+
+
+def _tenth(filled: Array, count: int) -> Array:
+    """Lower tenth of the `count` least entries of the last axis, between two of them as np.quantile."""
+    place = 0.1 * (count - 1)
+    below = int(place)
+    above = min(below + 1, count - 1)
+    filled.partition(above, axis=-1)
+    upper = filled[..., above]
+    lower = filled[..., :above].max(axis=-1) if above > below else upper
+    return np.asarray(lower + (upper - lower) * (place - below))

@@ -1,0 +1,131 @@
+"""Whether each client would be judged alike also without each other one.
+
+The consensus is sought without each client as it was with all, for all of them at once. Their groups
+differ by few clients, so each costs K steps and not K^2 (`references`); equal ones are measured once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.blocks import BLOCK
+from clair_cli.detection.coherence import EVERY, coherent_without
+from clair_cli.detection.references import Apart, References
+from clair_cli.settings import MIN_CLIENTS
+
+if TYPE_CHECKING:
+    from clair_cli.detection.consensus import Consensus
+
+Who = NDArray[np.intp]
+
+
+class Without:
+    """The consensus of one cohort without each of its distinct clients `each` (J,)."""
+
+    def __init__(self, consensus: Consensus, each: Who) -> None:
+        self.consensus, self.each = consensus, each
+        self.distances, self.numbers = consensus.distances, consensus.numbers
+        self.count = len(each) - 1
+        self.present = np.repeat(consensus.distinct[None], len(each), axis=0)
+        self.present[np.arange(len(each)), each] = False
+
+    def out(self, least: Array, unknown: Mask) -> Mask:
+        """[j, k]: whether client k has a score of `least` (K,) against those without client j.
+
+        Where they have no consensus it is `unknown` (K,).
+        """
+        found = np.repeat(unknown[None], len(self.each), axis=0)
+        if self.count < MIN_CLIENTS:
+            return found
+        groups = self._settled(self._starts())
+        known = groups.sum(axis=1) >= MIN_CLIENTS
+        known[known] = ~self._for_each(
+            groups[known], lambda g: self.consensus.no_verdict(g, self.count)
+        )
+        found[known] = self._for_each(groups[known], lambda g: self._far(g, least))
+        return found
+
+    def _starts(self) -> Mask:
+        """The groups (J, K) that the search begins from.
+
+        Of up to EVERY clients they are what `Consensus.start` finds among all but one. Of more it is the
+        consensus with all, less the one: a single client of so many decides where a search ends only at
+        a tie, and a group that stands without it is where one ends.
+        """
+        consensus, found = self.consensus, np.zeros_like(self.present)
+        if self.count >= EVERY:
+            return self.present & consensus.settled
+        need, members = self.count // 2 + 1, consensus.distinct & consensus.tables.members
+        enough = members.sum() - members[self.each] >= need
+        for pool, rows in ((members, enough), (consensus.distinct, ~enough)):
+            if not rows.any():
+                continue
+            among = np.flatnonzero(pool)
+            kernel = self.distances.likeness[np.ix_(among, among)]
+            whole, without = coherent_without(kernel, need)
+            place = np.searchsorted(among, self.each)
+            for row in np.flatnonzero(rows):
+                core = without[place[row]] if pool[self.each[row]] else whole
+                found[row, among[core]] = True
+        return found
+
+    def _settled(self, groups: Mask) -> Mask:
+        """`Consensus.settle` from these groups (J, K), each among those present in its row."""
+        going = np.arange(len(groups))
+        for step in range(self.numbers.growing_rounds + self.count):
+            before = groups[going]
+            after = self._for_each(before, lambda g: self._near(g)) & self.present[going]
+            if step >= self.numbers.growing_rounds:
+                after &= before
+            groups[going] = after
+            going = going[(after != before).any(axis=1) & (after.sum(axis=1) >= MIN_CLIENTS)]
+            if not len(going):
+                break
+        return groups
+
+    # --- laws of several groups
+
+    def _near(self, groups: References) -> Mask:
+        """Who is inside, (B, K), before the groups settled."""
+        evidence = self.distances.decisive_of(groups, settled=False)
+        return self.consensus.worst(evidence) < self.numbers.inside
+
+    def _far(self, groups: References, least: Array) -> Mask:
+        """Who has a score of `least` against settled groups, (B, K); exactly, where bounds do not tell."""
+        evidence = self.distances.decisive_of(groups, settled=True)
+        found = self.consensus.worst(evidence) >= least
+        surely = found == (self.consensus.worst(evidence, most=True) >= least)
+        for b in np.flatnonzero(~surely.all(axis=1)):
+            one = References(groups.masks[b : b + 1], groups.base)
+            found[b] = self.consensus.worst(self.distances.decisive_of(one, True))[0] >= least
+        return found
+
+    def _for_each(self, groups: Mask, law: Callable[[References], Mask]) -> Mask:
+        """The law's answer on each group (J, K), equal groups asked about once, some at a time."""
+        if not len(groups):
+            return np.zeros(groups.shape, bool)
+        packed = np.packbits(groups, axis=1)
+        rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+        _, first, which = np.unique(rows, return_index=True, return_inverse=True)
+        different = groups[first]
+        base = 2 * different.sum(axis=0) > len(different)
+        width = groups.shape[1] * max(len(self.distances.norms), 1)
+        step = max(2 * BLOCK // width, 1)
+        answers = [
+            _apart(different[i : i + step], base, law) for i in range(0, len(different), step)
+        ]
+        return np.concatenate(answers)[which]
+
+
+def _apart(groups: Mask, base: Mask, law: Callable[[References], Mask]) -> Mask:
+    """The answer on groups together, or on each half of them where the law takes several ways."""
+    try:
+        return law(References(groups, base))
+    except Apart:
+        half = len(groups) // 2
+        return np.concatenate([_apart(g, base, law) for g in (groups[:half], groups[half:])])
