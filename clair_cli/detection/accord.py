@@ -79,7 +79,8 @@ def _bounded(
         )[:, None]
         for x in (wide + further, narrow - further)
     )
-    scores = ((mean - x) / unit for x, unit in zip((most, least), units, strict=True))
+    with np.errstate(invalid="ignore"):  # infinite bounds: from nothing to the most there is
+        scores = [(mean - x) / unit for x, unit in zip((most, least), units, strict=True)]
     first, last = (np.where(suspects, x.clip(0, numbers.suspicious), 0.0) for x in scores)
     return np.nan_to_num(first), np.nan_to_num(last, nan=numbers.suspicious)
 

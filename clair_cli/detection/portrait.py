@@ -8,7 +8,7 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array
-from clair_cli.detection.causes import linked
+from clair_cli.detection.linkage import linked
 from clair_cli.detection.record import Detection
 from clair_cli.report import Agreement, Spectra
 
@@ -85,10 +85,8 @@ def stress(table: Array, places: Array) -> float:
 def ordered(table: Array) -> list[int]:
     """Positions of all clients such that who is alike stands together: leaves of average linkage."""
     rows = {k: [k] for k in range(len(table))}  # by the first of each cluster
-    for _, both, _ in linked(table, np.arange(len(table))):
-        first = rows[both[0]]
-        second = rows.pop(next(k for k in both if k not in first))
-        rows[both[0]] = _joined(first, second, table)
+    for merge in linked(table, np.arange(len(table))):
+        rows[merge.first] = _joined(rows[merge.first], rows.pop(merge.second), table)
     return rows[0]
 
 

@@ -44,10 +44,13 @@ class Without:
             return found
         groups = self._settled(self._starts())
         known = groups.sum(axis=1) >= MIN_CLIENTS
+        if not known.any():
+            return found
         known[known] = ~self._for_each(
             groups[known], lambda g: self.consensus.no_verdict(g, self.count)
         )
-        found[known] = self._for_each(groups[known], lambda g: self._far(g, least))
+        if known.any():
+            found[known] = self._for_each(groups[known], lambda g: self._far(g, least))
         return found
 
     def _starts(self) -> Mask:
@@ -107,8 +110,6 @@ class Without:
 
     def _for_each(self, groups: Mask, law: Callable[[References], Mask]) -> Mask:
         """The law's answer on each group (J, K), equal groups asked about once, some at a time."""
-        if not len(groups):
-            return np.zeros(groups.shape, bool)
         packed = np.packbits(groups, axis=1)
         rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
         _, first, which = np.unique(rows, return_index=True, return_inverse=True)
