@@ -100,11 +100,12 @@ class Consensus:
         return None
 
     def no_verdict(self, groups: References, count: int) -> Mask:
-        """Whether no verdict can be given against each of several groups of 3 and more, (B,)."""
+        """Whether no verdict can be given against each of several groups, (B,)."""
         with_it = groups.counts + self.distances.stragglers(groups).sum(axis=1)
         usual, spread = (x[:, 0] for x in self._usual(groups))
+        few = (2 * with_it <= count) | (groups.counts < MIN_CLIENTS)
         return np.asarray(
-            (2 * with_it <= count) | (usual <= self._least()) | (spread >= 1 / self.numbers.limit)
+            few | (usual <= self._least()) | (spread >= 1 / self.numbers.limit)
         )
 
     def _least(self) -> float:

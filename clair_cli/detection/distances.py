@@ -25,6 +25,10 @@ from clair_cli.detection.references import References
 from clair_cli.detection.scales import robust_scale
 
 
+EXCHANGES = 64
+"""Exchanges of whole rows up to which they are faster than partial sorting of each column."""
+
+
 class Distances(Kernels):
     """The tables of one cohort and every distance taken from them."""
 
@@ -364,7 +368,17 @@ class Distances(Kernels):
 
 
 def mean_of_least(values: Array, count: int) -> Array:
-    """Mean of the `count` least along the first axis, (...)."""
-    if count < len(values):
-        values = np.partition(values, count - 1, axis=0)[:count]
-    return np.asarray(values.mean(axis=0))
+    """Mean of the `count` least along the first axis, (...).
+
+    Of few rows they are brought to the front one after the other, each by exchange with its neighbour.
+    """
+    if count < len(values) and count * len(values) > EXCHANGES:
+        values = np.partition(values, count - 1, axis=0)
+    elif count < len(values):
+        values = values.copy()
+        for first in range(count):
+            for m in range(len(values) - 1, first, -1):
+                lower = np.minimum(values[m - 1], values[m])
+                np.maximum(values[m - 1], values[m], out=values[m])
+                values[m - 1] = lower
+    return np.asarray(values[:count].mean(axis=0))

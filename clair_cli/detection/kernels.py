@@ -8,6 +8,7 @@ import numpy as np
 
 from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.alone import alone
 from clair_cli.detection.blocks import blocks
 from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.causes import Causes, Shares, shares, with_company
@@ -186,15 +187,7 @@ class Kernels(Measuring):
             return np.zeros(groups.masks.shape, bool)
         outside = self.distinct & ~groups.masks
         some = outside & (kept > 1 - n.limit * n.content_floor) & (kept < 1 + n.content_floor)
-        found = np.zeros_like(some)
-        for b in np.flatnonzero(some.any(axis=1)):
-            mine, out = np.flatnonzero(some[b]), np.flatnonzero(outside[b])
-            part, one = why.part[b], inverse(why.length[b])
-            company = self.told.values[np.ix_(mine, out)] - part[mine, None] * part[out]
-            company = (company * (one[mine, None] * one[out])).clip(-1, 1)
-            company[mine[:, None] == out] = -1
-            found[b, mine] = company.max(axis=1) < n.alone
-        return found
+        return alone(self.told, groups, why, some, self.distinct, n.alone)
 
     @measured
     def narrowness(self, groups: References) -> Array:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clair_cli.detection.consensus import Consensus
 
 Who = NDArray[np.intp]
+Law = Callable[[References], tuple[Mask, ...]]
 
 
 class Without:
@@ -42,15 +43,24 @@ class Without:
         found = np.repeat(unknown[None], len(self.each), axis=0)
         if self.count < MIN_CLIENTS:
             return found
-        groups = self._settled(self._starts())
-        known = groups.sum(axis=1) >= MIN_CLIENTS
-        if not known.any():
-            return found
-        known[known] = ~self._for_each(
-            groups[known], lambda g: self.consensus.no_verdict(g, self.count)
-        )
-        if known.any():
-            found[known] = self._for_each(groups[known], lambda g: self._far(g, least))
+        groups, going = self._starts(), np.arange(len(self.each))
+        late = []
+        for step in range(self.numbers.growing_rounds + self.count):
+            before = groups[going]
+            near, known, far = self._for_each(before, lambda g: self._judged(g, least))
+            after = near & self.present[going]
+            if step >= self.numbers.growing_rounds:
+                after &= before
+            settled, groups[going] = (after == before).all(axis=1), after
+            done = settled & known
+            found[going[done]] = np.where(far[done, :1], unknown, far[done, 1:])
+            late.append(going[settled & ~known])
+            going = going[~settled & (after.sum(axis=1) >= MIN_CLIENTS)]
+            if not len(going):
+                break
+        if len(rows := np.concatenate(late)):
+            _, _, far = self._for_each(groups[rows], lambda g: self._judged(g, least, True))
+            found[rows] = np.where(far[:, :1], unknown, far[:, 1:])
         return found
 
     def _starts(self) -> Mask:
@@ -77,26 +87,25 @@ class Without:
                 found[row, among[core]] = True
         return found
 
-    def _settled(self, groups: Mask) -> Mask:
-        """`Consensus.settle` from these groups (J, K), each among those present in its row."""
-        going = np.arange(len(groups))
-        for step in range(self.numbers.growing_rounds + self.count):
-            before = groups[going]
-            after = self._for_each(before, lambda g: self._near(g)) & self.present[going]
-            if step >= self.numbers.growing_rounds:
-                after &= before
-            groups[going] = after
-            going = going[(after != before).any(axis=1) & (after.sum(axis=1) >= MIN_CLIENTS)]
-            if not len(going):
-                break
-        return groups
-
     # --- laws of several groups
 
-    def _near(self, groups: References) -> Mask:
-        """Who is inside, (B, K), before the groups settled."""
+    def _judged(
+        self, groups: References, least: Array, settled: bool = False
+    ) -> tuple[Mask, Mask, Mask]:
+        """Who is inside, (B, K), whether the groups may have settled, (B,), and then who is far.
+
+        (B, 1 + K) says whether there is no verdict, and who has a score of `least`. That is asked where
+        nobody comes in or goes but the one client that may be missing from those present.
+        """
         evidence = self.distances.decisive_of(groups, settled=False)
-        return self.consensus.worst(evidence) < self.numbers.inside
+        near = self.consensus.worst(evidence) < self.numbers.inside
+        far = np.zeros((len(near), 1 + near.shape[1]), bool)
+        known = ((near != groups.masks).sum(axis=1) <= 1) | settled
+        if known.any():
+            those = groups if known.all() else References(groups.masks[known], groups.base)
+            far[known, 0] = self.consensus.no_verdict(those, self.count)
+            far[known, 1:] = self._far(those, least)
+        return near, known, far
 
     def _far(self, groups: References, least: Array) -> Mask:
         """Who has a score of `least` against settled groups, (B, K); exactly, where bounds do not tell."""
@@ -108,8 +117,8 @@ class Without:
             found[b] = self.consensus.worst(self.distances.decisive_of(one, True))[0] >= least
         return found
 
-    def _for_each(self, groups: Mask, law: Callable[[References], Mask]) -> Mask:
-        """The law's answer on each group (J, K), equal groups asked about once, some at a time."""
+    def _for_each(self, groups: Mask, law: Law) -> tuple[Mask, ...]:
+        """The law's answers on each group (J, K), equal groups asked about once, some at a time."""
         packed = np.packbits(groups, axis=1)
         rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
         _, first, which = np.unique(rows, return_index=True, return_inverse=True)
@@ -117,16 +126,15 @@ class Without:
         base = 2 * different.sum(axis=0) > len(different)
         width = groups.shape[1] * max(len(self.distances.norms), 1)
         step = max(2 * BLOCK // width, 1)
-        answers = [
-            _apart(different[i : i + step], base, law) for i in range(0, len(different), step)
-        ]
-        return np.concatenate(answers)[which]
+        parts = [_apart(different[i : i + step], base, law) for i in range(0, len(different), step)]
+        return tuple(np.concatenate(part)[which] for part in zip(*parts, strict=True))
 
 
-def _apart(groups: Mask, base: Mask, law: Callable[[References], Mask]) -> Mask:
-    """The answer on groups together, or on each half of them where the law takes several ways."""
+def _apart(groups: Mask, base: Mask, law: Law) -> tuple[Mask, ...]:
+    """The answers on groups together, or on each half of them where the law takes several ways."""
     try:
         return law(References(groups, base))
     except Apart:
         half = len(groups) // 2
-        return np.concatenate([_apart(g, base, law) for g in (groups[:half], groups[half:])])
+        parts = [_apart(g, base, law) for g in (groups[:half], groups[half:])]
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
