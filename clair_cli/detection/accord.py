@@ -31,7 +31,9 @@ def accord(kernels: Kernels, suspects: Mask, groups: References) -> tuple[Array,
     if len(suspects) == 1:
         found = _exact(kernels, suspects[0], groups.masks[0])[None]
         return found, found
-    honest = References(groups.masks & ~suspects)
+    left = groups.masks & ~suspects
+    base = kernels.wholes.known(groups.base, "honest", lambda: 2 * left.sum(axis=0) > len(left))
+    honest = References(left, base)
     if not groups.agreed(several) or not groups.agreed(honest.counts >= MIN_CLIENTS):
         return none, none
     part = kernels.along(honest)

@@ -133,13 +133,25 @@ def addition(company: Array, able: Mask, least: float, apart: float) -> Company 
             continue
         outside = able.copy()
         outside[inside] = False
-        # whoever is outside with a nearer partner outside: then all the other pairs need no look
-        if (outside & outside[partner] & (nearest >= merge.cosine + LEAST)).any():
+        # two outside that are as alike have each a nearest as near: only those are looked at
+        near = outside & (nearest >= merge.cosine + LEAST)
+        if (near & outside[partner]).any() or _any_pair(company, near, merge.cosine + LEAST):
             continue
         found = _company(company, sorted(inside), np.flatnonzero(outside), least, apart)
         if found is not None and (best is None or found.score > best.score):
             best = found
     return best
+
+
+def _any_pair(company: Array, who: Mask, least: float) -> bool:
+    """Whether two of `who` (K,) have at least this entry."""
+    near = np.flatnonzero(who)
+    for rows in blocks(len(near)):
+        pairs = company[np.ix_(near[rows], near)]
+        pairs[np.arange(len(pairs)), np.arange(len(near))[rows]] = -np.inf
+        if (pairs >= least).any():
+            return True
+    return False
 
 
 def _nearest(company: Array, who: NDArray[np.intp]) -> tuple[Array, NDArray[np.intp]]:
@@ -158,10 +170,11 @@ def _company(
 ) -> Company | None:
     """These members against all others, None where they are no more alike than those."""
     members = np.array(found)
-    pairs = _pairs(company, others)
     cosine = float(_pairs(company, members).mean())
-    nearest = float(company[np.ix_(others, members)].mean(axis=1).max())
-    if cosine <= pairs.max() or nearest > apart * cosine:
+    if float(company[np.ix_(others, members)].mean(axis=1).max()) > apart * cosine:
+        return None
+    pairs = _pairs(company, others)
+    if cosine <= pairs.max():
         return None
     unit = max(robust_scale(pairs), least)
     score = (cosine - float(np.median(pairs))) / unit * math.sqrt(len(members) - 1)

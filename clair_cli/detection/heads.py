@@ -49,6 +49,11 @@ class Heads(Measuring):
         self.present = np.zeros((0, 0), bool) if full is None else full.present
         self.sizes = np.zeros(0) if full is None else full.sizes.astype(float)
 
+    @classmethod
+    def of(cls, tables: Tables, numbers: DetectionCalibration) -> Heads:
+        """Those of a cohort, none where it has no full matrices."""
+        return cls(tables, numbers)
+
     def _having(self, groups: References, f: int) -> References:
         """The members that have this matrix."""
         key = f"having {f}"

@@ -46,7 +46,7 @@ class Kernels(Measuring):
         self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
         self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
         self.rows = None if tables.rows is None else Table(tables.rows)
-        self.heads = Heads(tables, numbers)
+        self.heads = Heads.of(tables, numbers)
 
     def _fill(self, unit: Array) -> None:
         """All kernels, some rows of all modules at a time."""

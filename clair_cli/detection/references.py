@@ -19,6 +19,8 @@ Answer = TypeVar("Answer")
 FEW = 4
 """Clients by which a group may differ from the base, or a share of all, before sums are taken anew."""
 SHARE = 32
+BASES = 3
+"""Bases that a table remembers its sums of."""
 
 
 class Apart(Exception):
@@ -31,16 +33,17 @@ class Table:
     def __init__(self, values: Array) -> None:
         self.values = values
         self.diagonal = np.einsum("...kk->...k", values).astype(float)
-        self._base: Mask | None = None
-        self._known: dict[Any, Any] = {}
+        self._known: list[tuple[Mask, dict[Any, Any]]] = []
 
     def known(self, base: Mask, key: Any, made: Callable[[], Any]) -> Any:
-        """What was made for this base and key, or is now: one base is remembered at a time."""
-        if self._base is None or not np.array_equal(self._base, base):
-            self._base, self._known = base.copy(), {}
-        if key not in self._known:
-            self._known[key] = made()
-        return self._known[key]
+        """What was made for this base and key, or is now: the last few bases are remembered."""
+        found = next((k for b, k in self._known if np.array_equal(b, base)), None)
+        if found is None:
+            found = {}
+            self._known = [*self._known[1 - BASES :], (base.copy(), found)]
+        if key not in found:
+            found[key] = made()
+        return found[key]
 
 
 class Measuring:
@@ -210,6 +213,7 @@ class References:
         """
         changed = self.masks ^ self.base
         lost, more = (int((changed & s).sum(axis=1).max()) for s in (self.base, ~self.base))
+        lost, more = (1 << (x - 1).bit_length() if x else 0 for x in (lost, more))  # few kinds of bounds
         key = "pairs", diagonal, lost, more
 
         def made() -> tuple[float, float]:

@@ -100,7 +100,8 @@ class Without:
         evidence = self.distances.decisive_of(groups, settled=False)
         near = self.consensus.worst(evidence) < self.numbers.inside
         far = np.zeros((len(near), 1 + near.shape[1]), bool)
-        known = ((near != groups.masks).sum(axis=1) <= 1) | settled
+        moved = (near & self.consensus.distinct) != groups.masks
+        known = (moved.sum(axis=1) <= 1) | settled
         if known.any():
             those = groups if known.all() else References(groups.masks[known], groups.base)
             far[known, 0] = self.consensus.no_verdict(those, self.count)
