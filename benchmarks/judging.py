@@ -101,11 +101,13 @@ def tables(clients: int, seed: int = 0) -> tuple[Tables, list[str]]:
 def said(found: Judgement, kinds: list[str]) -> dict[str, dict[str, int]]:
     """How many of each kind have which verdict."""
     pairs = Counter((kind, str(v.verdict)) for kind, v in zip(kinds, found.verdicts, strict=True))
-    return {kind: {v: n for (of, v), n in sorted(pairs.items()) if of == kind} for kind in set(kinds)}
+    return {
+        kind: {v: n for (of, v), n in sorted(pairs.items()) if of == kind} for kind in set(kinds)
+    }
 
 
 def measure(clients: int, seed: int, repeat: int) -> dict[str, object]:
-    """Seconds of `judge`, the shortest of `repeat`, by the clock and of the processor, and peak memory in GB."""
+    """Seconds of `judge`, by the clock and of the processor, least of `repeat`, and peak GB of memory."""
     made, kinds = tables(clients, seed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds, busy = [], []

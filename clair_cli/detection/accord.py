@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
@@ -66,7 +67,7 @@ def _bounded(
     """
     numbers, whole = kernels.numbers, kernels.wholes
     length = residuals.lengths(whole.diagonal, part)
-    mean = _mean_cosines(whole.values, part, length, suspects)
+    mean = _mean_cosines(whole, honest.base, part, length, suspects)
     own, own_length, cosine, spread, middle = _of_base(kernels, honest.base)
     drift = residuals.drift(own, own_length, part, length, honest.base | honest.masks.any(axis=0))
     low, high = honest.pair_median(cosine, diagonal=False)
@@ -103,14 +104,26 @@ def _of_base(kernels: Kernels, base: Mask) -> tuple[Array, Array, Table, Table, 
     return found
 
 
-def _mean_cosines(whole: Array, part: Array, length: Array, suspects: Mask) -> Array:
+def _mean_cosines(whole: Table, base: Mask, part: Array, length: Array, suspects: Mask) -> Array:
     """Mean cosine (B, K) of each suspect's rest with those of the other suspects of its group."""
-    who = np.flatnonzero(suspects.any(axis=0))
+    who, values = _among(whole, base, np.asarray(suspects.any(axis=0)))
     one, of = inverse(length[:, who]), suspects[:, who]
     weights, inside = np.where(of, one, 0.0), part[:, who]
-    sums = weights.astype(whole.dtype) @ whole[np.ix_(who, who)]
+    sums = weights.astype(values.dtype) @ values
     sums = (sums - inside * (weights * inside).sum(axis=1, keepdims=True)) * one
     others = of.sum(axis=1, keepdims=True) - 1
     found = np.zeros(suspects.shape)
     found[:, who] = (sums - (one > 0)) / np.maximum(others, 1)
     return found
+
+
+def _among(whole: Table, base: Mask, suspects: Mask) -> tuple[NDArray[np.intp], Array]:
+    """Positions of all who were suspects against this base so far, and their part of the table."""
+    seen: list[tuple[NDArray[np.intp], Array]] = whole.known(base, "suspects", list)
+    if not seen or suspects[seen[0][0]].sum() != suspects.sum():
+        known = suspects.copy()
+        if seen:
+            known[seen[0][0]] = True
+        who = np.flatnonzero(known)
+        seen[:] = [(who, whole.values[np.ix_(who, who)])]
+    return seen[0]

@@ -96,7 +96,7 @@ def initialisation(
 def pairs(kernel: Array, members: Mask) -> Array:
     """The entries of a symmetric kernel (K, K) for every two different members, each pair once."""
     inside = kernel[np.ix_(members, members)]
-    return inside[np.tri(len(inside), k=-1, dtype=bool)]
+    return np.asarray(inside[np.tri(len(inside), k=-1, dtype=bool)])
 
 
 def chance_deviation(d_out: Array) -> float:

@@ -8,6 +8,7 @@ and those of the clients that the groups lack.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection import residuals
 from clair_cli.detection.agreement import Array, Mask
@@ -15,11 +16,13 @@ from clair_cli.detection.causes import Shares, shares
 from clair_cli.detection.references import References, Table
 from clair_cli.detection.residuals import inverse
 
+Who = NDArray[np.intp]
+
 
 def alone(
     told: Table, groups: References, why: Shares, some: Mask, distinct: Mask, most: float
 ) -> Mask:
-    """Of the clients `some` (B, K) outside, those whose cosines with all others outside are below `most`."""
+    """Of clients `some` (B, K) outside, those whose cosines with all others outside are below `most`."""
     found, outside = np.zeros_like(some), distinct & ~groups.masks
     if not some.any():
         return found
@@ -28,10 +31,11 @@ def alone(
     drift = np.zeros(len(some))
     if near is not None:
         part, length, nearest = near
-        usable = ~(groups.masks & ~groups.base).any(axis=1)  # all that are outside of the base are outside
+        more = groups.masks & ~groups.base  # outside of the base, and not of the group
+        usable = np.asarray(~more.any(axis=1))
         drift = residuals.drift(part, length, why.part, why.length, distinct & ~groups.base)
         usable &= np.isfinite(drift)
-    for b in np.flatnonzero(some.any(axis=1)):
+    for b in map(int, np.flatnonzero(some.any(axis=1))):
         mine, others = np.flatnonzero(some[b]), np.flatnonzero(outside[b])
         if near is None or not usable[b]:
             found[b, mine] = _company(told, why, b, mine, others) < most
@@ -48,7 +52,7 @@ def alone(
     return found
 
 
-def _company(told: Table, why: Shares, b: int, mine: Array, others: Array) -> Array:
+def _company(told: Table, why: Shares, b: int, mine: Who, others: Who) -> Array:
     """The largest cosine of each of `mine` with another of `others`, -1 without any."""
     if not len(others):
         return np.full(len(mine), -1.0)
@@ -60,7 +64,7 @@ def _company(told: Table, why: Shares, b: int, mine: Array, others: Array) -> Ar
 
 
 def _of_base(told: Table, base: Mask, distinct: Mask) -> tuple[Array, Array, Array] | None:
-    """Part and length (K,) against the base, and each outside's largest cosine there; None if unknown."""
+    """Part and length (K,) against the base, and the largest cosine of each outside; None if unknown."""
 
     def made() -> tuple[Array, Array, Array] | None:
         found = shares(told, References(base[None])) if base.any() else None

@@ -104,8 +104,8 @@ def causes(whole: Array | Table, group: Mask) -> Causes | None:
 
 def with_company(found: Shares, whole: Table) -> Causes:
     """The causes of one group."""
-    own = (x[0] for x in (found.content, found.error, found.size, found.kept))
-    return Causes(*own, residuals.cosines(whole.values, found.part[0], found.length[0]))
+    company = residuals.cosines(whole.values, found.part[0], found.length[0])
+    return Causes(found.content[0], found.error[0], found.size[0], found.kept[0], company)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _company(
 
 
 def _pairs(kernel: Array, who: NDArray[np.intp]) -> Array:
-    return kernel[np.ix_(who, who)][np.tri(len(who), k=-1, dtype=bool)]
+    return np.asarray(kernel[np.ix_(who, who)][np.tri(len(who), k=-1, dtype=bool)])
 
 
 def sides(

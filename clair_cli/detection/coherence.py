@@ -104,7 +104,7 @@ class _Best:
         self.groups = np.zeros((count, count), bool)
 
     def offer(self, weakest: Array, groups: Mask) -> None:
-        """Those of all seeds; `weakest` (K, seeds) is of each client and seed, -inf where that cannot be."""
+        """Those of all seeds; `weakest` (K, seeds) is -inf where a seed's group has the client in it."""
         self.seed = weakest.argmax(axis=1)
         self.weakest = weakest.max(axis=1)
         self.groups = groups[self.seed].copy()

@@ -104,9 +104,7 @@ class Consensus:
         with_it = groups.counts + self.distances.stragglers(groups).sum(axis=1)
         usual, spread = (x[:, 0] for x in self._usual(groups))
         few = (2 * with_it <= count) | (groups.counts < MIN_CLIENTS)
-        return np.asarray(
-            few | (usual <= self._least()) | (spread >= 1 / self.numbers.limit)
-        )
+        return np.asarray(few | (usual <= self._least()) | (spread >= 1 / self.numbers.limit))
 
     def _least(self) -> float:
         """The agreement that is more than chance."""

@@ -11,9 +11,7 @@ from clair_cli.detection.agreement import Array
 from clair_cli.detection.blocks import blocks
 
 
-def copies(
-    inner: Array, digests: Sequence[str], share: float, least: float
-) -> list[list[int]]:
+def copies(inner: Array, digests: Sequence[str], share: float, least: float) -> list[list[int]]:
     """For each of K clients the others it is a copy of, in order.
 
     Two are near whose sine, over `inner` (M, K, K) summed, is below `least` or the `share` of the usual

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,12 +21,24 @@ from clair_cli.detection.evidence import Evidence, alone, at_most
 from clair_cli.detection.excess import excess
 from clair_cli.detection.kernels import Kernels
 from clair_cli.detection.module_names import describe
-from clair_cli.detection.references import References
+from clair_cli.detection.references import References, measured
 from clair_cli.detection.scales import robust_scale
-
 
 EXCHANGES = 64
 """Exchanges of whole rows up to which they are faster than partial sorting of each column."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Singly:
+    """The distances one by one, against several groups: in direction, agreement and norm, of a part of
+    the modules (`local`), and the others; with the shares that they rest on."""
+
+    direction: Evidence | None
+    agree: Evidence | None
+    norm: Evidence
+    why: Shares | None
+    local: list[Evidence | None]
+    rest: list[Evidence | None]
 
 
 class Distances(Kernels):
@@ -51,27 +63,31 @@ class Distances(Kernels):
         Noise lowers agreement and cosines as well as foreign content does. So no distance says more
         of a client than the share of the common content that it lacks.
         """
-        direction = self._direction(groups)
-        why = self.shares(groups) if direction is not None else None
-        norm = self._norm(groups, direction, why)
+        alone = self._singly(groups)
+        why, agree = alone.why, alone.agree
         lack = self._lack(groups, why, settled)
-        agree = self._agreement(groups)
         if agree is not None:  # other rows hide what is there
             lack = np.where(self.elsewhere(groups), np.minimum(lack, agree.scores), lack)
-        near = [at_most(agree, lack), at_most(direction, lack)]
+        near = [at_most(agree, lack), at_most(alone.direction, lack)]
         parts = [e for e in map(self._of_originals, near) if e is not None]
-        both = np.maximum(lack[:, self.originals], norm.scores)
-        together = at_most(self._together([*parts, norm], groups, settled), both)
-        local: list[Evidence | None] = [self._local(self.in_modules(groups), groups)]
+        both = np.maximum(lack[:, self.originals], alone.norm.scores)
+        together = at_most(self._together([*parts, alone.norm], groups, settled), both)
+        local = alone.local if why is None else self._calm(alone.local, why, lack, groups)
+        found = [*parts, alone.norm, together, *map(self._of_originals, [*local, *alone.rest])]
+        return [e for e in found if e is not None]
+
+    @measured
+    def _singly(self, groups: References) -> Singly:
+        """What no bound is known of yet: the same before and after the groups settled."""
+        direction = self._direction(groups)
+        why = self.shares(groups) if direction is not None else None
+        local = [self._local(self.in_modules(groups), groups)]
         if direction is not None:
             per = self.cosines_in_modules(groups) if why is None else self.cut_in_modules(groups)
             local.append(self._local(per, groups))
-        if why is not None:
-            local = self._calm(local, why, lack, groups)
-        local.append(self._head(groups, why))
-        local.extend(excess(self, groups, why) if why is not None else [])
-        found = [*parts, norm, together, *map(self._of_originals, local)]
-        return [e for e in found if e is not None]
+        rest = [self._head(groups, why), *(excess(self, groups, why) if why is not None else [])]
+        norm = self._norm(groups, direction, why)
+        return Singly(direction, self._agreement(groups), norm, why, local, rest)
 
     def _head(self, groups: References, why: Shares | None) -> Evidence | None:
         """What full matrices say that the other modules do not."""
@@ -121,6 +137,7 @@ class Distances(Kernels):
             content,
         ]
 
+    @measured
     def _whole_elsewhere(self, groups: References) -> Mask:
         """Whose better half of the modules has what the others share: only then a part is odd."""
         relative, usual = self.cut_in_modules(groups)
@@ -187,7 +204,7 @@ class Distances(Kernels):
 
         def with_accord(accord: Array) -> Array:
             joint = (total + accord) / math.sqrt(len(parts) + 1)
-            return np.maximum(scores, joint).clip(0, self.numbers.score_cap)
+            return np.asarray(np.maximum(scores, joint).clip(0, self.numbers.score_cap))
 
         def words(k: int) -> str:
             loud = [p for p in parts if p.scores[0, k] >= self.numbers.spoken_score]
@@ -355,7 +372,7 @@ class Distances(Kernels):
         Few members say little about the honest spread, so they widen the floor.
         """
         few = self.numbers.few_members / np.maximum(groups.counts, 1)[:, None]
-        return np.maximum(groups.scale(values), floor * (1 + few**2))
+        return np.asarray(np.maximum(groups.scale(values), floor * (1 + few**2)))
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""

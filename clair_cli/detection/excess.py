@@ -48,7 +48,9 @@ def _narrow(kernels: Kernels, groups: References, error: Array) -> Evidence:
         error,
         scores,
         (-math.inf, n.addition_error),
-        lambda k: f"adds something of its own: {error[0, k]:.2g}x the usual error, in few directions",
+        lambda k: (
+            f"adds something of its own: {error[0, k]:.2g}x the usual error, in few directions"
+        ),
     )
 
 

@@ -31,7 +31,7 @@ FEWEST = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadEvidence:
-    """Of each client (B, K): the share `kept` of what the members' matrices have in common, its score."""
+    """Of each client (B, K): the share `kept` of what the members' matrices share, and its score."""
 
     kept: Array
     scores: Array
@@ -135,5 +135,5 @@ class Heads(Measuring):
 
 
 def _cut(norm: Array, typical: float) -> Array:
-    """Factors (K,) that cut matrices to the typical size; of an enormous one only the direction counts."""
+    """Factors (K,) that cut to the typical size; of an enormous matrix only the direction counts."""
     return residuals.inverse(np.maximum(np.clip(norm, LEAST * typical, typical), norm / LARGE))

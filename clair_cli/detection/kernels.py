@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Kernels(Measuring):
     def _fill(self, unit: Array) -> None:
         """All kernels, some rows of all modules at a time."""
         t, count = self.tables, len(self.zero)
-        kept = np.float32 if count > SINGLE else np.float64
+        kept: Any = np.float32 if count > SINGLE else np.float64
         tells = np.ones(len(unit), bool) if t.absolute is None else t.absolute
         agree = np.empty((len(unit), count, count), kept)
         kernel, direction, whole, chance, outputs = (
@@ -63,7 +64,9 @@ class Kernels(Measuring):
         root = np.sqrt(self.ranks)
         size = inverse(np.sqrt(((self.norms / unit[:, None]) ** 2).sum(axis=0)))
         for rows in blocks(count):
-            near, part, own, spread, out = (np.zeros((rows.stop - rows.start, count)) for _ in range(5))
+            near, part, own, spread, out = (
+                np.zeros((rows.stop - rows.start, count)) for _ in range(5)
+            )
             for m, u in enumerate(unit):
                 inner, overlap = (x[m, rows].astype(float) for x in (t.inner, t.overlap))
                 expected = root[m, rows, None] * root[m] / t.d_out[m]
@@ -193,7 +196,7 @@ class Kernels(Measuring):
     def narrowness(self, groups: References) -> Array:
         """Log of the members' median effective rank over each client's, mean over modules."""
         log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
-        return groups.median(log) - log
+        return np.asarray(groups.median(log) - log)
 
     @measured
     def of_usual_rank(self, groups: References) -> Mask:
@@ -236,7 +239,8 @@ class Kernels(Measuring):
         """Whether the members' cosines are more than those of strangers, (B,)."""
         usual = groups.median(self.aligned(groups))[:, 0]
         low, high = (
-            self.numbers.clear_of_chance * x for x in groups.pair_median(self.chances, diagonal=True)
+            self.numbers.clear_of_chance * x
+            for x in groups.pair_median(self.chances, diagonal=True)
         )
         found = usual >= high
         for b in np.flatnonzero(found != (usual >= low)):
@@ -266,11 +270,9 @@ class Kernels(Measuring):
 
     @measured
     def cut_in_modules(self, groups: References) -> tuple[Array, Array]:
-        """`per_module` of inner products of updates cut to the usual norm of their module, in its unit."""
+        """`per_module` of inner products of updates cut to their module's usual norm, in its unit."""
         usual = np.stack([groups.median(norm)[:, 0] for norm in self.norms])
-        return self.per_module(
-            groups.weighted(self.inner, "cut", usual, self.norms, _cut), groups
-        )
+        return self.per_module(groups.weighted(self.inner, "cut", usual, self.norms, _cut), groups)
 
     @measured
     def cosines_in_modules(self, groups: References) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Average linkage of K clients in about K^2 steps, each as the plain search for the largest mean takes it.
+"""Average linkage of K clients in about K^2 steps, in the order of a plain search for the largest mean.
 
 The mean of a third cluster with two that merge lies between its means with each. So the largest mean
 of a row never grows but for the merged one, and what was once its largest bounds it from above: only
@@ -31,7 +31,7 @@ class Merge:
 
 
 def linked(kernel: Array, who: NDArray[np.intp]) -> Iterator[Merge]:
-    """The merges over the clients `who` in the order of likeness; of equal ones the first in position."""
+    """The merges over the clients `who` in the order of likeness; of equals the first in position."""
     count = len(who)
     sums = kernel[np.ix_(who, who)].astype(float)
     np.fill_diagonal(sums, -np.inf)

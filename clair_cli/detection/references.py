@@ -74,7 +74,7 @@ def measured(
             groups.remembered[name] = method(self, groups)
         answer: Answer = groups.remembered[name]
         alone = groups is not group and isinstance(answer, np.ndarray)
-        return answer[0] if alone else answer  # type: ignore[index, no-any-return]
+        return answer[0] if alone else answer  # type: ignore[index]
 
     return asked
 
@@ -97,7 +97,7 @@ class References:
     @cached_property
     def others(self) -> Array:
         """How many members a client has besides itself, at least 1, (B, K)."""
-        return np.maximum(self.counts[:, None] - self.masks.astype(float), 1)
+        return np.asarray(np.maximum(self.counts[:, None] - self.masks.astype(float), 1))
 
     @cached_property
     def changes(self) -> list[tuple[Any, Any, Array]] | None:
@@ -213,7 +213,9 @@ class References:
         """
         changed = self.masks ^ self.base
         lost, more = (int((changed & s).sum(axis=1).max()) for s in (self.base, ~self.base))
-        lost, more = (1 << (x - 1).bit_length() if x else 0 for x in (lost, more))  # few kinds of bounds
+        lost, more = (
+            1 << (x - 1).bit_length() if x else 0 for x in (lost, more)
+        )  # few kinds of bounds
         key = "pairs", diagonal, lost, more
 
         def made() -> tuple[float, float]:

@@ -34,10 +34,10 @@ def inverse(values: Array) -> Array:
 
 
 def drift(part: Array, length: Array, others: Array, lengths: Array, who: Mask) -> Array:
-    """How much a cosine of two of `who` (K,) is another with the parts `others` (B, K): at most this, (B,).
+    """Bounds (B,) of how much cosines of two of `who` (K,) change with the parts, to `others` (B, K).
 
-    With p = v / l, q = v_b / l and g = l_b / l a cosine c becomes (c + p p' - q q') / (g g'). So it moves
-    by no more than |1 / (g g') - 1| + (max |p| + max |q|) max |p - q| / (g g').
+    With p = v / l, q = v_b / l and g = l_b / l a cosine c becomes (c + p p' - q q') / (g g'). So it
+    moves by no more than |1 / (g g') - 1| + (max |p| + max |q|) max |p - q| / (g g').
     """
     if not who.any():
         return np.zeros(len(others))

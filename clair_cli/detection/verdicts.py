@@ -179,9 +179,7 @@ class _Bench:
             limit,
             reasons=(*reasons, *remarks),
             stability=stability,
-            depends_on=tuple(
-                self.distances.tables.clients[j] for j in others[~same[others]][:5]
-            ),
+            depends_on=tuple(self.distances.tables.clients[j] for j in others[~same[others]][:5]),
             cause=self._cause(k),
         )
 

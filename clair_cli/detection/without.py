@@ -72,7 +72,7 @@ class Without:
         """
         consensus, found = self.consensus, np.zeros_like(self.present)
         if self.count >= EVERY:
-            return self.present & consensus.settled
+            return np.asarray(self.present & consensus.settled)
         need, members = self.count // 2 + 1, consensus.distinct & consensus.tables.members
         enough = members.sum() - members[self.each] >= need
         for pool, rows in ((members, enough), (consensus.distinct, ~enough)):
@@ -109,7 +109,7 @@ class Without:
         return near, known, far
 
     def _far(self, groups: References, least: Array) -> Mask:
-        """Who has a score of `least` against settled groups, (B, K); exactly, where bounds do not tell."""
+        """Who has a score of `least` against settled groups, (B, K), exactly where bounds do not tell."""
         evidence = self.distances.decisive_of(groups, settled=True)
         found = self.consensus.worst(evidence) >= least
         surely = found == (self.consensus.worst(evidence, most=True) >= least)

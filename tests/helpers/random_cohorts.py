@@ -14,7 +14,18 @@ from clair_cli.detection.tables import Tables
 
 Array = NDArray[np.float64]
 D_OUT, D_IN, HEAD = 24, 40, 30
-KINDS = ("flipped", "stranger", "noise", "large", "small", "one module", "half", "adds", "domain", "zero")
+KINDS = (
+    "flipped",
+    "stranger",
+    "noise",
+    "large",
+    "small",
+    "one module",
+    "half",
+    "adds",
+    "domain",
+    "zero",
+)
 
 
 def cohort(seed: int, clients: int) -> Tables:
