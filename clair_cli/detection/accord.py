@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def accord(kernels: Kernels, suspects: Mask, groups: References) -> tuple[Array, Array]:
     """Least and largest score (B, K) of the mean cosine of each suspect's deviation with the others'."""
-    none = np.zeros(suspects.shape)
+    none = np.zeros(suspects.shape, kernels.kernel.dtype)
     several = suspects.sum(axis=1) >= 2
     if not several.any():
         return none, none
     if len(suspects) == 1:
-        found = _exact(kernels, suspects[0], groups.masks[0])[None]
+        found = kernels.kind(_exact(kernels, suspects[0], groups.masks[0])[None])
         return found, found
     left = groups.masks & ~suspects
     base = kernels.wholes.known(groups.base, "honest", lambda: 2 * left.sum(axis=0) > len(left))
@@ -85,7 +85,7 @@ def _bounded(
     with np.errstate(invalid="ignore"):  # infinite bounds: from nothing to the most there is
         scores = [(mean - x) / unit for x, unit in zip((most, least), units, strict=True)]
     first, last = (np.where(suspects, x.clip(0, numbers.suspicious), 0.0) for x in scores)
-    return np.nan_to_num(first), np.nan_to_num(last, nan=numbers.suspicious)
+    return kernels.kind(np.nan_to_num(first)), kernels.kind(np.nan_to_num(last, nan=numbers.suspicious))
 
 
 def _of_base(kernels: Kernels, base: Mask) -> tuple[Array, Array, Table, Table, float]:
@@ -108,11 +108,11 @@ def _mean_cosines(whole: Table, base: Mask, part: Array, length: Array, suspects
     """Mean cosine (B, K) of each suspect's rest with those of the other suspects of its group."""
     who, values = _among(whole, base, np.asarray(suspects.any(axis=0)))
     one, of = inverse(length[:, who]), suspects[:, who]
-    weights, inside = np.where(of, one, 0.0), part[:, who]
-    sums = weights.astype(values.dtype) @ values
+    weights, inside = np.where(of, one, 0), part[:, who]
+    sums = weights @ values
     sums = (sums - inside * (weights * inside).sum(axis=1, keepdims=True)) * one
     others = of.sum(axis=1, keepdims=True) - 1
-    found = np.zeros(suspects.shape)
+    found = np.zeros(suspects.shape, values.dtype)
     found[:, who] = (sums - (one > 0)) / np.maximum(others, 1)
     return found
 

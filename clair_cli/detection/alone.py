@@ -56,9 +56,9 @@ def _company(told: Table, why: Shares, b: int, mine: Who, others: Who) -> Array:
     """The largest cosine of each of `mine` with another of `others`, -1 without any."""
     if not len(others):
         return np.full(len(mine), -1.0)
-    part, one = why.part[b], inverse(why.length[b])
+    part, length = why.part[b], why.length[b]
     company = told.values[np.ix_(mine, others)] - part[mine, None] * part[others]
-    company *= one[mine, None] * one[others]
+    company *= inverse(length[mine])[:, None] * inverse(length[others])
     company[mine[:, None] == others] = -1
     return np.asarray(company.max(axis=1).clip(-1, 1))
 

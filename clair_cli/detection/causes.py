@@ -67,13 +67,13 @@ def shares(whole: Table, groups: References) -> Shares | None:
     usual = groups.median(norm)
     sums = groups.sums(whole)
     own = whole.diagonal * groups.masks
-    pairs = groups.counts * (groups.counts - 1.0)
-    shared = (((sums - whole.diagonal) * groups.masks).sum(axis=1) / np.maximum(pairs, 1))[:, None]
+    pairs = np.maximum(groups.counts * (groups.counts - 1.0), 1).astype(sums.dtype)
+    shared = (((sums - whole.diagonal) * groups.masks).sum(axis=1) / pairs)[:, None]
     if not groups.agreed((shared > 0) & (usual > 0)):
         return None
-    content = (sums - own) / groups.others / shared
+    content = (sums - own) * groups.each(sums.dtype) / shared
     error = whole.diagonal / shared - content**2
-    error = np.where(error > ROUNDING, error, 0.0)
+    error = np.where(error > ROUNDING, error, 0)
     kept = groups.weighted(whole, "cut", usual[:, 0], norm, _cut)
     middle = groups.median(kept)
     if not groups.agreed(middle > 0):
@@ -82,7 +82,7 @@ def shares(whole: Table, groups: References) -> Shares | None:
     root = np.sqrt(shared)
     return Shares(
         content,
-        error / np.where(typical > 0, typical, 1.0),
+        error / np.where(typical > 0, typical, 1),
         norm / usual,
         kept / middle,
         content * root,

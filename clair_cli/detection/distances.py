@@ -21,7 +21,7 @@ from clair_cli.detection.evidence import Evidence, alone, at_most
 from clair_cli.detection.excess import excess
 from clair_cli.detection.kernels import Kernels
 from clair_cli.detection.module_names import describe
-from clair_cli.detection.references import References, measured
+from clair_cli.detection.references import Fixed, References, measured
 from clair_cli.detection.scales import robust_scale
 
 EXCHANGES = 64
@@ -111,7 +111,7 @@ class Distances(Kernels):
         """
         kept = self.kept(groups) if why is not None else None
         if why is None or kept is None:
-            return np.full(groups.masks.shape, np.inf)
+            return np.full(groups.masks.shape, np.inf, self.kernel.dtype)
         n = self.numbers
         if settled:
             who = References(groups.masks | self.stragglers(groups))
@@ -278,7 +278,7 @@ class Distances(Kernels):
         unit: a large learning rate or little data make noise, a wrong alpha makes everything larger.
         """
         s, size = self.numbers, self.sizes
-        inside, among_all = size - groups.median(size), size - np.median(size[self.distinct])
+        inside, among_all = size - self.kind(groups.median(self.fixed_sizes)), size - float(np.median(size[self.distinct]))
         log = np.where(np.abs(inside) < np.abs(among_all), inside, among_all)
         spread = robust_scale(size[self.distinct])
         above = np.maximum(self._unit(groups, size, s.norm_floor), spread)
@@ -299,12 +299,17 @@ class Distances(Kernels):
         return Evidence("CLR202", np.exp(log), scores, (least, most), words)
 
     @cached_property
+    def fixed_sizes(self) -> Fixed:
+        """`sizes`, to be asked for their median."""
+        return Fixed(self.sizes)
+
+    @cached_property
     def sizes(self) -> Array:
         """Log of the size of each whole update, (K,), every module in units of its usual norm."""
         unit = np.median(self.norms[:, self.distinct], axis=1)
         live = unit > 0
         total = np.sqrt(((self.norms[live] / unit[live, None]) ** 2).mean(axis=0))
-        return np.asarray(np.log(np.maximum(total, np.finfo(float).tiny)))
+        return self.kind(np.log(np.maximum(total, np.finfo(float).tiny)))
 
     def _local(self, per_module: tuple[Array, Array], groups: References) -> Evidence | None:
         """One-sided: the mean over the worst quarter of a client's modules, against the others'."""
@@ -372,7 +377,8 @@ class Distances(Kernels):
         Few members say little about the honest spread, so they widen the floor.
         """
         few = self.numbers.few_members / np.maximum(groups.counts, 1)[:, None]
-        return np.asarray(np.maximum(groups.scale(values), floor * (1 + few**2)))
+        scale = groups.scale(values)
+        return np.maximum(scale, (floor * (1 + few**2)).astype(scale.dtype))
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""

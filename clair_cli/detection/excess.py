@@ -26,10 +26,9 @@ def excess(kernels: Kernels, groups: References, why: Shares) -> Iterator[Eviden
     """How far each client is out by what it alone has; a larger update may have more error."""
     grown = np.maximum(why.content**2, 1.0)
     yield _narrow(kernels, groups, why.error / grown)
-    left = kernels.tables.unexplained
-    if left is None:
+    if kernels.left is None:
         return
-    n, usual = kernels.numbers, groups.median(left)
+    n, left, usual = kernels.numbers, kernels.left.values, groups.median(kernels.left)
     yield _beyond(left / grown, np.maximum(usual, n.material), n.distorted, n.limit, decisive=True)
     seen = np.where(left > n.rounding, left, 0.0) / grown
     usual = np.maximum(usual, n.rounding)

@@ -15,7 +15,7 @@ from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.causes import Causes, Shares, shares, with_company
 from clair_cli.detection.copies import copies
 from clair_cli.detection.heads import Heads
-from clair_cli.detection.references import Apart, Measuring, References, Table, measured
+from clair_cli.detection.references import Apart, Fixed, Measuring, References, Table, measured
 from clair_cli.detection.residuals import inverse
 from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.tables import Tables
@@ -39,7 +39,8 @@ class Kernels(Measuring):
         self.tables, self.numbers = tables, numbers
         self.inner = Table(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
-        self.norms = np.sqrt(self.inner.diagonal.clip(min=0))
+        energy = np.einsum("mkk->mk", tables.inner).astype(float)
+        self.norms = np.sqrt(energy.clip(min=0))
         self.zero = ~(self.norms > 0).any(axis=0)
         self._fill(self._units())
         near = copies(tables.inner, tables.digests, numbers.duplicate, numbers.copy_distance)
@@ -48,6 +49,10 @@ class Kernels(Measuring):
         self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
         self.rows = None if tables.rows is None else Table(tables.rows)
         self.heads = Heads.of(tables, numbers)
+        self.usual_norms = [Fixed(norm) for norm in self.norms]
+        self.narrow = Fixed(np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0))
+        self.widths = None if tables.ranks is None else Fixed(tables.ranks)
+        self.left = None if tables.unexplained is None else Fixed(tables.unexplained)
 
     def _fill(self, unit: Array) -> None:
         """All kernels, some rows of all modules at a time."""
@@ -59,7 +64,7 @@ class Kernels(Measuring):
             np.zeros((count, count), kept) for _ in range(5)
         )
         told = whole if tells.all() else np.zeros((count, count), kept)
-        energy = self.inner.diagonal
+        energy = self.norms**2
         fourth = inverse(np.sqrt(np.einsum("mkk->mk", t.overlap).astype(float).clip(min=0)))
         root = np.sqrt(self.ranks)
         size = inverse(np.sqrt(((self.norms / unit[:, None]) ** 2).sum(axis=0)))
@@ -89,7 +94,7 @@ class Kernels(Measuring):
             direction[rows] = part
             chance[rows] = np.sqrt(spread) * both
         whole_ = Table(whole)
-        one = inverse(np.sqrt(whole_.diagonal.clip(min=0)))
+        one = inverse(np.sqrt(whole_.diagonal.astype(float).clip(min=0)))
         for rows in blocks(count):
             direction[rows] *= one[rows, None] * one
         self.agree, self.agreement = Table(agree), Table(kernel)
@@ -195,18 +200,21 @@ class Kernels(Measuring):
     @measured
     def narrowness(self, groups: References) -> Array:
         """Log of the members' median effective rank over each client's, mean over modules."""
-        log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
-        return np.asarray(groups.median(log) - log)
+        return self.kind(groups.median(self.narrow) - self.narrow.values)
 
     @measured
     def of_usual_rank(self, groups: References) -> Mask:
         """Whose updates have the rank of the members': another leaves out, or adds, the same for all who
         have it."""
-        ranks = self.tables.ranks
-        if ranks is None:
+        if self.widths is None:
             return np.ones(groups.masks.shape, bool)
-        found: Mask = np.isclose(ranks, groups.median(ranks), rtol=0.1)
+        usual, which = np.unique(groups.median(self.widths)[:, 0], return_inverse=True)
+        found: Mask = np.isclose(self.widths.values, usual[:, None], rtol=0.1)[which]
         return found
+
+    def kind(self, values: Array) -> Array:
+        """The values in the precision of the kernels."""
+        return np.asarray(values, self.kernel.dtype)
 
     def alike(self, group: Mask) -> Array:
         """How alike two clients are whatever their size, (K, K), 1 as two typical members are."""
@@ -271,7 +279,7 @@ class Kernels(Measuring):
     @measured
     def cut_in_modules(self, groups: References) -> tuple[Array, Array]:
         """`per_module` of inner products of updates cut to their module's usual norm, in its unit."""
-        usual = np.stack([groups.median(norm)[:, 0] for norm in self.norms])
+        usual = np.stack([groups.median(norm)[:, 0] for norm in self.usual_norms])
         return self.per_module(groups.weighted(self.inner, "cut", usual, self.norms, _cut), groups)
 
     @measured
@@ -289,7 +297,7 @@ class Kernels(Measuring):
         Where the usual is not positive the support itself stands.
         """
         usual = groups.median(values)
-        return values / np.where(usual > 0, usual, 1.0), usual[..., 0]
+        return values / np.where(usual > 0, usual, 1), usual[..., 0]
 
     def live(self, usual: Array) -> Mask:
         """Modules (M,) in which the members agree at least half as much as they typically do."""
@@ -301,8 +309,9 @@ class Kernels(Measuring):
 
     def along(self, groups: References) -> Array | None:
         """The part of each client along the members' mean, (B, K); None where that mean is nothing."""
-        towards = groups.sums(self.wholes) / groups.counts[:, None]
-        energy = (towards * groups.masks).sum(axis=1, keepdims=True) / groups.counts[:, None]
+        towards = groups.sums(self.wholes) / self.kind(groups.counts)[:, None]
+        energy = (towards * groups.masks).sum(axis=1, keepdims=True)
+        energy /= self.kind(groups.counts)[:, None]
         return towards / np.sqrt(energy) if groups.agreed(energy > 0) else None
 
     def deviations(self, members: Mask) -> Array | None:

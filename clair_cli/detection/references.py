@@ -11,6 +11,7 @@ from functools import cached_property, wraps
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.scales import MAD, TENTH, small_sample
@@ -27,12 +28,11 @@ class Apart(Exception):
     """The law takes another way for some of these groups than for others: they are measured apart."""
 
 
-class Table:
-    """A symmetric table (K, K) of the clients, or one for each module (M, K, K)."""
+class Known:
+    """What remembers what was made of it against the last few bases."""
 
     def __init__(self, values: Array) -> None:
         self.values = values
-        self.diagonal = np.einsum("...kk->...k", values).astype(float)
         self._known: list[tuple[Mask, dict[Any, Any]]] = []
 
     def known(self, base: Mask, key: Any, made: Callable[[], Any]) -> Any:
@@ -44,6 +44,18 @@ class Table:
         if key not in found:
             found[key] = made()
         return found[key]
+
+
+class Fixed(Known):
+    """Values (K,) of the clients that are the same against every group."""
+
+
+class Table(Known):
+    """A symmetric table (K, K) of the clients, or one for each module (M, K, K)."""
+
+    def __init__(self, values: Array) -> None:
+        super().__init__(values)
+        self.diagonal = np.einsum("...kk->...k", values).copy()
 
 
 class Measuring:
@@ -94,10 +106,14 @@ class References:
             return bool(holds.flat[0])
         raise Apart
 
-    @cached_property
-    def others(self) -> Array:
-        """How many members a client has besides itself, at least 1, (B, K)."""
-        return np.asarray(np.maximum(self.counts[:, None] - self.masks.astype(float), 1))
+    def each(self, kind: Any) -> Array:
+        """One over how many members a client has besides itself, at least 1, (B, K)."""
+        key = f"each {kind}"
+        if key not in self.remembered:
+            others = np.maximum(self.counts[:, None] - self.masks.astype(float), 1)
+            self.remembered[key] = (1 / others).astype(kind)
+        found: Array = self.remembered[key]
+        return found
 
     @cached_property
     def changes(self) -> list[tuple[Any, Any, Array]] | None:
@@ -120,20 +136,23 @@ class References:
 
     def sums(self, table: Table) -> Array:
         """Of each client with all members, itself among them: (..., B, K)."""
-        values, base = table.values, self.base.astype(table.values.dtype)
+        values, kind = table.values, table.values.dtype
         if self.changes is None:
-            return np.asarray(self.masks.astype(values.dtype) @ values, float)
-        sums = table.known(self.base, "sums", lambda: np.asarray(values @ base, float))
+            return np.asarray(self.masks.astype(kind) @ values)
+        sums = table.known(self.base, "sums", lambda: values @ self.base.astype(kind))
         found = np.repeat(sums[..., None, :], len(self.masks), axis=-2)
         for rows, columns, signs in self.changes:
-            found[..., rows, :] += signs * values[..., columns, :]
+            if len(rows) == len(self.masks):
+                found += signs.astype(kind) * values[..., columns, :]
+            else:
+                found[..., rows, :] += signs.astype(kind) * values[..., columns, :]
         return found
 
     def support(self, table: Table) -> Array:
         """Mean of each client with the members other than itself, (..., B, K)."""
         found = self.sums(table)
         found -= table.diagonal[..., None, :] * self.masks
-        found /= self.others
+        found *= self.each(found.dtype)
         return found
 
     def weighted(
@@ -150,14 +169,15 @@ class References:
         `units` (..., B), of which few are different where groups are alike, and `norms` (..., K) are
         those of each module where the table is a stack. `name` is that of the weight.
         """
-        found = np.empty((*table.values.shape[:-2], *self.masks.shape))
+        kind = table.values.dtype
+        found = np.empty((*table.values.shape[:-2], *self.masks.shape), kind)
         for m in np.ndindex(table.values.shape[:-2]):
             values, diagonal = table.values[m], table.diagonal[m]
             different, which = np.unique(units[m], return_inverse=True)
-            weights = np.array([weight(norms[m], float(u)) for u in different])
+            weights = np.array([weight(norms[m], float(u)) for u in different]).astype(kind)
             mine = weights[which]
             if self.changes is None:
-                sums = np.asarray((self.masks * mine).astype(values.dtype) @ values, float)
+                sums = np.asarray((self.masks * mine) @ values)
             else:
                 sums = np.array(
                     [
@@ -166,26 +186,50 @@ class References:
                     ]
                 )[which]
                 for rows, columns, signs in self.changes:
-                    sums[rows] += signs * mine[rows, columns][:, None] * values[columns]
+                    factors = signs.astype(kind) * mine[rows, columns][:, None]
+                    if len(rows) == len(sums):
+                        sums += factors * values[columns]
+                    else:
+                        sums[rows] += factors * values[columns]
             sums -= diagonal * mine * self.masks
-            found[m] = sums * mine / self.others
+            sums *= mine
+            np.multiply(sums, self.each(kind), out=found[m])
         return found
 
     def _product(self, values: Array, weights: Array) -> Callable[[], Array]:
         """The sums of the base's members with these weights, when they are asked for."""
-        return lambda: np.asarray(values @ (self.base * weights).astype(values.dtype), float)
+        return lambda: values @ (self.base * weights)
 
     # --- order statistics of the members
 
-    def median(self, values: Array) -> Array:
+    def median(self, values: Array | Fixed) -> Array:
         """Median over the members of values (K,) or (..., B, K): (..., B, 1)."""
-        return self._by_count(values, _median)
+        if not isinstance(values, Fixed):
+            return self._by_count(values, _median)
+        if self._lacking is None:
+            return self._by_count(values.values, _median)
+        order, place = values.known(self.base, "order", lambda: _sorted(values.values, self.base))
+        gap = place[self._lacking] + np.where(self.counts == len(order), len(order), 0)
+        low, high = (self.counts - 1) // 2, self.counts // 2
+        low, high = (order[x + (x >= gap)] for x in (low, high))  # those behind the gap move up
+        return np.asarray((low + high) / 2)[:, None]
+
+    @cached_property
+    def _lacking(self) -> NDArray[np.intp] | None:
+        """Whom each group lacks of the base, anybody where nobody; None where they differ otherwise."""
+        if self.changes is None or len(self.changes) > 1 or (self.masks & ~self.base).any():
+            return None
+        found = np.zeros(len(self.masks), int)
+        for rows, columns, _ in self.changes:
+            found[rows] = columns
+        return None if not self.base.any() else found
 
     def scale(self, values: Array, median: Array | None = None) -> Array:
         """Robust standard deviation over the members, as `scales.robust_scale`: (..., B, 1)."""
         middle = self.median(values) if median is None else median
         factors = np.array([MAD * small_sample(int(n)) for n in self.counts])[:, None]
-        return np.asarray(factors * self.median(np.abs(values - middle)))
+        found = self.median(np.abs(values - middle))
+        return np.asarray(factors.astype(found.dtype) * found)
 
     def lower_scale(self, values: Array) -> Array:
         """Standard deviation by the lower tenth, as `scales.lower_scale`: (B, 1)."""
@@ -193,11 +237,11 @@ class References:
 
     def _by_count(self, values: Array, of: Callable[[Array, int], Array]) -> Array:
         """`of` the sorted-enough members: strangers are put last, groups of one size together."""
-        filled = np.where(self.masks, values, np.inf)
+        filled = np.where(self.masks, values, values.dtype.type(np.inf))
         first = int(self.counts[0])
         if (self.counts == first).all():
             return of(filled, first)[..., None]
-        found = np.empty(filled.shape[:-1])
+        found = np.empty(filled.shape[:-1], filled.dtype)
         for count in np.unique(self.counts):
             rows = self.counts == count
             found[..., rows] = of(filled[..., rows, :], int(count))
@@ -236,6 +280,15 @@ class References:
     def exact_pair_median(self, table: Table, row: int, diagonal: bool) -> float:
         """The median itself, of one group."""
         return float(np.median(_entries(table.values, self.masks[row], diagonal)))
+
+
+def _sorted(values: Array, base: Mask) -> tuple[Array, NDArray[np.intp]]:
+    """The base's values in order, and where in it each client of the base (K,) is."""
+    members = np.flatnonzero(base)
+    order = members[np.argsort(values[members], kind="stable")]
+    place = np.zeros(len(base), int)
+    place[order] = np.arange(len(order))
+    return values[order], place
 
 
 def _entries(values: Array, members: Mask, diagonal: bool) -> Array:

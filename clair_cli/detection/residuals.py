@@ -15,7 +15,7 @@ from clair_cli.detection.blocks import blocks
 def lengths(diagonal: Array, part: Array, least: float | Array = 0.0) -> Array:
     """How long the rests are, (..., K): zero where their energy is not above `least`."""
     energy = diagonal - part**2
-    return np.sqrt(np.where(energy > least, energy, 0.0))
+    return np.sqrt(np.where(energy > least, energy, 0))
 
 
 def cosines(whole: Array, part: Array, length: Array) -> Array:
@@ -30,7 +30,7 @@ def cosines(whole: Array, part: Array, length: Array) -> Array:
 
 def inverse(values: Array) -> Array:
     """1 / values, 0 where those are zero."""
-    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+    return np.divide(1, values, out=np.zeros_like(values), where=values > 0)
 
 
 def drift(part: Array, length: Array, others: Array, lengths: Array, who: Mask) -> Array:
