@@ -135,7 +135,8 @@ def _stack(
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
         updates.append(nothing(adapter, module, dtype, device))
-    updates, energies = _narrow(updates, settings.seed)
+    first = {a.digest: k for k, a in reversed(list(enumerate(cohort.clients)))}
+    updates, energies = _narrow(updates, sorted(first.values()), settings.seed)
     stack, broke = spared(
         partial(_joint, cohort, settings, module, updates),
         sorted(range(len(updates)), key=lambda k: -updates[k].rank),
@@ -175,13 +176,14 @@ def _absolute(cohort: Cohort, module: str) -> bool:
 
 
 def _narrow(
-    updates: Sequence[LowRankUpdate], seed: int
+    updates: Sequence[LowRankUpdate], counted: Sequence[int], seed: int
 ) -> tuple[list[LowRankUpdate], dict[int, float]]:
     """The updates, those of a rank out of all proportion by their leading part, and their energies.
 
-    All clients are padded to the largest rank: one client must not make the work of all its own.
+    All clients are padded to the largest rank: one client must not make the work of all its own. What
+    is usual goes by those at the positions `counted`.
     """
-    usual = sorted(u.rank for u in updates)[len(updates) // 2]
+    usual = sorted(updates[k].rank for k in counted)[len(counted) // 2]
     most = max(WIDE, PROPORTION * usual)
     found, energies = list(updates), {}
     for k, update in enumerate(updates):
