@@ -12,7 +12,7 @@ from clair_cli.rows import Tabular
 from clair_cli.schema import report_schema, violation
 from clair_cli.settings import canonical_gate, failing_verdicts
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 """From good to bad."""
@@ -125,10 +125,11 @@ class Minority:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSummary:
-    """One module over all clients; `explained` and `left_out` are shares of energy.
+    """One module over all clients; `explained` is a share of energy.
 
-    `spectrum` are the leading shares of what differs from the mean, of which the first `shared_rank`
-    count as shared.
+    `sketch_error` is the relative error of the inner products that the clients are compared by, 0 where
+    they are exact. `left_out` belongs to a method of earlier versions, and is 0. `spectrum` are the
+    leading shares of what differs from the mean, of which the first `shared_rank` count as shared.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ModuleSummary:
     explained: float
     left_out: float
     spectrum: tuple[float, ...] = ()
+    sketch_error: float = 0.0
 
 
 InitialisationName = Literal["shared", "independent", "mixed", "none"]

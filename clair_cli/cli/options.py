@@ -128,6 +128,11 @@ Threads = Annotated[
     ),
 ]
 
+Exact = Annotated[
+    bool,
+    option(COMPUTING, help="Compare many clients by their whole updates, not by sketches."),
+]
+
 # --- what is written
 
 Out = Annotated[

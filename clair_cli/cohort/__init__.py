@@ -16,6 +16,7 @@ from clair_cli.cohort.records import (
     TensorSpec,
     UpdateSpec,
     natural_key,
+    once,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "UpdateSpec",
     "align",
     "natural_key",
+    "once",
 ]
