@@ -55,8 +55,7 @@ class SharedSubspace:
         columns = counted.repeat(len(self.vectors) // int(counted.sum()))
         vectors = self.vectors.new_zeros(len(columns), self.rank)
         vectors[torch.from_numpy(columns).to(vectors.device)] = self.vectors
-        energies = self.energies[torch.from_numpy(place)]
-        return replace(self, vectors=vectors, energies=energies)
+        return replace(self, vectors=vectors, energies=self.energies[torch.from_numpy(place)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
