@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clair_cli.update import LowRankUpdate
 
-ROOM = 2**24
+ROOM = 2**22
 """Entries of the products that all clients of a module are compared by: K p q. For K clients the tables
 then cost K^2 p q = K ROOM multiplications, linear in the clients."""
 LEAST, MOST = 64, 256
