@@ -42,6 +42,8 @@ class Scores:
     """The scores in a file, which is written whole again with every new one; none without a file."""
 
     def __init__(self, path: Path | None) -> None:
+        if path is not None and path.exists() and not path.is_file():
+            raise UsageError(f"--resume {str(path)!r}: not a regular file; give another place")
         self.path = path
         self.known = {} if path is None or not path.exists() else _read(path)
 

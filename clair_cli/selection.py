@@ -151,6 +151,8 @@ def read_candidates(refined: Path) -> list[Candidate]:
         raise UsageError(f"{str(refined)!r}: no refined adapters in it")
     if len({c.path for c in found}) < len(found):
         raise UsageError("report.json: refinement.clients: two of them have one path")
+    if len({(c.client, c.path.partition("/")[0]) for c in found}) < len(found):
+        raise UsageError("report.json: refinement.clients: two of one client have one strength")
     return sorted(found, key=lambda c: (natural_key(c.client), c.client, c.strength))
 
 

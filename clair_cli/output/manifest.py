@@ -123,7 +123,8 @@ def parse_manifest(data: bytes) -> Manifest | None:
     except (UsageError, ValueError, RecursionError):
         return None
     names = {f.name for f in found.files}
-    fine = found.tool.name == "clair" and len(names) == len(found.files)
+    known = found.schema_version.startswith("1.")
+    fine = known and found.tool.name == "clair" and len(names) == len(found.files)
     return found if fine and all(map(_possible, found.files)) else None
 
 

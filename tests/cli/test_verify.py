@@ -124,6 +124,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "torn manifest": (manifest(lambda text: text[: len(text) // 2]), TORN),
     "empty manifest": (manifest(lambda text: ""), TORN),
     "another's manifest": (manifest(lambda text: text.replace('"clair"', '"other"')), TORN),
+    "of a newer clair": (manifest(lambda text: text.replace('"1.0"', '"2.0"')), TORN),
     "names that are none": (manifest(lambda text: text.replace(f'"{FIRST}"', "[1]")), TORN),
     "one name twice": (manifest(listed_twice), TORN),
     "nested without end": (manifest(lambda text: "[" * 100_000), TORN),

@@ -146,6 +146,11 @@ def test_the_report_beside_candidates(candidates: Path, capsys: pytest.CaptureFi
             file.write_text(json.dumps(changed))
             resigned(candidates)
             assert said(capsys, "select", candidates, *command)[0] == 2
+        twice = spoiled(data, ("refinement", "clients", 0, "id"), "client-2")
+        file.write_text(json.dumps(twice))
+        resigned(candidates)
+        code, _, err = said(capsys, "select", candidates, *command)
+        assert (code, "two of one client have one strength" in err) == (2, True)
     finally:
         file.write_bytes(honest)
         resigned(candidates)
