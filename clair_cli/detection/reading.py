@@ -179,8 +179,11 @@ class _Form:
         most = max(WIDE, PROPORTION * ranks[len(ranks) // 2])
         absolute = all(adapter.updates[module].absolute for adapter in cohort.clients)
         many = len(ranks) * min(ranks[-1], most) > settings.detection.max_columns
-        sketches = many and absolute and not settings.exact
-        return cls(module, settings, absolute, most, sketch_size(len(ranks)) if sketches else None)
+        if not many or not absolute or settings.exact:
+            return cls(module, settings, absolute, most, None)
+        spec = cohort.clients[0].updates[module]
+        size = sketch_size(len(ranks), (spec.d_out, spec.d_in))
+        return cls(module, settings, absolute, most, size)
 
     def __call__(self, update: LowRankUpdate) -> LowRankUpdate | Sketch:
         """The update, or its sketch."""

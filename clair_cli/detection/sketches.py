@@ -50,8 +50,11 @@ class Sketch:
         return Sketch(self.shape, *(torch.zeros_like(side) for side in sides))
 
 
-def sketch_size(clients: int) -> int:
-    """Coordinates per side for so many clients, a multiple of 8."""
+def sketch_size(clients: int, shape: tuple[int, int]) -> int:
+    """Coordinates per side for so many clients, a multiple of 8; those of the whole space where all
+    their products (d_out, d_in) find room."""
+    if clients * shape[0] * shape[1] <= ROOM:
+        return max(shape)
     return min(max(math.isqrt(ROOM // max(clients, 1)) // 8 * 8, LEAST), MOST)
 
 

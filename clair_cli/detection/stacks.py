@@ -128,7 +128,8 @@ def stack_module(
     """
     count = len(updates)
     if count * max(u.rank for u in updates) > max_columns:
-        size = size or sketch_size(count)
+        shape = len(updates[0].up), updates[0].down.shape[1]
+        size = size or sketch_size(count, shape)
         return stack_sketches(module, [sketched(u, size, seed) for u in updates])
     up, down, width = _columns(updates)
     left, right = gram(up), gram(down)
@@ -169,7 +170,9 @@ def stack_sketches(module: str, sketches: Sequence[Sketch]) -> ModuleStack:
     squares = _unbiased(_pairs(torch.bmm(left, blocks), left), energies, sizes[0], shape[0])
     whiten, ranks = _whitening(blocks)
     bases = torch.bmm(torch.where(torch.isfinite(right), right, 0), whiten)
-    rows = _unbiased(_pairs(bases, bases), ranks.cpu().double(), sizes[1], shape[1])
+    real = ranks.cpu().double()
+    common = _of_diagonal(_unbiased(_pairs(bases, bases), real, sizes[1], shape[1]), real)
+    rows = common / torch.minimum(real[:, None], real).clamp_min(1)
     right, error = _of_energy(left, right, energies)
     inner = gram(torch.bmm(left, right.transpose(1, 2)).flatten(1)).cpu().double()
     inner.diagonal().copy_(energies)
@@ -182,7 +185,7 @@ def stack_sketches(module: str, sketches: Sequence[Sketch]) -> ModuleStack:
         energies=energies,
         inner=inner,
         overlap=_of_diagonal(squares, fourth),
-        rows=_of_diagonal(rows, (ranks > 0).cpu().double()),
+        rows=rows.clamp(max=1),
         error=error,
         sketched=True,
     )
