@@ -75,9 +75,13 @@ def _projected(side: Tensor, size: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _buckets(d: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """S (size, d), sparse, with one entry of 1 or -1 in every column; drawn on the CPU."""
+    """S (size, d), sparse, with one entry of 1 or -1 in every column; drawn on the CPU.
+
+    All buckets are of one size, so that S S' is a multiple of I: of unequal ones, the larger would be
+    something that all clients have in common.
+    """
     draw = torch.Generator().manual_seed(2 * seed + d)
-    bucket = torch.randint(size, (d,), generator=draw)
+    bucket = torch.randperm(d, generator=draw) % size
     sign = 2 * torch.randint(2, (d,), generator=draw) - 1
     with warnings.catch_warnings():  # torch calls compressed rows beta
         warnings.simplefilter("ignore", UserWarning)

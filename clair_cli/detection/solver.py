@@ -362,6 +362,6 @@ def _above_noise(
     """Which of the leading directions stand out of noise and rounding errors, (k,)."""
     columns = round(stack.width / float((weights**2).sum()))  # of as many clients as carry weight
     found = values.cpu().double().numpy()
-    above = np.arange(len(found)) < standing_out(found.tolist(), total, stack.dimensions, columns)
+    above = np.arange(len(found)) < standing_out(found.tolist(), total, stack.shape[0], columns)
     rounding = max(total, 0.0) * float(torch.finfo(values.dtype).eps) * columns
     return np.asarray(above & (found > rounding))

@@ -24,13 +24,14 @@ from clair_cli.update import LowRankUpdate
 class ModuleStack:
     """One module of K clients in common coordinates, each client padded to r columns, n = K r.
 
-    `left` (p, n) and `right` (q, n) are coordinates whose Gram matrices are B'B and A A', or those
-    Gram matrices themselves (n, n) where `sketched` is False. `blocks` (K, r, r) are the diagonal
+    `shape` is that of the space in which the updates are compared: (d_out, d_in), or that of their
+    sketches. `left` (p, n) and `right` (q, n) are coordinates whose Gram matrices are B'B and A A', or
+    those Gram matrices themselves (n, n) where `sketched` is False. `blocks` (K, r, r) are the diagonal
     blocks of A A'. `energies` (K,) are the exact ||Delta_k||_F^2 in float64; `error` is that of the
-    coordinates, 0 where they are Gram matrices: the root mean square over clients of what they make of
-    the energies, relative to these. `inner` (K, K) holds <Delta_i, Delta_j>, `overlap` (K, K)
-    holds ||Delta_i' Delta_j||_F^2, both float64 on the CPU, and so is `rows` (K, K), the mean squared
-    cosine of the principal angles between the row spaces of A_i and A_j: 1 where they are one space.
+    coordinates, 0 where they are exact: the root mean square over clients of what they make of the
+    energies, relative to these. `inner` (K, K) holds <Delta_i, Delta_j>, `overlap` (K, K) holds
+    ||Delta_i' Delta_j||_F^2, both float64 on the CPU, and so is `rows` (K, K), the mean squared cosine
+    of the principal angles between the row spaces of A_i and A_j: 1 where they are one space.
     """
 
     module: str
@@ -49,11 +50,6 @@ class ModuleStack:
     def clients(self) -> int:
         """How many clients are stacked, K."""
         return self.blocks.shape[0]
-
-    @property
-    def dimensions(self) -> int:
-        """Of the space that the columns of the B_k lie in: d_out, or p where they are projected."""
-        return min(self.shape[0], self.left.shape[0]) if self.sketched else self.shape[0]
 
     @property
     def width(self) -> int:
@@ -153,8 +149,8 @@ def stack_sketches(module: str, sketches: Sequence[Sketch]) -> ModuleStack:
     """Stack one module of K >= 1 clients from their sketches, all of one size and seed.
 
     Work and room grow with K (the pairs: K^2, of a size that `sketch_size` brings down with K).
-    Cosines are those of the sketches and norms are exact, so that a copy is a copy. The coordinates and
-    `blocks` are those of one cohort, the projected updates at their exact norms.
+    What is stacked is a cohort in p x q dimensions: the projected updates, each at its exact norm. All
+    that is said of chance is said of these dimensions, and a copy is a copy.
     """
     width = max(s.rank for s in sketches)
     left, right = (
@@ -163,29 +159,24 @@ def stack_sketches(module: str, sketches: Sequence[Sketch]) -> ModuleStack:
     )
     ups = torch.stack([_padded(_padded(s.up, width).T, width) for s in sketches])
     blocks = torch.stack([_padded(_padded(s.down, width).T, width) for s in sketches])
-    mixed = torch.bmm(ups, blocks)
     energies = (ups * blocks).sum(dim=(1, 2)).cpu().double()
-    fourth = (mixed * mixed.transpose(1, 2)).sum(dim=(1, 2)).cpu().double()
-    shape, sizes = sketches[0].shape, (left.shape[1], right.shape[1])
-    squares = _unbiased(_pairs(torch.bmm(left, blocks), left), energies, sizes[0], shape[0])
     whiten, ranks = _whitening(blocks)
     bases = torch.bmm(torch.where(torch.isfinite(right), right, 0), whiten)
-    real = ranks.cpu().double()
-    common = _of_diagonal(_unbiased(_pairs(bases, bases), real, sizes[1], shape[1]), real)
-    rows = common / torch.minimum(real[:, None], real).clamp_min(1)
+    rows = _row_cosines(bases, ranks.cpu().double(), right.shape[1] < sketches[0].shape[1])
     right, error = _of_energy(left, right, energies)
+    blocks = torch.bmm(right.transpose(1, 2), right)
     inner = gram(torch.bmm(left, right.transpose(1, 2)).flatten(1)).cpu().double()
     inner.diagonal().copy_(energies)
     return ModuleStack(
         module=module,
-        shape=shape,
+        shape=(left.shape[1], right.shape[1]),
         left=left.permute(1, 0, 2).flatten(1).contiguous(),
         right=right.permute(1, 0, 2).flatten(1).contiguous(),
-        blocks=torch.bmm(right.transpose(1, 2), right),
+        blocks=blocks,
         energies=energies,
         inner=inner,
-        overlap=_of_diagonal(squares, fourth),
-        rows=rows.clamp(max=1),
+        overlap=_pairs(torch.bmm(left, blocks), left),
+        rows=rows,
         error=error,
         sketched=True,
     )
@@ -207,22 +198,19 @@ def _pairs(one: Tensor, other: Tensor) -> Tensor:
     return gram(torch.bmm(one, other.transpose(1, 2))[:, row, column] * twice).cpu().double()
 
 
-def _unbiased(pairs: Tensor, traces: Tensor, size: int, whole: int) -> Tensor:
-    """Freed of what the projection S (size, d) makes alike: <S X S', S Y S'> has the mean
-    (1 + 1/size) <X, Y> + tr X tr Y / size, but for the share of tr X tr Y that lies in single rows.
-    Unchanged where nothing was projected."""
-    if size == whole:
-        return pairs
-    return (pairs - traces[:, None] * traces / size) / (1 + 1 / size)
+def _row_cosines(bases: Tensor, ranks: Tensor, projected: bool) -> Tensor:
+    """`rows` of ModuleStack from row spaces (K, q, r) of these ranks (K,).
 
-
-def _of_diagonal(table: Tensor, diagonal: Tensor) -> Tensor:
-    """The cosines of the table (K, K), at most 1 in size, for squared norms `diagonal` (K,)."""
-    own, size = table.diagonal().clamp_min(0), diagonal.clamp_min(0).sqrt()
-    unit = torch.where(own > 0, own, 1).rsqrt() * (own > 0)
-    found = (table * unit[:, None] * unit).clamp(-1, 1) * size[:, None] * size
-    found.diagonal().copy_(diagonal)
-    return found
+    Projection to q dimensions makes strangers alike: <T X T', T Y T'> has the mean
+    (1 + 1/q) <X, Y> + tr X tr Y / q, but for the share of tr X tr Y that lies in single rows.
+    """
+    alike = _pairs(bases, bases)
+    if projected:
+        alike = (alike - ranks[:, None] * ranks / bases.shape[1]).clamp_min(0)
+    own = alike.diagonal().clone()
+    unit = torch.where(own > 0, ranks / torch.where(own > 0, own, 1), 0).sqrt()
+    alike = alike * unit[:, None] * unit
+    return (alike / torch.minimum(ranks[:, None], ranks).clamp_min(1)).clamp(max=1)
 
 
 def _of_energy(left: Tensor, right: Tensor, energies: Tensor) -> tuple[Tensor, float]:

@@ -178,7 +178,6 @@ def test_a_module_too_large_for_its_room_is_sketched_and_says_how_far_it_is_off(
     stack = stack_module("m", updates, max_columns=20, size=64)
     exact = stack_module("m", updates, max_columns=10**6)
     torch.testing.assert_close(stack.energies, exact.energies)
-    torch.testing.assert_close(stack.overlap.diagonal(), exact.overlap.diagonal())
     assert stack.left.shape[0] == stack.right.shape[0] == 64
     assert 1e-3 < stack.error < 0.5
     size = exact.energies.sqrt()

@@ -1,0 +1,88 @@
+"""Sketches keep what clients have in common, and add nothing of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clair_cli.detection import agreement
+from clair_cli.detection.sketches import LEAST, MOST, ROOM, sketch_size, sketched
+from clair_cli.detection.stacks import ModuleStack, stack_module
+from clair_cli.update import LowRankUpdate
+
+SIZE = 64
+
+
+def strangers(clients: int, rank: int = 4, d: int = 640) -> list[LowRankUpdate]:
+    draw = torch.Generator().manual_seed(7)
+    return [
+        LowRankUpdate(
+            torch.randn(d, rank, generator=draw), torch.randn(rank, d, generator=draw), 1 + k / 9
+        )
+        for k in range(clients)
+    ]
+
+
+def agreement_of(stack: ModuleStack) -> np.ndarray:
+    d_out = np.array([float(stack.shape[0])])
+    return agreement.agreement(stack.inner.numpy()[None], stack.overlap.numpy()[None], d_out)[0]
+
+
+def test_the_projection_is_of_equal_buckets() -> None:
+    """Else what is large in all of them would be common to all clients."""
+    whole = LowRankUpdate(torch.eye(640), torch.eye(640))
+    left = sketched(whole, SIZE, seed=0).left
+    torch.testing.assert_close(left @ left.T, 10 * torch.eye(SIZE))
+    assert left.abs().sum(dim=0).tolist() == [1.0] * 640
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_strangers_stay_strangers(seed: int) -> None:
+    """By far more pairs than one can see: their mean agreement is chance, and so are their cosines."""
+    stack = stack_module("m", strangers(60), max_columns=20, seed=seed, size=SIZE)
+    assert stack.sketched
+    assert stack.shape == (SIZE, SIZE)
+    beside = ~np.eye(60, dtype=bool)
+    alike = agreement_of(stack)[beside]
+    assert abs(alike.mean()) < 3 * agreement.chance_deviation(np.array([SIZE])) / 60
+    norms = stack.energies.sqrt().numpy()[None]
+    chance = agreement.chance_cosines(stack.overlap.numpy()[None], norms, np.array([SIZE]))
+    cosine = agreement.cosines(stack.inner.numpy()[None])[0]
+    assert np.sqrt((cosine[beside] ** 2).mean()) == pytest.approx(chance[beside].mean(), rel=0.15)
+
+
+def test_a_copy_is_a_copy_and_an_opposite_is_one() -> None:
+    clients = strangers(10)
+    clients[3] = clients[2]
+    clients[4] = LowRankUpdate(-clients[2].up, clients[2].down, 5.0)
+    stack = stack_module("m", clients, max_columns=20, size=SIZE)
+    cosine = agreement.cosines(stack.inner.numpy()[None])[0]
+    assert cosine[2, 3] == pytest.approx(1, abs=1e-6)
+    assert cosine[2, 4] == pytest.approx(-1, abs=1e-6)
+    assert float(stack.rows[2, 3]) == pytest.approx(1, abs=1e-5)
+
+
+def test_inner_products_are_off_by_as_much_as_is_said() -> None:
+    common = strangers(1, rank=8)[0]
+    clients = [
+        LowRankUpdate(
+            torch.cat([common.up, own.up], dim=1), torch.cat([common.down, own.down]), own.scale
+        )
+        for own in strangers(30)
+    ]
+    exact = stack_module("m", clients, max_columns=10**6)
+    stack = stack_module("m", clients, max_columns=20, size=SIZE)
+    size = exact.energies.sqrt()
+    off = ((stack.inner - exact.inner) / size[:, None] / size)[~torch.eye(30, dtype=torch.bool)]
+    assert 0.01 < stack.error < 0.3
+    assert float(off.square().mean().sqrt()) < 2 * stack.error
+
+
+@pytest.mark.parametrize("clients", [1, 20, 100, 300, 1000, 10_000, 10**6])
+def test_the_work_of_all_pairs_grows_with_the_clients_alone(clients: int) -> None:
+    size = sketch_size(clients, (4096, 4096))
+    assert LEAST <= size <= MOST
+    assert size % 8 == 0
+    assert size in (LEAST, MOST) or clients * size**2 == pytest.approx(ROOM, rel=0.15)
+    assert sketch_size(clients, (2, 3)) == (3 if clients * 6 <= ROOM else LEAST)
