@@ -65,7 +65,9 @@ def errors(found: Decomposition, truth: Sequence[Planted]) -> Array:
     """
     both = []
     for space, planted in zip(found.subspaces, truth, strict=True):
-        u, v = planted.basis, _columns(planted.updates) @ space.vectors
+        u, v, columns = planted.basis, space.vectors, _columns(planted.updates)
+        if len(v) == columns.shape[1]:  # of more columns than are kept, U itself is known
+            v = columns @ v
         mean = sum(w * d.dense() for w, d in zip(found.weights, planted.updates, strict=True))
         off = mean - planted.common
         angle = torch.linalg.matrix_norm(u @ u.T - v @ v.T, ord=2)

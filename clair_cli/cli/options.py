@@ -289,8 +289,9 @@ Kind = Annotated[
     AnyKind,
     option(
         SHOWING,
-        help="scores: every client beside its limit. agreement: map and table of who agrees with "
-        "whom. heatmap: scores of modules. spectrum: how much is shared. refinement: what refining did.",
+        metavar="KIND",
+        help="Which part. scores: every client beside its limit. agreement: map and table of who agrees "
+        "with whom. heatmap: scores of modules. spectrum: how much is shared. refinement: what it did.",
     ),
 ]
 Figure = Annotated[
@@ -306,7 +307,7 @@ Figure = Annotated[
 Width = Annotated[
     float,
     option(
-        SHOWING,
+        WRITING,
         min=2.5,
         max=20,
         help="Inches; the default is a column of a paper, and 6.75 usually both. The height follows.",
