@@ -1,8 +1,8 @@
 """How long the verdicts of K clients take and how much memory, from tables on: nothing is read.
 
-python -m benchmarks.judging [--clients 100 300 1000 3000 10000] [--seed 0] [--repeat 1]
+python -m benchmarks.judging [--clients 100 300 1000 3000 10000] [--seed 0] [--repeat 1] [--threads 1]
 
-Each K is judged in a process of its own, with one thread. The tables are those of synthetic clients in
+Each K is judged in a process of its own. The tables are those of synthetic clients in
 4 modules: an update is B A with common rows A, and B is one task with an error of its own, whose size
 differs from client to client. A tenth are contaminated in six ways, one in fifty copies another, and
 three in a hundred share an addition. From 3 000 clients on the tables are float32.
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clair_cli.detection.tables import Tables
 from clair_cli.detection.verdicts import Judgement, judge
+from clair_cli.settings import Settings
 
 Array = NDArray[np.float64]
 MODULES, D_OUT, D_IN, RANK = 4, 32, 64, 4
@@ -106,14 +107,14 @@ def said(found: Judgement, kinds: list[str]) -> dict[str, dict[str, int]]:
     }
 
 
-def measure(clients: int, seed: int, repeat: int) -> dict[str, object]:
-    """Seconds of `judge`, by the clock and of the processor, least of `repeat`, and peak GB of memory."""
+def measure(clients: int, seed: int, repeat: int, threads: int) -> dict[str, object]:
+    """Seconds of `judge`, by the clock and of the processor, least of `repeat`, and peak memory."""
     made, kinds = tables(clients, seed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds, busy = [], []
     for _ in range(repeat):
         began, spent = time.perf_counter(), time.process_time()
-        found = judge(made)
+        found = judge(made, Settings(threads=threads))
         seconds.append(time.perf_counter() - began)
         busy.append(time.process_time() - spent)
     return {
@@ -140,15 +141,17 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 300, 1000, 3000, 10000])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--here", action="store_true", help="one K, in this process")
     given = parser.parse_args()
     if given.here:
-        print(json.dumps(measure(given.clients[0], given.seed, given.repeat)))
+        print(json.dumps(measure(given.clients[0], given.seed, given.repeat, given.threads)))
         return
     rows = []
     for clients in given.clients:
         command = [sys.executable, "-m", "benchmarks.judging", "--here", "--clients", str(clients)]
         command += ["--seed", str(given.seed), "--repeat", str(given.repeat)]
+        command += ["--threads", str(given.threads)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout))
         print(done.stdout, end="", flush=True)

@@ -85,7 +85,9 @@ def _bounded(
     with np.errstate(invalid="ignore"):  # infinite bounds: from nothing to the most there is
         scores = [(mean - x) / unit for x, unit in zip((most, least), units, strict=True)]
     first, last = (np.where(suspects, x.clip(0, numbers.suspicious), 0.0) for x in scores)
-    return kernels.kind(np.nan_to_num(first)), kernels.kind(np.nan_to_num(last, nan=numbers.suspicious))
+    return kernels.kind(np.nan_to_num(first)), kernels.kind(
+        np.nan_to_num(last, nan=numbers.suspicious)
+    )
 
 
 def _of_base(kernels: Kernels, base: Mask) -> tuple[Array, Array, Table, Table, float]:
@@ -120,10 +122,13 @@ def _mean_cosines(whole: Table, base: Mask, part: Array, length: Array, suspects
 def _among(whole: Table, base: Mask, suspects: Mask) -> tuple[NDArray[np.intp], Array]:
     """Positions of all who were suspects against this base so far, and their part of the table."""
     seen: list[tuple[NDArray[np.intp], Array]] = whole.known(base, "suspects", list)
-    if not seen or suspects[seen[0][0]].sum() != suspects.sum():
-        known = suspects.copy()
-        if seen:
-            known[seen[0][0]] = True
-        who = np.flatnonzero(known)
-        seen[:] = [(who, whole.values[np.ix_(who, who)])]
-    return seen[0]
+    latest = seen[-1] if seen else None
+    if latest is not None and suspects[latest[0]].sum() == suspects.sum():
+        return latest
+    known = suspects.copy()
+    if latest is not None:
+        known[latest[0]] = True
+    who = np.flatnonzero(known)
+    latest = who, whole.values[np.ix_(who, who)]
+    seen[:] = [latest]
+    return latest

@@ -23,33 +23,43 @@ def alone(
     told: Table, groups: References, why: Shares, some: Mask, distinct: Mask, most: float
 ) -> Mask:
     """Of clients `some` (B, K) outside, those whose cosines with all others outside are below `most`."""
-    found, outside = np.zeros_like(some), distinct & ~groups.masks
-    if not some.any():
-        return found
+    found, open_ = np.zeros_like(some), some
     near = _of_base(told, groups.base, distinct) if len(some) > 1 else None
-    usable = np.zeros(len(some), bool)
-    drift = np.zeros(len(some))
-    if near is not None:
-        part, length, nearest = near
-        more = groups.masks & ~groups.base  # outside of the base, and not of the group
-        usable = np.asarray(~more.any(axis=1))
-        drift = residuals.drift(part, length, why.part, why.length, distinct & ~groups.base)
-        usable &= np.isfinite(drift)
-    for b in map(int, np.flatnonzero(some.any(axis=1))):
-        mine, others = np.flatnonzero(some[b]), np.flatnonzero(outside[b])
-        if near is None or not usable[b]:
-            found[b, mine] = _company(told, why, b, mine, others) < most
-            continue
-        lost = np.flatnonzero(outside[b] & groups.base)
-        with_lost = _company(told, why, b, mine, lost)
-        old = ~groups.base[mine]
-        surely = old & (nearest[mine] + drift[b] < most) & (with_lost < most)
-        found[b, mine[surely]] = True
-        never = (old & (nearest[mine] - drift[b] >= most)) | (with_lost >= most)
-        open_ = mine[~surely & ~never]
-        if len(open_):
-            found[b, open_] = _company(told, why, b, open_, others) < most
+    if near is not None and groups.lacking is not None and some.any():
+        found, open_ = _by_base(told, groups, why, some, distinct, most, near)
+    for b in map(int, np.flatnonzero(open_.any(axis=1))):
+        mine, others = np.flatnonzero(open_[b]), np.flatnonzero(distinct & ~groups.masks[b])
+        found[b, mine] = _company(told, why, b, mine, others) < most
     return found
+
+
+def _by_base(
+    told: Table,
+    groups: References,
+    why: Shares,
+    some: Mask,
+    distinct: Mask,
+    most: float,
+    near: tuple[Array, Array, Array],
+) -> tuple[Mask, Mask]:
+    """Who is surely alone, and of whom the base does not tell: groups that are the base less one."""
+    part, length, nearest = near
+    out, every = np.flatnonzero(distinct & ~groups.base), np.arange(len(some))
+    drift = residuals.drift(part, length, why.part, why.length, distinct & ~groups.base)[:, None]
+    assert groups.lacking is not None
+    lost = groups.lacking
+    has = (groups.counts < groups.base.sum()) & distinct[lost]
+    with_lost = told.values[lost][:, out] - why.part[every, lost][:, None] * why.part[:, out]
+    with_lost *= inverse(why.length[every, lost])[:, None] * inverse(why.length[:, out])
+    with_lost = np.where(has[:, None], with_lost, -1)
+    old = some[:, out]
+    surely = old & (nearest[out] + drift < most) & (with_lost < most)
+    never = (nearest[out] - drift >= most) | (with_lost >= most)
+    found, open_ = np.zeros_like(some), np.zeros_like(some)
+    found[:, out], open_[:, out] = surely, old & ~surely & ~never
+    rows = np.flatnonzero(has)
+    found[rows, lost[rows]] = some[rows, lost[rows]] & (with_lost[rows] < most).all(axis=1)
+    return found, open_
 
 
 def _company(told: Table, why: Shares, b: int, mine: Who, others: Who) -> Array:

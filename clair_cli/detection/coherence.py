@@ -6,14 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clair_cli.detection.blocks import BLOCK, Array, Mask
+from clair_cli.detection.spectrum import leading
 
 EVERY = 256
 """Clients up to which groups are grown from each of them; beyond, from SEEDS of them."""
 SEEDS = 32
 DENSE = 300
 """Clients up to which all eigenvalues are computed where two are needed."""
-STEPS = 60
-"""Steps of the Lanczos iteration for the two largest."""
 
 
 def coherent(kernel: Array, size: int) -> Mask:
@@ -175,34 +174,12 @@ def _inside(kernel: Array, group: Mask) -> float:
 def _top_two(kernel: Array) -> tuple[Array, Array]:
     """The two largest eigenvalues of the centred kernel, ascending, and the vector of the largest.
 
-    By Lanczos iteration with full orthogonalisation from a fixed start where there are many clients;
-    it ends early where the space is exhausted.
+    Of many clients they are sought in a small space (`spectrum`).
     """
     count = len(kernel)
     if count <= DENSE:
         centre = np.eye(count) - 1 / count
         values, vectors = np.linalg.eigh(centre @ kernel @ centre)
         return values, vectors[:, -1]
-    start = np.random.default_rng(0).standard_normal(count)
-    basis = np.zeros((STEPS, count))
-    basis[0] = (start - start.mean()) / np.linalg.norm(start - start.mean())
-    products = np.zeros_like(basis)
-    used = STEPS
-    for step in range(STEPS):
-        product = kernel @ basis[step]
-        products[step] = product - product.mean()
-        if step + 1 == STEPS:
-            break
-        rest = products[step].copy()
-        for _ in range(2):  # twice is enough (Parlett 1998, 6.9)
-            rest -= basis[: step + 1].T @ (basis[: step + 1] @ rest)
-        length = float(np.linalg.norm(rest))
-        if length <= 1e-12 * float(np.linalg.norm(products[0])):
-            used = step + 1
-            break
-        basis[step + 1] = rest / length
-    small = basis[:used] @ products[:used].T
-    values, vectors = np.linalg.eigh((small + small.T) / 2)
-    if used == 1:
-        values = np.array([0.0, values[0]])
-    return values, basis[:used].T @ vectors[:, -1]
+    values, vectors = leading(kernel, 2, centred=True)
+    return values[::-1], vectors[:, 0]

@@ -18,7 +18,6 @@ from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.references import References
 from clair_cli.detection.scales import robust_scale
-from clair_cli.detection.without import Without
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
@@ -26,7 +25,8 @@ from clair_cli.settings import MIN_CLIENTS
 class Consensus:
     """Finds the consensus of one cohort from its distances."""
 
-    def __init__(self, distances: Distances) -> None:
+    def __init__(self, distances: Distances, threads: int = 1) -> None:
+        self.threads = threads
         self.distances, self.tables, self.numbers = distances, distances.tables, distances.numbers
         self.zero, self.distinct = distances.zero, distances.distinct
         self.settled = distances.distinct
@@ -69,18 +69,6 @@ class Consensus:
             e.most if most and e.most is not None else e.scores for e in evidence if e.decisive
         ]
         return np.where(self.zero, self.numbers.score_cap, np.max(scores, axis=0))
-
-    def same_without(self, out: Mask) -> Mask:
-        """[j, k]: whether k is `out` or not also when j, and whatever copies it, is left out.
-
-        One client less widens every limit, so whoever is out stays out until inside the consensus.
-        """
-        each = np.flatnonzero(self.distinct)
-        least = np.where(out, self.numbers.inside, self.numbers.limit)
-        again = Without(self, each).out(least, ~out)
-        same = np.ones((len(out), len(out)), bool)
-        same[each] = (again == out) | self.zero | (self.distances.originals == each[:, None])
-        return same
 
     def unidentified(self, group: Mask, count: int) -> Reason | None:
         """Why no verdict can be given on `count` distinct clients, if so."""

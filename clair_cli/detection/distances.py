@@ -278,7 +278,10 @@ class Distances(Kernels):
         unit: a large learning rate or little data make noise, a wrong alpha makes everything larger.
         """
         s, size = self.numbers, self.sizes
-        inside, among_all = size - self.kind(groups.median(self.fixed_sizes)), size - float(np.median(size[self.distinct]))
+        inside, among_all = (
+            size - self.kind(groups.median(self.fixed_sizes)),
+            size - float(np.median(size[self.distinct])),
+        )
         log = np.where(np.abs(inside) < np.abs(among_all), inside, among_all)
         spread = robust_scale(size[self.distinct])
         above = np.maximum(self._unit(groups, size, s.norm_floor), spread)
@@ -378,7 +381,7 @@ class Distances(Kernels):
         """
         few = self.numbers.few_members / np.maximum(groups.counts, 1)[:, None]
         scale = groups.scale(values)
-        return np.maximum(scale, (floor * (1 + few**2)).astype(scale.dtype))
+        return np.asarray(np.maximum(scale, (floor * (1 + few**2)).astype(scale.dtype)))
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""

@@ -60,7 +60,7 @@ class Groups:
         able &= ~self._copied(able) & ~distances.elsewhere(self.group)
         able &= distances.of_usual_rank(self.group)
         further = (why.content >= n.grown) & (why.error >= n.hasty * why.content**2)
-        for who in (able, able & ~further):
+        for who in (able, able & ~further) if (able & further).any() else (able,):
             found = addition(why.company, who, n.addition_floor, n.addition_apart)
             if found is not None and self._striking(
                 found, bool(further[list(found.members)].any())

@@ -21,7 +21,7 @@ from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
 
-SINGLE = 2000
+SINGLE = 500
 """Clients above which kernels are kept in float32; what is computed of a row is float64."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, wraps
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,9 @@ class Apart(Exception):
 
 
 class Known:
-    """What remembers what was made of it against the last few bases."""
+    """What remembers what was made of it against the last few bases; by one thread at a time."""
+
+    _lock = RLock()
 
     def __init__(self, values: Array) -> None:
         self.values = values
@@ -37,13 +40,14 @@ class Known:
 
     def known(self, base: Mask, key: Any, made: Callable[[], Any]) -> Any:
         """What was made for this base and key, or is now: the last few bases are remembered."""
-        found = next((k for b, k in self._known if np.array_equal(b, base)), None)
-        if found is None:
-            found = {}
-            self._known = [*self._known[1 - BASES :], (base.copy(), found)]
-        if key not in found:
-            found[key] = made()
-        return found[key]
+        with self._lock:
+            found = next((k for b, k in self._known if np.array_equal(b, base)), None)
+            if found is None:
+                found = {}
+                self._known = [*self._known[1 - BASES :], (base.copy(), found)]
+            if key not in found:
+                found[key] = made()
+            return found[key]
 
 
 class Fixed(Known):
@@ -206,17 +210,17 @@ class References:
         """Median over the members of values (K,) or (..., B, K): (..., B, 1)."""
         if not isinstance(values, Fixed):
             return self._by_count(values, _median)
-        if self._lacking is None:
+        if self.lacking is None:
             return self._by_count(values.values, _median)
         order, place = values.known(self.base, "order", lambda: _sorted(values.values, self.base))
-        gap = place[self._lacking] + np.where(self.counts == len(order), len(order), 0)
+        gap = place[self.lacking] + np.where(self.counts == len(order), len(order), 0)
         low, high = (self.counts - 1) // 2, self.counts // 2
         low, high = (order[x + (x >= gap)] for x in (low, high))  # those behind the gap move up
         return np.asarray((low + high) / 2)[:, None]
 
     @cached_property
-    def _lacking(self) -> NDArray[np.intp] | None:
-        """Whom each group lacks of the base, anybody where nobody; None where they differ otherwise."""
+    def lacking(self) -> NDArray[np.intp] | None:
+        """Whom each group lacks of the base, client 0 where nobody; None where they differ otherwise."""
         if self.changes is None or len(self.changes) > 1 or (self.masks & ~self.base).any():
             return None
         found = np.zeros(len(self.masks), int)

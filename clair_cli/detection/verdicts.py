@@ -8,6 +8,7 @@ or a minority where the cohort is uneven.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,12 @@ from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.groups import Groups
 from clair_cli.detection.tables import Tables
+from clair_cli.detection.without import same_without
 from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
+
+THREADS = 2
+"""Threads that judge where the settings name no number; the verdicts are the same with any."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +62,7 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     """Judge K >= 3 clients. Order of clients, gauge, and scale of the whole cohort do not matter."""
     settings = settings or Settings()
     distances = Distances(tables, settings.detection)
-    consensus = Consensus(distances)
+    consensus = Consensus(distances, settings.threads or min(os.cpu_count() or 1, THREADS))
     group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
         return _none(distances, group, problem)
@@ -122,7 +127,7 @@ class _Bench:
         self.why = distances.causes(self.group)
         self.kept = distances.kept(self.group)
         self.heads = distances.heads.kept(self.group)
-        same = self.consensus.same_without(self.scores >= n.limit)
+        same = same_without(self.consensus, self.scores >= n.limit)
         self.same = np.ascontiguousarray(same.T)
         for company in self.groups.companies:
             members = np.isin(distances.originals, company.members)
@@ -320,8 +325,7 @@ class _Bench:
         nearest = float(kernel[k, good].max())
         if (key := good.tobytes()) not in self._usual:
             self._usual[key] = float(np.median(kernel[np.ix_(good, good)]))
-        usual = self._usual[key]
-        least = max(nearest, self.settings.detection.ally_agreement * usual)
+        least = max(nearest, self.settings.detection.ally_agreement * self._usual[key])
         return [int(j) for j in np.flatnonzero(bad & (kernel[k] > least))]
 
     # --- remarks on the cohort

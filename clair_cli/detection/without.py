@@ -7,7 +7,7 @@ differ by few clients, so each costs K steps and not K^2 (`references`); equal o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,25 @@ from numpy.typing import NDArray
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.blocks import BLOCK
 from clair_cli.detection.coherence import EVERY, coherent_without
+from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.references import Apart, References
 from clair_cli.settings import MIN_CLIENTS
 
-if TYPE_CHECKING:
-    from clair_cli.detection.consensus import Consensus
-
 Who = NDArray[np.intp]
 Law = Callable[[References], tuple[Mask, ...]]
+
+
+def same_without(consensus: Consensus, out: Mask) -> Mask:
+    """[j, k]: whether client k is `out` or not also when j, and whatever copies it, is left out.
+
+    One client less widens every limit, so whoever is out stays out until inside the consensus.
+    """
+    each = np.flatnonzero(consensus.distinct)
+    least = np.where(out, consensus.numbers.inside, consensus.numbers.limit)
+    again = Without(consensus, each).out(least, ~out)
+    same = np.ones((len(out), len(out)), bool)
+    same[each] = (again == out) | consensus.zero | (consensus.distances.originals == each[:, None])
+    return same
 
 
 class Without:
@@ -109,7 +120,7 @@ class Without:
         return near, known, far
 
     def _far(self, groups: References, least: Array) -> Mask:
-        """Who has a score of `least` against settled groups, (B, K), exactly where bounds do not tell."""
+        """Who has a score of `least` against settled groups, (B, K); exactly if bounds do not tell."""
         evidence = self.distances.decisive_of(groups, settled=True)
         found = self.consensus.worst(evidence) >= least
         surely = found == (self.consensus.worst(evidence, most=True) >= least)
@@ -127,7 +138,9 @@ class Without:
         base = 2 * different.sum(axis=0) > len(different)
         width = groups.shape[1] * max(len(self.distances.norms), 1)
         step = max(2 * BLOCK // width, 1)
-        parts = [_apart(different[i : i + step], base, law) for i in range(0, len(different), step)]
+        some = [different[i : i + step] for i in range(0, len(different), step)]
+        with ThreadPoolExecutor(self.consensus.threads) as pool:
+            parts = list(pool.map(lambda g: _apart(g, base, law), some))
         return tuple(np.concatenate(part)[which] for part in zip(*parts, strict=True))
 
 

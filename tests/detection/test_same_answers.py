@@ -1,4 +1,4 @@
-"""What is computed in steps of K^2 is what the plain ways of `reference` compute, on cohorts of all kinds."""
+"""What is computed in steps of K^2 is what the plain ways of `reference` compute."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from clair_cli.detection.groups import Groups
 from clair_cli.detection.linkage import linked
 from clair_cli.detection.references import Apart, References
 from clair_cli.detection.scales import lower_scale, robust_scale
+from clair_cli.detection.spectrum import leading
+from clair_cli.detection.without import same_without
 from tests.detection import reference
 from tests.helpers.random_cohorts import cohort
 
@@ -37,7 +39,7 @@ def same_on(clients: int, seeds: range) -> tuple[int, int]:
         found = settled(seed, clients)
         if found is None:
             continue
-        fast, slow = found[0].same_without(found[1]), reference.same_without(*found)
+        fast, slow = same_without(*found), reference.same_without(*found)
         np.testing.assert_array_equal(fast, slow, err_msg=f"cohort({seed}, {clients})")
         judged += 1
         unstable += int((~slow).any(axis=0).sum())
@@ -70,7 +72,7 @@ def test_of_more_than_every_client_the_search_from_the_consensus_ends_where_one_
 @pytest.mark.parametrize("settled", [False, True])
 @pytest.mark.parametrize("seed", range(12))
 def test_several_groups_have_the_scores_of_each_alone(seed: int, settled: bool) -> None:
-    """Groups that lack some and have some besides: scores alike, and between the bounds where bounded."""
+    """Groups that lack some and have some besides: alike, and between the bounds where bounded."""
     draw = np.random.default_rng(seed)
     distances = Distances(cohort(seed, 24), DETECTION)
     base = distances.distinct & (draw.random(24) < 0.8)
@@ -182,6 +184,18 @@ def test_the_split_is_that_of_all_eigenvectors(count: int, apart: float) -> None
         np.testing.assert_array_equal(fast[0], slow[0])
         np.testing.assert_array_equal(fast[0], side)
     assert fast[1] == pytest.approx(slow[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_leading_values_are_those_of_all_that_stand_out(centred: bool) -> None:
+    draw = np.random.default_rng(0)
+    shared = draw.standard_normal((500, 30)) * np.geomspace(3, 0.5, 30)
+    table = shared @ shared.T + np.diag(draw.uniform(0, 1, 500))
+    centre = np.eye(500) - 1 / 500 if centred else np.eye(500)
+    all_values, all_vectors = np.linalg.eigh(centre @ table @ centre)
+    values, vectors = leading(table, 24, centred)
+    np.testing.assert_allclose(values, all_values[::-1][:24], rtol=1e-6)
+    assert abs(vectors[:, 0] @ all_vectors[:, -1]) == pytest.approx(1)
 
 
 def test_pairs_of_a_kernel_are_each_there_once() -> None:
