@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := demo-out
+WORK ?= build/runs
+PAPER ?= build/paper
 SECONDS ?= 300
 
-.PHONY: help demo test check lint type man bench quality fuzz wheel docs samples screenshots clean
+.PHONY: help demo test check lint type man bench quality fuzz wheel docs samples screenshots plots paper clean
 
 help:
 	@echo "make demo     install, then detect and refine on sample_adapters/"
@@ -20,6 +22,8 @@ help:
 	@echo "make wheel    build sdist and wheel into build/dist, install the wheel anew and try it"
 	@echo "make docs     build the documentation into build/site, where every link must lead somewhere"
 	@echo "make screenshots  pictures of six pages into docs/images, with Debian's chromium"
+	@echo "make plots    a figure of each kind into docs/images"
+	@echo "make paper    tables and figures of benchmarks/results from the runs kept in WORK, into PAPER=$(PAPER)"
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along
@@ -89,6 +93,12 @@ docs: $(VENV)/.installed-dev
 screenshots: $(VENV)/.installed-dev
 	$(PIP) -e '.[browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.page --images docs/images
+
+plots: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.figures --images docs/images
+
+paper: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.paper --work $(WORK) --out $(PAPER)
 
 samples: $(VENV)/.installed-dev
 	$(BIN)/python -m examples.text_copy.samples

@@ -100,11 +100,14 @@ def rows(chromium: Any, scratch: Path) -> Iterator[str]:
 
 
 def pictures(chromium: Any, scratch: Path, images: Path) -> None:
-    """The first screen of each typical report, wide and light, and of one narrow and dark."""
+    """The first screen of each typical report, wide and light, of one narrow and dark, and a trend."""
     for name, reports in typical(scratch):
         shown = [replace(r, inputs={**r.inputs, "root": name}) for r in reports]
         path = written(scratch / f"{name}.html", *shown)
-        opened(chromium, path).screenshot(path=images / f"page-{name}.png")
+        tab = opened(chromium, path)
+        tab.screenshot(path=images / f"page-{name}.png")
+        if name == "rounds":
+            tab.locator("section:has(#trend)").screenshot(path=images / "page-trend.png")
         if name == "two":
             narrow = opened(chromium, path, 360, "dark")
             narrow.screenshot(path=images / "page-narrow-dark.png")

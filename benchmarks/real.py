@@ -91,6 +91,11 @@ def kept(wanted: list[Cohort], reports: Path) -> list[Judged]:
     return [found for c in wanted if (found := said_of(c, reports)) is not None]
 
 
+def there(wanted: list[Cohort], *folders: Path) -> list[Cohort]:
+    """Those of whom something is kept in each of the folders."""
+    return [c for c in wanted if all(load(c, folder) is not None for folder in folders)]
+
+
 def made(
     name: str,
     wanted: list[Cohort],
@@ -110,9 +115,12 @@ def results(given: argparse.Namespace, clair: Clair, progress: Progress) -> Resu
     """Everything that is asked for."""
     data, work, jobs = given.data.resolve(), given.work.resolve(), given.jobs
     wanted = selected(given.seeds, given.only, given.quick)
-    if not given.no_train:
-        train(wanted, data, work, jobs, progress)
-    wanted = [c for c in wanted if is_trained(c, work)]
+    if given.ready:
+        wanted = there(wanted, clair.reports(work))
+    else:
+        if not given.no_train:
+            train(wanted, data, work, jobs, progress)
+        wanted = [c for c in wanted if is_trained(c, work)]
     if not wanted:
         sys.exit("no cohort is left")
     now = judged(wanted, clair, work, jobs, progress)
@@ -121,11 +129,14 @@ def results(given: argparse.Namespace, clair: Clair, progress: Progress) -> Resu
     if given.peers:
         make = partial(real_peers.judged, data, work)
         folder = work / "peers" / PEERS
-        found = made("peers", wanted, folder, make, jobs, progress)
+        those = there(wanted, folder) if given.ready else wanted
+        found = made("peers", those, folder, make, jobs, progress)
         scores = {c.name: said["scores"] for c, said in found}
     if given.refine:
         unseen = [c for c in wanted if c.held_out] or wanted
         these = real_refine.chosen(unseen, given.refine, given.conditions)
+        if given.ready:
+            these = there(these, work / "refined" / FIELD, work / "refined" / CLAIR)
         rows = refined(these, data, work, jobs, progress)
     synthetic = real_synthetic.cohorts(given.synthetic) if given.synthetic else []
     return Results(facts(given, clair), now, before, synthetic, scores, rows)
@@ -174,6 +185,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--only", default="", metavar="TEXT", help="cohorts whose name holds this")
     add("--jobs", type=int, default=1, help="processes")
     add("--no-train", action="store_true", help="leave out cohorts of clients not trained yet")
+    add("--ready", action="store_true", help="make nothing, tables of what is there")
     add("--peers", action="store_true", help="what others would say")
     add(
         "--refine",

@@ -359,7 +359,7 @@ def facts_of(given: argparse.Namespace, rows: list[Row]) -> dict[str, str]:
     }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="pools and results are kept here")
     parser.add_argument("--quick", action="store_true", help="one seed, a family, two kinds")
@@ -374,7 +374,7 @@ def main() -> None:
         "--ready", action="store_true", help="make nothing, tables of what is there"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     for library in ("OMP", "OPENBLAS", "MKL"):  # for the workers; here it is too late
         os.environ[f"{library}_NUM_THREADS"] = "1"
     train.one_thread()
@@ -388,12 +388,16 @@ def main() -> None:
         wanted = [c for c in wanted if c.pool in ready]
     if given.ready:
         wanted = [c for c in wanted if all(place(c, g, given.work).exists() for g in GROUPS)]
+        if not wanted:
+            sys.exit("nothing is ready")
     for group in given.again:
         for cohort in wanted:
             place(cohort, group, given.work).unlink(missing_ok=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        train_missing(dict.fromkeys(c.pool for c in wanted), given.work, given.jobs, progress)
+        if not given.ready:
+            pools = dict.fromkeys(c.pool for c in wanted)
+            train_missing(pools, given.work, given.jobs, progress)
         fill(wanted, given.work, given.jobs, progress)
     rows = [row(c, given.work) for c in wanted]
     publish(rows, facts_of(given, rows), given.out / f"text_copy{suffix(given)}.md")

@@ -42,13 +42,17 @@ def main() -> None:
     """Write the page to stdout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    data = parser.parse_args().data
+    print(document(parser.parse_args().data), end="")
+
+
+def document(data: Path) -> str:
+    """The page on the adapters that lie in `data`."""
     found = {p.name: inspect(p, Settings()) for p in sorted(data.iterdir()) if p.is_dir()}
-    print(HEAD)
-    print("\n".join(read_table(found, data)))
+    parts = [HEAD, "\n".join(read_table(found, data))]
     with tempfile.TemporaryDirectory() as folder:
-        print("\n".join(together_table(found, data, Path(folder))))
-        print("\n".join(crowd_table(found, data, Path(folder))))
+        parts.append("\n".join(together_table(found, data, Path(folder))))
+        parts.append("\n".join(crowd_table(found, data, Path(folder))))
+    return "".join(f"{part}\n" for part in parts)
 
 
 # --- what was read

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from clair_cli.errors import AdapterError, ClairError, NoVerdict, OutputError, UsageError
     from clair_cli.formats import open_adapter, read_update
     from clair_cli.pipeline import detect, refine
+    from clair_cli.refined import Refinement
     from clair_cli.renderers import render
-    from clair_cli.report import Reason, Refinement, Report, Verdict, from_dict, to_dict
+    from clair_cli.report import Reason, Report, Verdict, from_dict, to_dict
     from clair_cli.settings import Settings
     from clair_cli.update import LowRankUpdate
 
@@ -27,7 +28,8 @@ _HOMES = {
     "formats": ("open_adapter", "read_update"),
     "pipeline": ("detect", "refine"),
     "renderers": ("render",),
-    "report": ("Reason", "Refinement", "Report", "Verdict", "from_dict", "to_dict"),
+    "refined": ("Refinement",),
+    "report": ("Reason", "Report", "Verdict", "from_dict", "to_dict"),
     "settings": ("Settings",),
     "update": ("LowRankUpdate",),
 }

@@ -1,4 +1,4 @@
-"""Pure tensor functions: symmetric products, dominant directions in a Gram metric, range finder.
+"""Pure tensor functions: symmetric products, dominant directions, factors of little rank.
 
 Columns that are known only through their inner products are enough for all of clair: with
 Q = B V the coefficients V stand for directions, and Q'Q = V' (B'B) V for their inner products.
@@ -81,21 +81,6 @@ def _settled(values: Tensor, before: Tensor, tolerance: float) -> bool:
     if values.shape != before.shape:
         return False
     return bool((values - before).abs().max() <= tolerance * values[0].abs())
-
-
-def range_basis(rows: Tensor, size: int, seed: int, power: int = 1) -> Tensor:
-    """Orthonormal rows (p, d), p <= size, that span most of the row space of `rows` (n, d).
-
-    Randomised range finder with power iterations (Halko, Martinsson & Tropp 2011, algorithm 4.4).
-    The draw is made on the CPU. `energy_left_out` says what the basis misses.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    mix = torch.randn(size, rows.shape[0], generator=draw, dtype=torch.float64)
-    sketch = mix.to(rows) @ rows  # (size, d)
-    for _ in range(power):
-        sketch = (whiten(gram(sketch)).T @ sketch @ rows.T) @ rows
-    basis = whiten(gram(sketch)).T @ sketch
-    return whiten(gram(basis)).T @ basis
 
 
 def balanced(up: Tensor, down: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
@@ -210,13 +195,6 @@ def _truncated(u: Tensor, s: Tensor, vt: Tensor, least: float) -> tuple[Tensor, 
     rank = max(int((tail > least).sum()), 1)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * vt[:rank]
-
-
-def energy_left_out(rows: Tensor, basis: Tensor) -> float:
-    """Share in [0, 1] of the squared norm of `rows` (n, d) outside the orthonormal `basis` (p, d)."""
-    total = float(rows.double().square().sum())
-    kept = float((rows @ basis.T).double().square().sum())
-    return max(0.0, 1.0 - kept / total) if total > 0 else 0.0
 
 
 def standing_out(values: Sequence[float], total: float, rows: int, columns: int) -> int:

@@ -44,18 +44,30 @@ def decode(kind: type[Record], data: Any, where: str = "") -> Record:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'it'}: expected an object, found {_shown(data)}")
-    hints, own = _types(kind), _own_fields(kind)  # type: ignore[arg-type]
     found: dict[str, Any] = {}
-    for f in own:
-        place = f"{where}.{_key(f)}".lstrip(".")
-        if _key(f) in data:
-            found[f.name] = _value(hints[f.name], data[_key(f)], place)
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{place} is missing")
-    if "extra" in hints:
-        known = {_key(f) for f in own}
+    plan = _plan(kind)  # type: ignore[arg-type]
+    for name, own, hint, needed in plan:
+        if own in data:
+            value = data[own]
+            plain = type(value) is hint and hint is not float  # most are, and there may be many
+            place = f"{where}.{own}".lstrip(".")
+            found[name] = value if plain else _value(hint, value, place)
+        elif needed:
+            raise ValueError(f"{where}.{own}".lstrip(".") + " is missing")
+    if "extra" in _types(kind):  # type: ignore[arg-type]
+        known = {own for _, own, _, _ in plan}
         found["extra"] = {k: v for k, v in data.items() if k not in known}
     return kind(**found)
+
+
+@cache
+def _plan(kind: Any) -> tuple[tuple[str, str, Any, bool], ...]:
+    """Name, key, type of every field, and whether it has no default."""
+    hints = _types(kind)
+    return tuple(
+        (f.name, _key(f), hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+        for f in _own_fields(kind)
+    )
 
 
 def brief(record: Any) -> str:

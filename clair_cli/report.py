@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 
 from clair_cli.errors import UsageError
 from clair_cli.records import brief, decode, encode, key
+from clair_cli.refined import Refinement
 from clair_cli.rows import Tabular
 from clair_cli.schema import report_schema, violation
 from clair_cli.settings import canonical_gate, failing_verdicts
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 """From good to bad."""
@@ -125,10 +126,11 @@ class Minority:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSummary:
-    """One module over all clients; `explained` and `left_out` are shares of energy.
+    """One module over all clients; `explained` is a share of energy.
 
-    `spectrum` are the leading shares of what differs from the mean, of which the first `shared_rank`
-    count as shared.
+    `sketch_error` is the relative error of the inner products that the clients are compared by, 0 where
+    they are exact. `left_out` belongs to a method of earlier versions, and is 0. `spectrum` are the
+    leading shares of what differs from the mean, of which the first `shared_rank` count as shared.
     """
 
     name: str
@@ -137,6 +139,7 @@ class ModuleSummary:
     explained: float
     left_out: float
     spectrum: tuple[float, ...] = ()
+    sketch_error: float = 0.0
 
 
 InitialisationName = Literal["shared", "independent", "mixed", "none"]
@@ -221,106 +224,6 @@ class Population:
     minorities: tuple[Minority, ...] = ()
     agreement: Agreement | None = None
     spectra: Spectra | None = None
-    __repr__ = brief
-
-
-@dataclass(frozen=True, slots=True)
-class RefinedClient:
-    """One adapter written: `path` below OUT, and per adapter norm what changed and what was cut off.
-
-    `deviation` is its distance to the mean over its norm, `averaged_away` the share of that energy
-    which was taken, `unchanged` that its bytes were kept. `strength` is the share taken of its weak
-    directions, `weight` what it counts in the mean of its `group`, `error` its error in units of the
-    group's usual one. `group` is 0 for the majority, 1 and more for the minorities.
-    """
-
-    client: str = field(metadata=key("id"))
-    path: str
-    rank: int
-    truncation_error: float
-    change: float
-    strength: float | None = None
-    weight: float | None = None
-    deviation: float | None = None
-    averaged_away: float | None = None
-    unchanged: bool = False
-    error: float | None = None
-    group: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleRefinement:
-    """One module: directions in which clients keep their own, and leading shares of their deviations."""
-
-    name: str
-    subspace_rank: int | float
-    spectrum: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalAdapter:
-    """The mean of the benign clients, written with the config of the client `template` at `rank`.
-
-    `truncation_error` is what the cut to that rank costs, over the norm.
-    """
-
-    path: str
-    template: str
-    truncation_error: float | None = None
-    rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What averaging does to the error, in units of the clients' deviations.
-
-    `break_even` is the share of estimation error above which it gains; `noise` and `gain` need
-    replicates.
-    """
-
-    gain_if_noise: float
-    loss_if_difference: float
-    break_even: float
-    noise: float | None = None
-    gain: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refinement:
-    """What was done to whom: the strength applied, what it rests on, and every adapter written.
-
-    `strength` is the share taken of a client's weak directions, `inside` of those it keeps, `gain` by
-    how much the mean is enlarged. `knowledge` says what these rest on. `spectrum` are the shares of
-    the clients' variation, with its largest `gap` after `gap_after` of them. `tasks` is what the
-    clients' tasks were taken for, and `guessed` that nobody had said so. `coherence` is how alike two
-    clients are beside what all share, and `full_matrices` are the ones averaged like the rest.
-    """
-
-    strength: float
-    inside: float | None = None
-    side: str | None = None
-    gain: float | None = None
-    knowledge: str | None = None
-    replicates_agree: float | None = None
-    averaged_away: float = 0.0
-    subspace_ranks: tuple[int, ...] = ()
-    initialisation: str | None = None
-    common_share: float | None = None
-    spread: float | None = None
-    coherence: float | None = None
-    tasks: str | None = None
-    guessed: bool = False
-    full_matrices: tuple[str, ...] = ()
-    spectrum: tuple[float, ...] = ()
-    gap: float | None = None
-    gap_after: int | None = None
-    expected: Expected | None = None
-    max_lora_rank: int | None = None
-    modules: tuple[ModuleRefinement, ...] = ()
-    clients: tuple[RefinedClient, ...] = ()
-    mean: GlobalAdapter | None = field(default=None, metadata=key("global"))
-    warnings: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
     __repr__ = brief
 
 

@@ -17,7 +17,8 @@ from clair_cli.formats.discovery import check_client_name
 from clair_cli.output import publish
 from clair_cli.output.folders import SELECTION, folder_names
 from clair_cli.output.manifest import Listed
-from clair_cli.report import MAX_BYTES, RefinedClient, from_dict
+from clair_cli.refined import RefinedClient
+from clair_cli.report import MAX_BYTES, from_dict
 from clair_cli.results import Choice, Selection, Tried
 from clair_cli.scores import Scored, Scores, digest
 from clair_cli.strict_json import parse_object, read_bounded

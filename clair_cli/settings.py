@@ -40,7 +40,10 @@ class Settings:
     engine: EngineName = "local"
     """Where modules are computed, one after the other."""
     seed: int = 0
-    """For the randomised range finder; drawn on the CPU, so that every device sees the same."""
+    """For all that is drawn, on the CPU, so that every device sees the same."""
+    exact: bool = False
+    """Compare clients by their whole updates however many they are: at work that grows with the square
+    of the clients. Otherwise by sketches from `max_columns` columns on."""
 
     # --- what to read
     read_as: ReadAs = "lora"

@@ -31,6 +31,11 @@ class LowRankUpdate:
         """The product as a (d_out, d_in) tensor: for tests and small matrices."""
         return self.scale * (self.up @ self.down)
 
+    def zeroed(self) -> LowRankUpdate:
+        """The update zero, in one column, of the same shape, dtype and device."""
+        up, down = self.up, self.down
+        return LowRankUpdate(up.new_zeros(len(up), 1), down.new_zeros(1, down.shape[1]))
+
 
 def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowRankUpdate:
     """sum_r f_r Delta_r in stacked factors: the ranks add up."""
@@ -39,13 +44,6 @@ def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowR
     up = torch.cat([u.up for u in updates], dim=1)
     down = torch.cat([u.down * (u.scale * f) for u, f in zip(updates, factors, strict=True)], dim=0)
     return LowRankUpdate(up, down)
-
-
-def zeroed(update: LowRankUpdate) -> LowRankUpdate:
-    """The update zero, in one column, of the same shape, dtype and device."""
-    return LowRankUpdate(
-        update.up.new_zeros(len(update.up), 1), update.down.new_zeros(1, update.down.shape[1])
-    )
 
 
 def energy(update: LowRankUpdate) -> float:

@@ -19,7 +19,7 @@ from clair_cli.inspection import inspect
 from clair_cli.output import publish
 from clair_cli.output.manifest import MANIFEST, differences, parse_manifest
 from clair_cli.refinement.members import read_counts
-from clair_cli.renderers import RENDERERS, text
+from clair_cli.renderers import BINARY, ENDS, RENDERERS, REPORTS, render, text
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import from_dict, to_dict
 from clair_cli.results import Difference, Verification
@@ -181,9 +181,11 @@ def report(data: bytes) -> None:
         except UsageError as error:
             refused(error)
             continue
-        for name, render in RENDERERS.items():
-            shown = render(saved)
-            assert clean(shown), name
+        for name in sorted(REPORTS.keys() - BINARY):
+            shown = render(saved, name)
+            assert isinstance(shown, str)
+            assert clean(shown.replace("\r\n", "\n") if name in ENDS else shown), name
+        assert clean(str(render(saved, "html", (from_dict(_honest_report()), saved))))
         again = json.loads(RENDERERS["json"](saved))
         assert violation(again, report_schema()) is None
         assert clean(text.render(saved, verbose=2))

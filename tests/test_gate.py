@@ -81,9 +81,9 @@ def test_what_a_report_says_of_its_gate_can_be_given_to_the_gate_and_keeps_to_th
 @pytest.mark.parametrize(
     ("fail_on", "said"),
     [
-        ("contaminated,broken", "FAIL: 1 contaminated, 1 unusable"),
+        ("contaminated,broken", "FAIL: 1 contaminated, 1 broken"),
         ("suspicious,", "FAIL: 1 suspicious"),
-        ("never", "done: 1 contaminated and 1 unusable clients; no gate set"),
+        ("never", "done: 1 contaminated and 1 broken clients; no gate set"),
     ],
 )
 def test_the_bottom_line_counts_what_the_set_names(fail_on: str, said: str) -> None:

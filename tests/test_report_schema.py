@@ -181,7 +181,7 @@ SINCE_1_2 = {
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "global", "rank"),
     *(("population", name) for name in ("agreement", "spectra")),
-    ("population", "modules", "spectrum"),
+    *(("population", "modules", name) for name in ("spectrum", "sketch_error")),
     ("clients", "rank"),
 }
 """Fields that older reports lack, with the elements of lists left out of their places."""

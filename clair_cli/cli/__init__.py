@@ -12,6 +12,7 @@ from clair_cli.cli import (
     detect,
     explain,
     inspect,
+    plot,
     refine,
     report,
     rules,
@@ -23,6 +24,7 @@ from clair_cli.cli.help import (
     EXIT_CODES,
     EXPLAIN_CODES,
     INSPECT_CODES,
+    PLOT_CODES,
     PRINT_CODES,
     SELECT_CODES,
     VERIFY_CODES,
@@ -48,6 +50,7 @@ app.command(cls=Command, epilog=EXIT_CODES)(refine.refine)
 app.command(cls=Command, epilog=INSPECT_CODES)(inspect.inspect)
 app.command(cls=Command, epilog=SELECT_CODES)(select.select)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
+app.command(cls=Command, epilog=PLOT_CODES)(plot.plot)
 app.command(cls=Command, epilog=VERIFY_CODES)(verify.verify)
 app.command(cls=Command, epilog=EXPLAIN_CODES)(explain.explain)
 app.command(cls=Command, epilog=PRINT_CODES)(rules.rules)

@@ -22,6 +22,7 @@ from clair_cli.renderers import (
     render,
     text,
 )
+from clair_cli.renderers.safe import inert
 from clair_cli.report import Report
 
 STDOUT = "-"
@@ -59,9 +60,11 @@ class Delivery:
             streams.print_out(shown)
         elif self.stdout is not None:
             document = _document(report, self.stdout, earlier)
-            if self.stdout in {*BINARY, *ENDS}:
-                document = _bytes(document)
+            if self.stdout in ENDS and isinstance(document, str):
+                document = inert(document).encode()
             streams.print_out(document, commands=self.stdout == "github")
+            streams.tell(text.verdict_line(report))
+        elif report.status == "no_verdict":  # -q is for tables; a code alone does not say why
             streams.tell(text.verdict_line(report))
         for name, path in self.files:
             replace_bytes(path, _bytes(_document(report, name, earlier)))
@@ -89,9 +92,9 @@ def delivery(
     """Where --format, --output, --quiet and --github send the report; no file may lie in a folder of
     `kept`.
 
-    --quiet silences the table only. The path - is stdout, which takes one document: UsageError where
-    two formats ask for it, for every path that cannot be written, and where a format needs a library
-    that is not there.
+    --quiet silences the table, and not why there is no verdict. The path - is stdout, which takes one
+    document: UsageError where two formats ask for it, for every path that cannot be written, and where
+    a format needs a library that is not there.
     """
     wanted = [_split(value) for value in outputs or []]
     for name in {format, *(name for name, _ in wanted)}:

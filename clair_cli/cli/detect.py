@@ -25,6 +25,7 @@ def detect(
     modules: o.Modules = "shared",
     device: o.Device = "auto",
     threads: o.Threads = 0,
+    exact: o.Exact = False,
     fail_on: o.FailOn = "contaminated",
     baseline: o.Baseline = None,
     explain: o.Explain = None,

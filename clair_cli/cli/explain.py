@@ -36,11 +36,19 @@ def explain(
             raise UsageError(f"{what}: there is no such code; `clair rules` lists them")
         print_out(RENDERERS[format](rule))
         return 0
+    if not clients and _is_name(what):
+        text = "neither a reason code, such as CLR203, nor a saved report"
+        raise UsageError(f"{what}: is {text}; for a client: clair explain REPORT.json CLIENT")
     report = saved_report(Path(what))
     if missing := _missing(report, clients or []):
         raise UsageError(f"{what}: {missing}")
     show(explained(report, clients or None), format)
     return 0
+
+
+def _is_name(what: str) -> bool:
+    """Whether it is a bare name, of no file."""
+    return "/" not in what and Path(what).suffix != ".json" and not Path(what).is_file()
 
 
 def show(found: Explained, format: str = "text") -> None:

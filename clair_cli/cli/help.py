@@ -34,6 +34,14 @@ Exit codes:
     4  the answer could not be written
    70  internal error"""
 
+PLOT_CODES = """\b
+Exit codes:
+    0  drawn
+    2  usage: bad option, no report, nothing of this kind in it, or no
+       matplotlib
+    4  the figure could not be written
+   70  internal error"""
+
 PRINT_CODES = """\b
 Exit codes:
     0  printed

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from clair_cli.renderers import ReportFormat as AnyFormat
+from clair_cli.renderers.plots import Kind as AnyKind
 from clair_cli.settings import Settings
 
 READING, COMPUTING = "What is read", "What is compared, and where"
@@ -126,6 +127,11 @@ Threads = Annotated[
         max=256,
         help="Threads of the linear algebra; 0: one where modules are narrow, else torch's own number.",
     ),
+]
+
+Exact = Annotated[
+    bool,
+    option(COMPUTING, help="Compare many clients by their whole updates, not by sketches."),
 ]
 
 # --- what is written
@@ -274,6 +280,36 @@ Saved = Annotated[
     typer.Argument(
         metavar="REPORT.json...",
         help="A report that clair has saved as JSON, or one of each round.",
+    ),
+]
+SavedOne = Annotated[
+    Path, typer.Argument(metavar="REPORT.json", help="A report that clair has saved as JSON.")
+]
+Kind = Annotated[
+    AnyKind,
+    option(
+        SHOWING,
+        help="scores: every client beside its limit. agreement: map and table of who agrees with "
+        "whom. heatmap: scores of modules. spectrum: how much is shared. refinement: what refining did.",
+    ),
+]
+Figure = Annotated[
+    Path,
+    option(
+        WRITING,
+        "--output",
+        "-o",
+        metavar="FIGURE",
+        help="The file: its name ends with .pdf, .svg or .png.",
+    ),
+]
+Width = Annotated[
+    float,
+    option(
+        SHOWING,
+        min=2.5,
+        max=20,
+        help="Inches; the default is a column of a paper, and 6.75 usually both. The height follows.",
     ),
 ]
 Written = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that clair has written.")]

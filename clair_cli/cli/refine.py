@@ -45,6 +45,7 @@ def refine(
     modules: o.Modules = "shared",
     device: o.Device = "auto",
     threads: o.Threads = 0,
+    exact: o.Exact = False,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
     explain: o.Explain = None,

@@ -50,7 +50,7 @@ def chance_cosines(overlap: Array, norms: Array, d_in: Array) -> Array:
     unit of each module, `d_in` is (modules,).
     """
     length = np.sqrt((norms**2).sum(axis=0))
-    spread = np.sqrt((overlap / d_in[:, None, None]).sum(axis=0))
+    spread = np.sqrt((overlap / d_in[:, None, None]).sum(axis=0).clip(min=0))
     return _over(spread, length[:, None] * length)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -15,13 +16,14 @@ from clair_cli.detection.differences import centred
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import Watch, spared
 from clair_cli.detection.record import Machine
-from clair_cli.detection.stacks import ModuleStack, stack_module
+from clair_cli.detection.sketches import Sketch, sketch_size, sketched
+from clair_cli.detection.stacks import ModuleStack, stack_module, stack_sketches
 from clair_cli.errors import AdapterError, NonFinite, UsageError, contained
 from clair_cli.linalg import leading, shortened
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
-from clair_cli.update import LowRankUpdate, combined, energy, zeroed
+from clair_cli.update import LowRankUpdate, combined, energy
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
@@ -124,25 +126,31 @@ def _stack(
     Those at the positions `gone` have failed before, and are not read.
     """
     dtype = _dtype(cohort, settings)
-    updates: list[LowRankUpdate] = []
+    form = _Form.of(cohort, settings, module)
+    updates: list[Any] = []  # of the form's own kind
     failed: dict[int, Reason] = {}
+    energies: dict[int, float] = {}
+    usual = watch.usual()
     for k, adapter in enumerate(cohort.clients):
+        update = nothing(adapter, module, dtype, device)
         try:
             if k not in gone:
-                with watch.reading(k, repr(module)):
-                    updates.append(read_estimate(adapter, module, dtype, device))
-                continue
+                with watch.reading(k, repr(module), usual):
+                    update = read_estimate(adapter, module, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
-        updates.append(nothing(adapter, module, dtype, device))
-    updates, energies = _narrow(updates, settings.seed)
+        if update.rank > form.most:
+            energies[k] = energy(update)
+            up, down = leading(update.up, update.down, form.most, settings.seed)
+            update = LowRankUpdate(up, down, update.scale)
+        updates.append(form(update))
     stack, broke = spared(
-        partial(_joint, cohort, settings, module, updates),
+        partial(form.stacked, updates),
         sorted(range(len(updates)), key=lambda k: -updates[k].rank),
         f"comparing {module!r}",
     )
     failed |= broke
-    for k, size in energies.items() if _absolute(cohort, module) else ():
+    for k, size in energies.items() if form.absolute else ():
         stack.energies[k] = stack.inner[k, k] = size
     finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
     for k in torch.nonzero(~finite).flatten().tolist():
@@ -150,46 +158,55 @@ def _stack(
     return _Stacked(stack, failed)
 
 
-def _joint(
-    cohort: Cohort,
-    settings: Settings,
-    module: str,
-    updates: Sequence[LowRankUpdate],
-    kept: Sequence[int],
-) -> ModuleStack:
-    """The stack of the updates at the positions `kept`, and of zeros at the others."""
-    used = [u if k in kept else zeroed(u) for k, u in enumerate(updates)]
-    numbers = settings.detection
-    relative = not _absolute(cohort, module)
-    if relative:
-        used = centred(used, settings.seed, numbers)
-    stack = stack_module(module, used, numbers.max_columns, settings.seed)
-    if relative:  # there is no chance in what a common entry makes alike
-        stack = replace(stack, shape=(stack.shape[0], NO_CHANCE))
-    return stack
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What is kept of each client's update of one module, and how these are stacked.
 
-
-def _absolute(cohort: Cohort, module: str) -> bool:
-    """Whether the clients' updates mean something by themselves, not only beside each other."""
-    return all(adapter.updates[module].absolute for adapter in cohort.clients)
-
-
-def _narrow(
-    updates: Sequence[LowRankUpdate], seed: int
-) -> tuple[list[LowRankUpdate], dict[int, float]]:
-    """The updates, those of a rank out of all proportion by their leading part, and their energies.
-
-    All clients are padded to the largest rank: one client must not make the work of all its own.
+    All clients are padded to the largest rank, so one may have no more than `most`: it must not make
+    the work of all its own. `size` is that of their sketches, None where whole updates are kept.
     """
-    usual = sorted(u.rank for u in updates)[len(updates) // 2]
-    most = max(WIDE, PROPORTION * usual)
-    found, energies = list(updates), {}
-    for k, update in enumerate(updates):
-        if update.rank > most:
-            energies[k] = energy(update)
-            up, down = leading(update.up, update.down, most, seed)
-            found[k] = LowRankUpdate(up, down, update.scale)
-    return found, energies
+
+    module: str
+    settings: Settings
+    absolute: bool
+    most: int
+    size: int | None
+
+    @classmethod
+    def of(cls, cohort: Cohort, settings: Settings, module: str) -> _Form:
+        """From the headers alone."""
+        ranks = sorted(_rank(adapter, module) for adapter in cohort.clients)
+        most = max(WIDE, PROPORTION * ranks[len(ranks) // 2])
+        absolute = all(adapter.updates[module].absolute for adapter in cohort.clients)
+        many = len(ranks) * min(ranks[-1], most) > settings.detection.max_columns
+        sketches = many and absolute and not settings.exact
+        return cls(module, settings, absolute, most, sketch_size(len(ranks)) if sketches else None)
+
+    def __call__(self, update: LowRankUpdate) -> LowRankUpdate | Sketch:
+        """The update, or its sketch."""
+        return update if self.size is None else sketched(update, self.size, self.settings.seed)
+
+    def stacked(self, updates: Sequence[Any], kept: Sequence[int]) -> ModuleStack:
+        """The stack of the updates at the positions `kept`, and of zeros at the others."""
+        inside, numbers = set(kept), self.settings.detection
+        used = [u if k in inside else u.zeroed() for k, u in enumerate(updates)]
+        if self.size is not None:
+            return stack_sketches(self.module, used)
+        if not self.absolute:
+            used = centred(used, self.settings.seed, numbers)
+        most = 2**62 if self.settings.exact else numbers.max_columns
+        stack = stack_module(self.module, used, most, self.settings.seed)
+        if self.absolute:
+            return stack
+        # there is no chance in what a common entry makes alike
+        return replace(stack, shape=(stack.shape[0], NO_CHANCE))
+
+
+def _rank(adapter: Adapter, module: str) -> int:
+    """The largest that the client's update can have, as its header says."""
+    spec = adapter.updates[module]
+    parts = len(adapter.replicates) if adapter.only_replicates else 1
+    return min(spec.rank * parts, spec.d_out, spec.d_in)
 
 
 def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:

@@ -102,8 +102,9 @@ def _modules(found: Detection) -> tuple[ModuleSummary, ...]:
             found.cohort.shapes[stack.module],
             found.decomposition.subspaces[m].rank,
             float(explained[m]),
-            stack.left_out,
+            0.0,
             _spectrum(found.decomposition.subspaces[m]),
+            stack.error,
         )
         for m, stack in enumerate(found.stacks)
     )

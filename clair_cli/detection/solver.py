@@ -32,8 +32,9 @@ Status = Literal["converged", "iteration limit", "fitted"]
 class SharedSubspace:
     """U of one module: U = B V, with B the stacked columns of `ModuleStack`.
 
-    `vectors` V (n, s) with V' B'B V = I; `energies` (K, s) are ||u' (Y_k - M)||^2 on the CPU in
-    float64; `spectrum` are the leading eigenvalues of the weighted deviations, `total` their sum.
+    `vectors` V (n, s) with V' B'B V = I, or in a sketch U (p, s) itself; `energies` (K, s) are
+    ||u' (Y_k - M)||^2 on the CPU in float64; `spectrum` are the leading eigenvalues of the weighted
+    deviations, `total` their sum.
     """
 
     vectors: Tensor
@@ -172,9 +173,7 @@ class _Problem:
         draw = torch.Generator().manual_seed(seed)
         width = numbers.max_shared_rank + numbers.solver_oversampling
         self.bases = [
-            torch.randn(s.clients * s.width, min(width, s.clients * s.width), generator=draw).to(
-                s.left
-            )
+            torch.randn(len(s.left), min(width, len(s.left)), generator=draw).to(s.left)
             for s in stacks
         ]
         self.inner = sum(s.inner for s in stacks)
@@ -303,10 +302,15 @@ def shared_subspace(
     def inner(x: Tensor) -> Tensor:
         return column * (stack.block_dot(x) - stack.right_dot(column * x))
 
-    values, vectors, dual = dominant(
-        stack.left_dot, inner, start, sweeps, torch.finfo(start.dtype).eps ** 0.5
-    )
-    energies = _energies(stack, dual, column)  # (K, k)
+    def covariance(u: Tensor) -> Tensor:
+        return stack.left @ inner(stack.left.T @ u)
+
+    # in a sketch the directions themselves are as small as the coefficients are otherwise
+    metric, operator = (_same, covariance) if stack.sketched else (stack.left_dot, inner)
+    tolerance = torch.finfo(start.dtype).eps ** 0.5
+    values, vectors, dual = dominant(metric, operator, start, sweeps, tolerance)
+    towards = stack.left.T @ dual if stack.sketched else dual  # (n, k): B'u
+    energies = _energies(stack, towards, column)  # (K, k)
     total = float(weights @ deviations(stack.inner.numpy(), weights))
     breadths = _breadth(energies, weights)
     most = min(numbers.max_shared_rank, (stack.clients - 1) // 2)
@@ -322,6 +326,10 @@ def shared_subspace(
         vectors[:, chosen.to(vectors.device)], energies[:, chosen], values.cpu().double(), total
     )
     return space, _restart(vectors, start)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _restart(vectors: Tensor, start: Tensor) -> Tensor:
@@ -354,6 +362,6 @@ def _above_noise(
     """Which of the leading directions stand out of noise and rounding errors, (k,)."""
     columns = round(stack.width / float((weights**2).sum()))  # of as many clients as carry weight
     found = values.cpu().double().numpy()
-    above = np.arange(len(found)) < standing_out(found.tolist(), total, stack.shape[0], columns)
+    above = np.arange(len(found)) < standing_out(found.tolist(), total, stack.dimensions, columns)
     rounding = max(total, 0.0) * float(torch.finfo(values.dtype).eps) * columns
     return np.asarray(above & (found > rounding))

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clair_cli.linalg import eigh, gram, range_basis
+from clair_cli.detection.sketches import Sketch, sketch_size, sketched
+from clair_cli.linalg import eigh, gram
 from clair_cli.update import LowRankUpdate
 
 
@@ -25,8 +26,9 @@ class ModuleStack:
 
     `left` (p, n) and `right` (q, n) are coordinates whose Gram matrices are B'B and A A', or those
     Gram matrices themselves (n, n) where `sketched` is False. `blocks` (K, r, r) are the diagonal
-    blocks of A A'. `energies` (K,) are the exact ||Delta_k||_F^2 in float64; `left_out` is the share
-    of their sum that the coordinates miss. `inner` (K, K) holds <Delta_i, Delta_j>, `overlap` (K, K)
+    blocks of A A'. `energies` (K,) are the exact ||Delta_k||_F^2 in float64; `error` is that of the
+    coordinates, 0 where they are Gram matrices: the root mean square over clients of what they make of
+    the energies, relative to these. `inner` (K, K) holds <Delta_i, Delta_j>, `overlap` (K, K)
     holds ||Delta_i' Delta_j||_F^2, both float64 on the CPU, and so is `rows` (K, K), the mean squared
     cosine of the principal angles between the row spaces of A_i and A_j: 1 where they are one space.
     """
@@ -40,13 +42,18 @@ class ModuleStack:
     inner: Tensor
     overlap: Tensor
     rows: Tensor
-    left_out: float
+    error: float
     sketched: bool
 
     @property
     def clients(self) -> int:
         """How many clients are stacked, K."""
         return self.blocks.shape[0]
+
+    @property
+    def dimensions(self) -> int:
+        """Of the space that the columns of the B_k lie in: d_out, or p where they are projected."""
+        return min(self.shape[0], self.left.shape[0]) if self.sketched else self.shape[0]
 
     @property
     def width(self) -> int:
@@ -107,50 +114,122 @@ class ModuleStack:
 
 
 def stack_module(
-    module: str, updates: Sequence[LowRankUpdate], max_columns: int = 512, seed: int = 0
+    module: str,
+    updates: Sequence[LowRankUpdate],
+    max_columns: int = 512,
+    seed: int = 0,
+    size: int | None = None,
 ) -> ModuleStack:
     """Stack one module of K >= 1 clients; all updates share d_out, d_in, dtype and device.
 
-    Beyond `max_columns` columns the coordinates are those of a whole space where d_out or d_in is
-    at most that; else a randomised range finder keeps them that small, and `left_out` says what they
-    miss. Non-finite input shows as a non-finite `energies` entry of its client and leaves the other
-    clients' numbers alone.
+    Beyond `max_columns` columns the clients are compared by sketches of `size` coordinates (default:
+    as their number allows), and `error` says how well. Non-finite input shows as a non-finite
+    `energies` entry of its client and leaves the other clients' numbers alone.
     """
+    count = len(updates)
+    if count * max(u.rank for u in updates) > max_columns:
+        size = size or sketch_size(count)
+        return stack_sketches(module, [sketched(u, size, seed) for u in updates])
     up, down, width = _columns(updates)
-    shape = (up.shape[1], down.shape[1])
-    count, columns = len(updates), up.shape[0]
-    sketched, exact = columns > max_columns, min(shape) <= max_columns
-    dense = (
-        sketched and columns * width > shape[0] * shape[1]
-    )  # products take less room than tables
-    if dense:
-        inner, overlap, rows = _dense_tables(up, down, count)
-    if sketched:
-        energies = _energies(up, down, width)
-        up, down = _whole(up, down) if exact else _sketch(up, down, width, max_columns, seed)
-        up, down, width = _narrowed(up, down, count, width)
-    if dense:
-        blocks = _blocks(down, count)
-    else:
-        left, right = gram(up), gram(down)
-        inner, overlap, blocks = _tables(left, right, count, width)
-        rows = _row_overlap(right, blocks)
-    if not sketched:
-        energies = inner.diagonal().clone()
+    left, right = gram(up), gram(down)
+    inner, overlap, blocks = _tables(left, right, count, width)
+    return ModuleStack(
+        module=module,
+        shape=(up.shape[1], down.shape[1]),
+        left=left,
+        right=right,
+        blocks=blocks,
+        energies=inner.diagonal().clone(),
+        inner=inner,
+        overlap=overlap,
+        rows=_row_overlap(right, blocks),
+        error=0.0,
+        sketched=False,
+    )
+
+
+def stack_sketches(module: str, sketches: Sequence[Sketch]) -> ModuleStack:
+    """Stack one module of K >= 1 clients from their sketches, all of one size and seed.
+
+    Work and room grow with K (the pairs: K^2, of a size that `sketch_size` brings down with K).
+    Cosines are those of the sketches and norms are exact, so that a copy is a copy. The coordinates and
+    `blocks` are those of one cohort, the projected updates at their exact norms.
+    """
+    width = max(s.rank for s in sketches)
+    left, right = (
+        torch.stack([_padded(side, width) for side in sides])  # (K, p, r), (K, q, r)
+        for sides in ([s.left for s in sketches], [s.right for s in sketches])
+    )
+    ups = torch.stack([_padded(_padded(s.up, width).T, width) for s in sketches])
+    blocks = torch.stack([_padded(_padded(s.down, width).T, width) for s in sketches])
+    mixed = torch.bmm(ups, blocks)
+    energies = (ups * blocks).sum(dim=(1, 2)).cpu().double()
+    fourth = (mixed * mixed.transpose(1, 2)).sum(dim=(1, 2)).cpu().double()
+    shape, sizes = sketches[0].shape, (left.shape[1], right.shape[1])
+    squares = _unbiased(_pairs(torch.bmm(left, blocks), left), energies, sizes[0], shape[0])
+    whiten, ranks = _whitening(blocks)
+    bases = torch.bmm(torch.where(torch.isfinite(right), right, 0), whiten)
+    rows = _unbiased(_pairs(bases, bases), ranks.cpu().double(), sizes[1], shape[1])
+    right, error = _of_energy(left, right, energies)
+    inner = gram(torch.bmm(left, right.transpose(1, 2)).flatten(1)).cpu().double()
     inner.diagonal().copy_(energies)
     return ModuleStack(
         module=module,
         shape=shape,
-        left=up.T.contiguous() if sketched else left,
-        right=down.T.contiguous() if sketched else right,
-        blocks=blocks,
+        left=left.permute(1, 0, 2).flatten(1).contiguous(),
+        right=right.permute(1, 0, 2).flatten(1).contiguous(),
+        blocks=torch.bmm(right.transpose(1, 2), right),
         energies=energies,
         inner=inner,
-        overlap=overlap,
-        rows=rows,
-        left_out=0.0 if exact or not sketched else _left_out(energies, _energies(up, down, width)),
-        sketched=sketched,
+        overlap=_of_diagonal(squares, fourth),
+        rows=_of_diagonal(rows, (ranks > 0).cpu().double()),
+        error=error,
+        sketched=True,
     )
+
+
+def _padded(matrix: Tensor, width: int) -> Tensor:
+    """(d, r) with zero columns up to `width`."""
+    return torch.nn.functional.pad(matrix, (0, width - matrix.shape[1]))
+
+
+def _pairs(one: Tensor, other: Tensor) -> Tensor:
+    """<P_i, P_j> (K, K) in float64 on the CPU, of the symmetric P_k = one_k other_k' (K, p, p).
+
+    From the upper triangles, whose entries beside the diagonal count twice.
+    """
+    size = one.shape[1]
+    row, column = torch.triu_indices(size, size, device=one.device)
+    twice = (1 + (row != column).to(one)).sqrt()
+    return gram(torch.bmm(one, other.transpose(1, 2))[:, row, column] * twice).cpu().double()
+
+
+def _unbiased(pairs: Tensor, traces: Tensor, size: int, whole: int) -> Tensor:
+    """Freed of what the projection S (size, d) makes alike: <S X S', S Y S'> has the mean
+    (1 + 1/size) <X, Y> + tr X tr Y / size, but for the share of tr X tr Y that lies in single rows.
+    Unchanged where nothing was projected."""
+    if size == whole:
+        return pairs
+    return (pairs - traces[:, None] * traces / size) / (1 + 1 / size)
+
+
+def _of_diagonal(table: Tensor, diagonal: Tensor) -> Tensor:
+    """The cosines of the table (K, K), at most 1 in size, for squared norms `diagonal` (K,)."""
+    own, size = table.diagonal().clamp_min(0), diagonal.clamp_min(0).sqrt()
+    unit = torch.where(own > 0, own, 1).rsqrt() * (own > 0)
+    found = (table * unit[:, None] * unit).clamp(-1, 1) * size[:, None] * size
+    found.diagonal().copy_(diagonal)
+    return found
+
+
+def _of_energy(left: Tensor, right: Tensor, energies: Tensor) -> tuple[Tensor, float]:
+    """`right` (K, q, r) scaled so that every product left_k right_k' has its energy; the `error`."""
+    cores = torch.bmm(left.transpose(1, 2), left) * torch.bmm(right.transpose(1, 2), right)
+    found = cores.sum(dim=(1, 2)).cpu().double()
+    fine = torch.isfinite(found) & (found > 0) & torch.isfinite(energies)
+    share = torch.where(fine, found, 1) / torch.where(fine, energies, 1)
+    error = float((share[fine] - 1).square().mean().sqrt()) if bool(fine.any()) else 0.0
+    return right * share.rsqrt().to(right)[:, None, None], error
 
 
 def tables(stacks: Sequence[ModuleStack]) -> tuple[NDArray[np.float64], ...]:
@@ -159,11 +238,6 @@ def tables(stacks: Sequence[ModuleStack]) -> tuple[NDArray[np.float64], ...]:
     overlap = np.stack([s.overlap.numpy() for s in stacks])
     shapes = np.array([s.shape for s in stacks], dtype=float)
     return inner, overlap, shapes[:, 0], shapes[:, 1]
-
-
-def _left_out(energies: Tensor, kept: Tensor) -> float:
-    total = float(energies.sum())
-    return max(0.0, 1 - float(kept.sum()) / total) if total > 0 else 0.0
 
 
 def _columns(updates: Sequence[LowRankUpdate]) -> tuple[Tensor, Tensor, int]:
@@ -214,88 +288,6 @@ def _whitening(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return whiten.to(blocks.dtype), real.sum(dim=1)
 
 
-def _blocks(side: Tensor, count: int) -> Tensor:
-    """Gram matrices (K, r, r) of each client's rows (n, d)."""
-    own = side.reshape(count, -1, side.shape[1])
-    return torch.bmm(own, own.transpose(1, 2))
-
-
-def _dense_tables(up: Tensor, down: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """inner, overlap and rows as in ModuleStack from the products Delta_k (K, d_out, d_in)."""
-    a = down.reshape(count, -1, down.shape[1])
-    products = torch.bmm(up.reshape(count, -1, up.shape[1]).transpose(1, 2), a)
-    whiten, ranks = _whitening(_blocks(down, count))
-    bases = torch.bmm(whiten.transpose(1, 2), torch.where(_finite(a), a, 0))  # (K, r, d_in)
-    shared = torch.minimum(ranks[:, None], ranks).clamp_min(1)
-    tables = gram(products.flatten(1)), _squares(products), _squares(bases.transpose(1, 2)) / shared
-    inner, overlap, rows = (t.cpu().double() for t in tables)
-    return inner, overlap, rows
-
-
-def _squares(x: Tensor) -> Tensor:
-    """||X_i' X_j||_F^2 (K, K) for X (K, p, q), which is <X_i X_i', X_j X_j'>."""
-    if x.shape[1] <= 4 * x.shape[2]:
-        return gram(torch.bmm(x, x.transpose(1, 2)).flatten(1))
-    return torch.stack([(one.T @ x).square().sum(dim=(1, 2)) for one in x])
-
-
 def _finite(blocks: Tensor) -> Tensor:
     """Which of a batch of matrices (K, r, r) are finite throughout, (K, 1, 1)."""
     return torch.isfinite(blocks).all(dim=(1, 2))[:, None, None]
-
-
-def _energies(up: Tensor, down: Tensor, width: int) -> Tensor:
-    """||Delta_k||_F^2 (K,) in float64 on the CPU from the r x r cores of each client."""
-    b = up.reshape(-1, width, up.shape[1])
-    a = down.reshape(-1, width, down.shape[1])
-    cores = torch.bmm(b, b.transpose(1, 2)) * torch.bmm(a, a.transpose(1, 2))
-    return cores.sum(dim=(1, 2)).cpu().double()
-
-
-def _whole(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact coordinates (n, p), (n, q): those of the space itself, or where that is larger than the
-    n columns can be, in an orthonormal basis of the finite ones."""
-    sides = []
-    for side in (up, down):
-        usable = torch.isfinite(side).all(dim=1, keepdim=True)
-        wide = side.shape[1] > side.shape[0]
-        sides.append(side @ torch.linalg.qr(torch.where(usable, side, 0).T)[0] if wide else side)
-    return sides[0], sides[1]
-
-
-def _narrowed(up: Tensor, down: Tensor, count: int, width: int) -> tuple[Tensor, Tensor, int]:
-    """The same products from factors of no more columns than there are coordinates."""
-    b, a = up.reshape(count, width, -1), down.reshape(count, width, -1)
-    if width > a.shape[2]:
-        turn, a = torch.linalg.qr(a)  # (K, r, q), (K, q, q)
-        b = torch.bmm(turn.transpose(1, 2), b)
-    if a.shape[1] > b.shape[2]:
-        turn, b = torch.linalg.qr(b)
-        a = torch.bmm(turn.transpose(1, 2), a)
-    return b.flatten(0, 1), a.flatten(0, 1), a.shape[1]
-
-
-def _sketch(up: Tensor, down: Tensor, width: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Coordinates (n, <= size) of both sides in randomised bases of the stacked updates."""
-    b = up.reshape(-1, width, up.shape[1])
-    a = down.reshape(-1, width, down.shape[1])
-    sides = []
-    for own, other in ((b, a), (a, b)):
-        if 2 * width > own.shape[2]:  # the product itself, transposed where it is that of B
-            weighed = torch.bmm(other.transpose(1, 2), own)
-        else:
-            weight = torch.bmm(other, other.transpose(1, 2))  # (K, r, r): weighs by the product
-            weighed = torch.bmm(_root(weight), own)
-        length = torch.linalg.vector_norm(weighed, dim=(1, 2), keepdim=True)  # no client dominates
-        usable = torch.isfinite(length) & (length > 0)
-        rows = torch.where(usable, weighed / torch.where(usable, length, 1), 0).flatten(0, 1)
-        basis = range_basis(rows, size, seed)
-        sides.append(own.reshape(up.shape[0], -1) @ basis.T)
-    return sides[0], sides[1]
-
-
-def _root(spd: Tensor) -> Tensor:
-    """Symmetric roots of a batch of positive semidefinite matrices; non-finite ones become 0."""
-    values, vectors = eigh(torch.where(_finite(spd), spd, 0))
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)
-    return root.to(spd.dtype)

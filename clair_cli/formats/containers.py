@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clair_cli.cohort import Adapter, FullSpec, InputFile, TensorSpec, UpdateSpec
-from clair_cli.errors import ConfigInvalid, Malformed, NonFinite, ShapeMismatch
+from clair_cli.errors import ConfigInvalid, LimitExceeded, Malformed, NonFinite, ShapeMismatch
 from clair_cli.formats import npz, safetensors_file
 from clair_cli.formats.files import hash_file, pread
 from clair_cli.formats.layout import CONFIG, Layout
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_CONFIG_BYTES = 2**20
+MAX_BASE = 4096
+"""Characters of a base model's name: a path has no more, and a table is as wide as its widest cell."""
 
 
 class Container(Protocol):
@@ -188,6 +190,9 @@ def read_contents(layout: Layout, settings: Settings) -> Contents:
             text = f"{name}: tensor {key!r} is also in {tensors[key].file}"
             raise Malformed(f"{text}; keep the shards of one saving")
         tensors |= found
+        if len(tensors) > settings.max_tensors:
+            text = f"{len(tensors)} tensors with the shards before it"
+            raise LimitExceeded(f"{name}: {text}, the limit is {settings.max_tensors}")
     config = None
     if layout.config is not None:
         files[CONFIG], config = hash_file(layout.config, CONFIG, _read_config)
@@ -245,7 +250,10 @@ def listed(keys: Sequence[str]) -> str:
 
 
 def as_adapter(contents: Contents, client: str, form: str, found: Described) -> Adapter:
-    """The adapter of the format `form`."""
+    """The adapter of the format `form`. Raises ConfigInvalid where the name of its base is endless."""
+    if found.base is not None and len(found.base) > MAX_BASE:
+        text = f"the name of its base model has {len(found.base)} characters"
+        raise ConfigInvalid(f"{contents.where}: {text}, the limit is {MAX_BASE}; shorten it")
     return Adapter(
         client=client,
         path=contents.layout.path,

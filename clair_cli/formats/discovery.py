@@ -27,7 +27,7 @@ from clair_cli.formats.layout import (
     is_replicate,
 )
 from clair_cli.output.folders import GLOBAL
-from clair_cli.output.manifest import is_whole
+from clair_cli.output.manifest import is_own
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS, Settings
 
@@ -75,7 +75,8 @@ def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
             "or a .safetensors file, per client"
         )
     notes = _name_clashes(root, found)
-    own = {GLOBAL: Reason("CLR118", OWN_MEAN)} if GLOBAL in found and is_whole(root) else {}
+    mean = GLOBAL in found and is_own(root, GLOBAL, MEAN_BYTES)
+    own = {GLOBAL: Reason("CLR118", OWN_MEAN)} if mean else {}
     sources = [
         Source(client, root / n, root, notes.get(n, ()), own.get(n))
         for n, client in client_ids(root, found).items()
@@ -83,6 +84,8 @@ def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
     return sorted(sources, key=lambda s: natural_key(s.client))
 
 
+MEAN_BYTES = 2**34
+"""Of the mean beside clients, as of any file of theirs: it is hashed before anything else."""
 OWN_MEAN = f"{GLOBAL}: the mean that clair wrote beside these adapters; it is no client"
 OF_ONE_ADAPTER = {WEIGHTS, *OTHER_WEIGHTS, "adapter_model.bin"}
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LEVEL = 2.0**30
 """Factors whose norm is between its inverse and it are multiplied as they are. All others are first
 brought to one size: in float32 the square of 1e19 is Inf, and that of 1e-23 is 0."""
+EVEN = 2.0**10
+"""How many times as large a column of `up` may be as its row of `down`, or the other way round: one that
+is larger by far would drown the others' columns in rounding where all are decomposed together."""
 APART = 2.0**8
 """How far the scale of an update may be from the written one for `up` to take the difference alone."""
 SHARED = 2**29
@@ -60,7 +63,7 @@ def read_update(
         if not level:
             parts = {role: t.double() for role, t in parts.items()}
     up, down = (t.to(device) for t in RULES[spec.rule].factors(parts, spec))
-    level = level and (spec.parts == 1 or _level((up, down), spec.scale))
+    level = level and (spec.parts == 1 or _level((up, down), spec.scale)) and _even(up, down)
     if level and up.shape[1] <= min(spec.d_out, spec.d_in):
         return LowRankUpdate(up.to(kind), down.to(kind), spec.scale)
     up, down, scale = balanced(up.double(), down.double(), spec.scale)
@@ -79,6 +82,14 @@ def _level(tensors: Iterable[Tensor], scale: float) -> bool:
             return False
         sizes.append(size)
     return not any(0 < size < 1 / LEVEL or size > LEVEL for size in sizes)
+
+
+def _even(up: Tensor, down: Tensor) -> bool:
+    """Whether every column of `up` (d_out, r) is about as large as its row of `down`, or one is zero."""
+    left, right = up.abs().amax(dim=0), down.abs().amax(dim=1)
+    both = (left > 0) & (right > 0)
+    fine = (left <= EVEN * right) & (right <= EVEN * left)
+    return bool(fine[both].all())
 
 
 class _Recent:

@@ -267,8 +267,9 @@ def _shards(names: list[str]) -> list[str]:
         raise Unreadable(f"{shards[0][0]}: shards of two different savings; keep those of one")
     total = totals.pop()
     wanted = [f"adapter_model-{i:05d}-of-{total}.safetensors" for i in range(1, int(total) + 1)]
+    there = set(names)
     for name in wanted:
-        if name not in names:
+        if name not in there:
             raise Unreadable(f"{name}: missing, one of {int(total)} shards; upload it again")
     return wanted
 

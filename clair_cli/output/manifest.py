@@ -88,9 +88,30 @@ def load_manifest(folder: Path) -> Manifest | None:
         raise
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether clair wrote the folder, and it is still as it was written: nothing more, nothing less."""
-    return read_manifest(folder) is not None and not differences(folder)
+def is_own(folder: Path, name: str, most: int) -> bool:
+    """Whether clair wrote `folder` and in it the folder `name`, as they are now.
+
+    All files below `folder`, and no others, are there in the sizes of the manifest; those in `name` have
+    the sha256, too, and at most `most` bytes. Whoever can plant a manifest can make it fit: to read the
+    other files would take time and prove nothing.
+    """
+    try:
+        found = load_manifest(folder)
+        listed = {f.name: f for f in found.files} if found else {}
+        if listed.keys() != set(names(folder)) - {MANIFEST, STATEMENT}:
+            return False
+        if any(_size(folder / n) != f.size for n, f in listed.items()):
+            return False
+        own = [f for n, f in listed.items() if n.startswith(f"{name}/")]
+        fits = bool(own) and sum(f.size for f in own) <= most
+        return fits and all(facts(folder / f.name)["sha256"] == f.sha256 for f in own)
+    except OSError:
+        return False
+
+
+def _size(path: Path) -> int:
+    with _opened(path) as fd:
+        return os.fstat(fd).st_size
 
 
 def parse_manifest(data: bytes) -> Manifest | None:
@@ -151,7 +172,7 @@ def compared_with(
     found += [(name, f"not {said[0]}") for name in there - wanted.keys()]
     for name in wanted.keys() & there:
         try:
-            found_facts = facts(out / name)
+            found_facts = facts(out / name, wanted[name].get("size"))
             if any(found_facts[kind] != value for kind, value in wanted[name].items()):
                 found.append((name, f"changed since it was {said[1]}"))
         except OSError as cause:
@@ -216,10 +237,15 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a regular file. Raises OSError."""
+def facts(path: Path, expected: int | None = None) -> dict[str, Any]:
+    """Size and sha256 of a regular file; a file of another size than `expected` is not read.
+
+    Raises OSError.
+    """
     digest, size = hashlib.sha256(), 0
     with _opened(path) as fd:
+        if expected not in (None, there := os.fstat(fd).st_size):
+            return {"size": there, "sha256": None}
         while chunk := os.read(fd, 2**20):
             digest.update(chunk)
             size += len(chunk)

@@ -19,11 +19,11 @@ from clair_cli.cohort import Adapter, Start
 from clair_cli.formats import AdapterWriter
 from clair_cli.output import publish
 from clair_cli.output.folders import GLOBAL
+from clair_cli.refined import GlobalAdapter, RefinedClient
 from clair_cli.refinement.blame import LeftOut, is_of_client
 from clair_cli.refinement.module import RefinedModule
 from clair_cli.refinement.plan import Plan
 from clair_cli.refinement.whole import Rows
-from clair_cli.report import GlobalAdapter, RefinedClient
 
 PROVENANCE = "clair.json"
 

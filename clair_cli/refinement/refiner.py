@@ -14,7 +14,7 @@ from clair_cli.refinement.blame import LeftOut, noted, of_any, of_client
 from clair_cli.refinement.module import ModuleRefiner
 from clair_cli.refinement.plan import Group, Plan
 from clair_cli.refinement.replicates import errors, replicated
-from clair_cli.update import LowRankUpdate, zeroed
+from clair_cli.update import LowRankUpdate
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,7 @@ def on_module(
         raise LeftOut(failed)
 
     def of_those(kept: Sequence[int]) -> Result:
-        used = [u if k in kept else zeroed(u) for k, u in enumerate(updates)]
+        used = [u if k in kept else u.zeroed() for k, u in enumerate(updates)]
         refiner = ModuleRefiner(used, group.weights, noise, plan.settings.refinement)
         if not bool(torch.isfinite(refiner.mean).all()):
             raise ArithmeticError(f"the mean of {module!r} is not finite")

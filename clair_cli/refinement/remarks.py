@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clair_cli.cohort import Adapter
+from clair_cli.refined import Refinement
 from clair_cli.refinement.whole import FullMatrices
-from clair_cli.report import Refinement
 from clair_cli.settings import Settings
 
 MUCH = 0.5

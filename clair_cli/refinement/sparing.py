@@ -9,10 +9,11 @@ from pathlib import Path
 
 from clair_cli.errors import NoVerdict
 from clair_cli.progress import Progress, silent
+from clair_cli.refined import Refinement
 from clair_cli.refinement.blame import LeftOut, how
 from clair_cli.refinement.plan import Plan
 from clair_cli.refinement.write import write_refined
-from clair_cli.report import Reason, Refinement
+from clair_cli.report import Reason
 
 CODE = "CLR121"
 

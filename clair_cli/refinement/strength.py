@@ -16,9 +16,10 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
+from clair_cli.refined import Expected
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.refinement.uneven import Standing
-from clair_cli.report import Expected, InitialisationName
+from clair_cli.report import InitialisationName
 from clair_cli.settings import Settings, Tasks
 
 DEFAULTS = Settings()

@@ -13,6 +13,7 @@ from clair_cli import engines, formats
 from clair_cli.cohort import Adapter
 from clair_cli.output.folders import strength_folder
 from clair_cli.progress import Progress, silent
+from clair_cli.refined import ModuleRefinement, RefinedClient, Refinement
 from clair_cli.refinement.adapters import Candidate, Mean
 from clair_cli.refinement.blame import LeftOut, noted
 from clair_cli.refinement.module import ModuleRefiner, RefinedModule
@@ -22,7 +23,6 @@ from clair_cli.refinement.refiner import on_module
 from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
 from clair_cli.refinement.whole import in_rows
-from clair_cli.report import ModuleRefinement, RefinedClient, Refinement
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes for --max-lora-rank."""

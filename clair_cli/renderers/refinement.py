@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from clair_cli.refined import Refinement
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import few, many, percent, share, span
-from clair_cli.report import Refinement, Report
+from clair_cli.report import Report
 
 OWN = {
     "own": "each client's own directions",

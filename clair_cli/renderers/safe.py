@@ -8,8 +8,10 @@ import unicodedata
 LONGEST = 512
 STYLE = re.compile(r"(\x1b\[[0-9;]{1,11}m)")
 """How a colour begins and ends."""
-COMMAND = re.compile(r"^([ \t]*)(::|##\[|##vso)", re.MULTILINE)
-"""How a line begins that the runners of GitHub and of Azure take for a command, in whatever log."""
+COMMAND = re.compile(r"^([ \t]*):(?=:)", re.MULTILINE)
+"""How a line begins that the runner of GitHub takes for a command, in whatever log."""
+OLD_COMMAND = re.compile(r"#(?=#(?:\[|vso\[))")
+"""How a command begins that the runners of GitHub and of Azure find anywhere in a line."""
 
 
 def one_line(text: str) -> str:
@@ -31,8 +33,8 @@ def visible(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """`text` in which no line begins as COMMAND says: a runner of jobs would obey it."""
-    return COMMAND.sub(lambda found: found[1] + _escaped(found[2][0]) + found[2][1:], text)
+    """`text` without what a runner of jobs would obey. JSON stays JSON, and says the same."""
+    return OLD_COMMAND.sub(r"\\u0023", COMMAND.sub(r"\1\\x3a", text))
 
 
 def visible_but_styles(text: str) -> str:

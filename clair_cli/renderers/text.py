@@ -21,7 +21,7 @@ FEW = 3
 """Entries without an adapter that are noted by name."""
 WORST = 3
 """Modules of a client that are listed with -vv."""
-SAID = {"broken": "unusable", "minority": "in a minority"}
+SAID = {"minority": "in a minority"}
 """Verdicts that the bottom line calls by another name."""
 
 
@@ -167,7 +167,7 @@ def accounted(report: Report) -> str:
 
 
 def _counted(clients: Sequence[Verdict]) -> list[str]:
-    """How many there are of each verdict, worst last named: 39 contaminated, 158 unusable."""
+    """How many there are of each verdict, worst last named: 39 contaminated, 158 broken."""
     count = Counter(c.verdict for c in clients)
     return [f"{count[v]} {SAID.get(v, v)}" for v in VERDICTS if count[v]]
 

@@ -172,7 +172,13 @@ def test_quick_mode_trains_judges_compares_refines_and_resumes(
     assert not [*(work / "scratch").iterdir()]
     written = {p: p.stat().st_mtime_ns for p in work.rglob("*.json")}
     real.main([*words, "--no-train"])
-    assert {p: p.stat().st_mtime_ns for p in work.rglob("*.json")} == written
+    (work / "pools").rename(work / "gone")
+    reports[0].unlink()
+    real.main([*words, "--ready"])
+    assert (out / "real-quick.md").read_text().startswith("# Real models: 2 cohorts")
+    del written[reports[0]]
+    left = {p: then for p, then in written.items() if "pools" not in p.parts}
+    assert {p: p.stat().st_mtime_ns for p in work.glob("[!g]*/**/*.json")} == left
 
 
 class InProcess:

@@ -283,6 +283,19 @@ def test_without_a_verdict_the_code_is_3_and_nothing_is_written(name: str, tmp_p
     assert done.stderr.count("\n") == 1
 
 
+def test_quiet_without_a_verdict_says_why_on_one_line(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    for options in ((), ("-o", f"json={report}")):
+        folder = tmp_path / f"round-{len(options)}"
+        done = quick(tmp_path, "detect", no_verdict("two clients", folder), "-q", *options)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert (
+            done.stderr
+            == "NO VERDICT: 2 usable clients, at least 3 are needed to tell who is the odd one out\n"
+        )
+    assert clair("report", report, "-q").stderr == done.stderr
+
+
 # --- 4
 
 

@@ -55,6 +55,7 @@ def test_rules_have_every_code_in_text_and_in_json(tmp_path: Path) -> None:
     ("args", "said"),
     [
         (("CLR999",), "there is no such code"),
+        (("client-06",), "client-06: is neither a reason code, such as CLR203, nor a saved report"),
         (("/no/such/report.json",), "cannot be read"),
         (("CLR203", "client-06"), "cannot be read"),
     ],

@@ -179,6 +179,13 @@ def test_every_difference_is_named_and_exits_1(name: str, out: Path) -> None:
     assert verify(out, "-q").stdout == ""
 
 
+def test_a_file_of_another_size_is_not_read(out: Path) -> None:
+    with open(out / "client-1" / WEIGHTS, "r+b") as file:
+        file.truncate(2**43)
+    done = quick(out.parent, "verify", out)
+    assert (done.returncode, "client-1/adapter_model" in done.stdout) == (1, True)
+
+
 def test_a_folder_behind_a_link_is_not_looked_into(out: Path) -> None:
     linked_folder(out)
     names = [line.partition(":")[0] for line in verify(out).stdout.splitlines()[:-1]]

@@ -33,7 +33,7 @@ def test_tables_equal_the_dense_ones(ranks: list[int]) -> None:
             torch.testing.assert_close(stack.inner[i, j], product)
             torch.testing.assert_close(stack.overlap[i, j], overlap)
         torch.testing.assert_close(stack.energies[i], a.dense().square().sum())
-    assert stack.left_out == 0
+    assert stack.error == 0
     assert stack.shape == (14, 11)
 
 
@@ -72,7 +72,7 @@ def test_a_sketch_of_enough_columns_is_exact() -> None:
     torch.testing.assert_close(sketch.inner, exact.inner)
     torch.testing.assert_close(sketch.overlap, exact.overlap)
     torch.testing.assert_close(sketch.rows, exact.rows)
-    assert sketch.left_out == pytest.approx(0, abs=1e-12)
+    assert sketch.error == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("max_columns", [512, 6])

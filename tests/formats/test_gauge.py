@@ -48,6 +48,21 @@ def test_the_balance_of_the_factors_changes_no_bit_worth_mentioning(
     torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("power", [-29, -12, 12, 29])
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1)])
+def test_no_column_is_out_of_proportion_once_it_is_read(
+    power: int, rows: slice, tmp_path: Path
+) -> None:
+    """It would drown the columns of other clients in rounding where all are decomposed together."""
+    tensors = one(3, 6, 5)
+    tensors[A][rows] *= 2.0**power
+    tensors[B][:, rows] *= 2.0**-power
+    client = write_folder(tmp_path / "a", tensors, CONFIG | {"r": 3, "lora_alpha": 3})
+    update = read_update(open_adapter(client), MODULE)
+    up, down = update.up.abs().amax(dim=0), update.down.abs().amax(dim=1)
+    assert float((up / down).log2().abs().max()) < 5
+
+
 @pytest.mark.parametrize("power", [-90, -40, 40, 90])
 def test_balance_by_a_power_of_two_is_exact(power: int, tmp_path: Path) -> None:
     honest = one(3, 6, 5)

@@ -25,13 +25,18 @@ class Planted:
         return [k not in self.contaminated for k in range(len(self.updates))]
 
     def stacks(
-        self, max_columns: int = 512, dtype: torch.dtype = torch.float64
+        self,
+        max_columns: int = 512,
+        dtype: torch.dtype = torch.float64,
+        size: int | None = None,
     ) -> list[ModuleStack]:
         def cast(u: LowRankUpdate) -> LowRankUpdate:
             return LowRankUpdate(u.up.to(dtype), u.down.to(dtype), u.scale)
 
         return [
-            stack_module(f"m{i}", [cast(client[i]) for client in self.updates], max_columns)
+            stack_module(
+                f"m{i}", [cast(client[i]) for client in self.updates], max_columns, size=size
+            )
             for i in range(len(self.bases))
         ]
 
@@ -102,8 +107,10 @@ def planted(
 
 
 def basis_of(truth: Planted, module: int, vectors: Tensor) -> Tensor:
-    """U (d_out, s) from its coefficients on the padded, stacked columns (levelling leaves B alone)."""
+    """U (d_out, s) from its coefficients on the padded, stacked columns (levelling leaves B alone), or
+    itself, where so many columns are stacked that U is known in the space itself."""
     ups = [client[module].up for client in truth.updates]
     width = max(u.shape[1] for u in ups)
     padded = [torch.nn.functional.pad(u, (0, width - u.shape[1])) for u in ups]
-    return torch.cat(padded, dim=1).to(vectors) @ vectors
+    columns = torch.cat(padded, dim=1).to(vectors)
+    return columns @ vectors if columns.shape[1] == len(vectors) else vectors

@@ -7,6 +7,7 @@ from typing import Any
 
 from clair_cli.baseline import Earlier, against
 from clair_cli.records import decode
+from clair_cli.refined import Refinement
 from clair_cli.report import (
     Consensus,
     ModuleFinding,
@@ -15,7 +16,6 @@ from clair_cli.report import (
     Rarity,
     Rate,
     Reason,
-    Refinement,
     Report,
     SolverRun,
     Verdict,

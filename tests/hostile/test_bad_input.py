@@ -232,7 +232,7 @@ def test_a_spoiled_client_is_broken_and_the_others_are_judged(
     (client,) = (c for c in report["clients"] if c["id"] == SPOILED)
     assert is_said(BROKEN[name], client["reasons"][0]), client["reasons"]
     assert scores(report) == pytest.approx(alone, rel=1e-4)
-    assert said == "FAIL: 2 contaminated, 1 unusable\n"
+    assert said == "FAIL: 2 contaminated, 1 broken\n"
 
 
 def test_an_emptied_folder_is_no_client_and_is_named(

@@ -270,6 +270,23 @@ def test_a_planted_manifest_makes_no_client_vanish(round_: Path) -> None:
         assert verdicts(report) == dict.fromkeys([*CLIENTS, "global"], "benign")
 
 
+def test_a_planted_manifest_of_files_without_end_costs_nothing(round_: Path) -> None:
+    """Eight tebibytes that a manifest vouches for are not hashed before anybody is judged."""
+    add(round_, "global")
+    with open(round_ / "global" / "endless", "wb") as file:
+        file.truncate(2**43)
+    files = [p for p in round_.rglob("*") if p.is_file()]
+    for chosen in (files, [round_ / "global" / "endless"]):
+        listed = [
+            {"name": p.relative_to(round_).as_posix(), "size": p.stat().st_size, "sha256": "0" * 64}
+            for p in chosen
+        ]
+        data = {"schema_version": "1.0", "tool": {"name": "clair", "version": "1"}, "files": listed}
+        (round_ / "manifest.json").write_text(json.dumps(data))
+        done = quick(round_.parent, "detect", round_, "-f", "json")
+        assert verdicts(json.loads(done.stdout)) == dict.fromkeys([*CLIENTS, "global"], "benign")
+
+
 def manifest(folder: Path, *clients: str) -> bytes:
     """One that is right about these clients, and says nothing of the others."""
     files = [

@@ -95,6 +95,20 @@ def many(client: Path, count: int) -> None:
     spread(client, ("{" + ",".join(f'"t{i}":{entry}' for i in range(count)) + "}").encode())
 
 
+def shards(client: Path, count: int, each: int) -> None:
+    """An adapter in that many files, each of `each` tensors of one number, or empty."""
+    (client / WEIGHTS).unlink()
+    for number in range(1, count + 1):
+        path = client / f"adapter_model-{number:05}-of-{count:05}.safetensors"
+        if not each:
+            path.touch()
+            continue
+        entry = '"m{}.{}":{{"dtype":"F32","shape":[1],"data_offsets":[{},{}]}}'
+        entries = ",".join(entry.format(number, i, 4 * i, 4 * i + 4) for i in range(each))
+        header = f"{{{entries}}}".encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4 * each))
+
+
 def metadata(client: Path, text: str) -> None:
     header = {"__metadata__": {"lora_adapter_metadata": text}}
     at = 0
@@ -119,6 +133,8 @@ BOMBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "header of one name": (lambda c: spread(c, b'{"' + b"n" * (8 * MIB - 9) + b'":1}'), ("CLR111",)),
     "100 000 tensors": (lambda c: many(c, 100_000), ("CLR111",)),
     "20 000 tensors of nothing": (lambda c: many(c, 20_000), ("CLR108", "CLR104")),
+    "30 shards of 15 000 tensors": (lambda c: shards(c, 30, 15_000), ("CLR111",)),
+    "40 000 empty shards": (lambda c: shards(c, 40_000, 0), ("CLR102",)),
     "200 GiB of zeros": (lambda c: tensors(c, "F32", pair(2**15, 2**20, 2**15)), ("CLR111",)),
     "a rank of 2^20": (lambda c: tensors(c, "F16", pair(2**20, 64)), ("CLR111", "CLR104")),
     "1 GiB of one update": (large_rank, ("CLR111",)),
@@ -130,6 +146,9 @@ BOMBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "config of 2 MiB": (lambda c: text(c, b'{"a": "' + b"x" * 2 * MIB + b'"}'), ("CLR105",)),
     "config, nested": (lambda c: text(c, b'{"a":' + b"[" * (MIB - 9)), ("CLR105",)),
     "config of one number": (lambda c: text(c, b'{"r": ' + b"9" * (MIB - 9) + b"}"), ("CLR105",)),
+    "a base model of 900 000 letters": (
+        lambda c: configured(c, base_model_name_or_path="x" * 900_000), ("CLR105",)
+    ),
     "config of 1e999": (lambda c: text(c, b'{"peft_type": "LORA", "lora_alpha": 1e999}'), ("CLR105",)),
 }  # fmt: skip
 PATTERNS = ("(a+)+$", "(.*.*)*Z", "(a|aa)+b", "(.*)*x", r"(\w+\.)+Z", "a" * 100_000, "(" * 5000)

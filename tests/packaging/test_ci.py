@@ -72,6 +72,13 @@ def act(home: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def page_of(path: Path) -> int:
+    """How many clients the page has a card of."""
+    page = path.read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    return page.count('class="card" data-verdict')
+
+
 @pytest.mark.parametrize(
     ("clients", "options", "code"),
     [(CLIENTS, {}, 1), (CLIENTS, {"fail_on": "never"}, 0), (BENIGN, {"options": "-v -q"}, 0)],
@@ -90,6 +97,7 @@ def test_the_action_says_what_clair_said(
     assert set(ACTION["outputs"]) <= told.keys()
     assert (tmp_path / told["report"]).is_file()
     assert (tmp_path / told["sarif"]).is_file()
+    assert page_of(tmp_path / told["page"]) == len(clients)
     assert (tmp_path / "GITHUB_STEP_SUMMARY").stat().st_size > 100
 
 
@@ -102,15 +110,19 @@ def test_options_of_the_action_run_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_fails_the_job(tmp_path: Path) -> None:
     assert act(tmp_path, adapters="absent").returncode == 2
+    assert "page" not in outputs(tmp_path / "GITHUB_OUTPUT")
 
 
 def test_no_script_of_the_action_holds_an_expression_and_what_it_uses_is_pinned() -> None:
     assert [step["id"] for step in STEPS if "${{" in step.get("run", "")] == []
     used = [step["uses"] for step in STEPS if "uses" in step]
-    assert len(used) == 4
+    assert len(used) == 5
     assert all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", name) for name in used)
     (upload,) = [step for step in STEPS if "upload-sarif" in step.get("uses", "")]
+    (keep,) = [step for step in STEPS if "upload-artifact" in step.get("uses", "")]
     assert upload["if"].startswith("always()")
+    assert keep["if"].startswith("always()")
+    assert "steps.result.outputs.page" in keep["with"]["path"]
 
 
 def test_the_cache_key_changes_with_adapters_and_settings_only(tmp_path: Path) -> None:
@@ -134,6 +146,8 @@ def test_the_gitlab_job_writes_the_reports_that_it_declares(tmp_path: Path) -> N
     assert done.returncode == 1, done.stderr
     for report in job["artifacts"]["reports"].values():
         assert (tmp_path / report).stat().st_size > 100
+    assert page_of(tmp_path / "clair-report" / "clair.html") == len(CLIENTS)
+    assert job["artifacts"]["paths"] == ["clair-report/"]
     assert job["artifacts"]["when"] == "always"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clair_cli.cli.delivery import Delivery
 from clair_cli.errors import UsageError
 from clair_cli.reasons import RULES
 from clair_cli.renderers import BINARY, REPORTS, ReportFormat, markdown, render, sarif
@@ -172,11 +174,48 @@ def test_an_annotation_is_an_error_where_the_gate_fails_and_else_a_warning() -> 
     assert never[0][1]["file"] == "round-12/client-4/a.safetensors"
 
 
-@pytest.mark.parametrize("line", ["::error::x", "  ::add-mask::x", "##[group]x", "\t##vso[task]x"])
+def obeyed(line: str) -> bool:
+    """Whether the runner of GitHub or of Azure sees a command: its own rule, from its source."""
+    return line.lstrip().startswith("::") or "##[" in line or "##vso[" in line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "::error::x",
+        "  ::add-mask::x",
+        "##[group]x",
+        "\t##vso[task]x",
+        "a ##[error]b",
+        "x##vso[a]",
+        "###[a]",
+    ],
+)
 def test_no_line_of_a_text_is_a_command_to_a_runner(line: str) -> None:
-    tamed = inert(f"one\n{line}\na ::b::\n")
-    assert tamed.splitlines()[0::2] == ["one", "a ::b::"]
-    assert not tamed.splitlines()[1].strip().startswith(("::", "##"))
+    assert obeyed(line)
+    tamed = inert(f"one\n{line}\na ::b:: ## c\n")
+    assert tamed.splitlines()[0::2] == ["one", "a ::b:: ## c"]
+    assert not any(map(obeyed, tamed.splitlines()))
+
+
+@pytest.mark.parametrize("name", ["##[error]x", "::error::x", "a ##[set-env name=A]b"])
+@pytest.mark.parametrize("format", ["text", "json", "markdown", "csv", "jsonl", "junit", "github"])
+def test_a_client_is_no_command_in_any_format_on_the_screen(
+    format: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = replace(
+        COMPLETE, clients=tuple(replace(c, client=name) for c in COMPLETE.clients[3:5])
+    )
+    assert Delivery(format, (), 2).deliver(report) == report.exit_code
+    said = capsys.readouterr()
+    lines = said.out.splitlines() + said.err.splitlines()
+    own = [
+        line for line in lines if format == "github" and re.match("::(error|warning) file=", line)
+    ]
+    assert not any(obeyed(line) for line in lines if line not in own)
+    assert len(own) == (format == "github")
+    if format == "json":
+        assert {c["id"] for c in json.loads(said.out)["clients"]} == {name}
 
 
 def test_gitlab_orders_by_how_bad_it_is() -> None:
@@ -262,7 +301,7 @@ def test_markdown_lists_all_but_the_benign_worst_first() -> None:
     assert head == ["verdict", "client", "score", "limit", "why"]
     assert [r[1] for r in rows] == ["client-5", "client-4", "client-10", "client-3"]
     assert rows[1][4].splitlines()[0] == "CLR203 direction opposite to the consensus"
-    assert text(COMPLETE, "markdown").startswith("## clair: FAIL: 2 contaminated, 1 unusable\n")
+    assert text(COMPLETE, "markdown").startswith("## clair: FAIL: 2 contaminated, 1 broken\n")
 
 
 def test_markdown_has_room_for_so_much_and_says_what_is_left_out() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clair_cli.renderers import render
-from clair_cli.report import Reason, Report, from_dict, to_dict
+from clair_cli.report import Agreement, Reason, Report, from_dict, to_dict
 from tests.helpers.commands import SAMPLES, clair
 from tests.helpers.reports import COMPLETE, NO_VERDICT
 
@@ -101,6 +101,13 @@ def test_the_page_of_an_older_report_says_what_is_missing() -> None:
     page = page_of(COMPLETE)  # made by hand, without what came with 1.4
     assert page.count("saved by a clair that did not write it yet") >= 1
     assert "Who agrees with whom?" in page
+
+
+@pytest.mark.parametrize("clients", [(), ("a",), ("a", "b")])
+def test_a_table_of_fewer_clients_than_rows_is_a_page(clients: tuple[str, ...]) -> None:
+    agrees = Agreement("direction", clients, (0, 5, -1), ((1,), (2, 3), (4, 5, 6)), None, (), 0, 1)
+    report = replace(COMPLETE, population=replace(COMPLETE.population, agreement=agrees))
+    assert "</html>" in page_of(report)
 
 
 def test_a_report_of_nobody_is_a_page() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from clair_cli.refined import RefinedClient, Refinement
 from clair_cli.renderers import text
 from clair_cli.renderers.words import folded
-from clair_cli.report import Reason, RefinedClient, Refinement, Report, gated
+from clair_cli.report import Reason, Report, gated
 from tests.helpers.reports import CLIENTS, COMPLETE, MODULES, NO_VERDICT, client
 
 assert COMPLETE.refinement is not None
@@ -220,10 +221,10 @@ def test_suspicious_clients_without_an_adapter_are_named_with_the_option() -> No
 @pytest.mark.parametrize(
     ("fail_on", "said"),
     [
-        ("suspicious", "FAIL: 1 suspicious, 2 contaminated, 1 unusable"),
-        ("contaminated", "FAIL: 2 contaminated, 1 unusable"),
-        ("broken", "FAIL: 1 unusable"),
-        ("never", "done: 2 contaminated and 1 unusable clients left out; no gate set"),
+        ("suspicious", "FAIL: 1 suspicious, 2 contaminated, 1 broken"),
+        ("contaminated", "FAIL: 2 contaminated, 1 broken"),
+        ("broken", "FAIL: 1 broken"),
+        ("never", "done: 2 contaminated and 1 broken clients left out; no gate set"),
     ],
 )
 def test_the_bottom_line_counts_per_verdict(fail_on: str, said: str) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from clair_cli.reasons import RULES, plain
+from clair_cli.refined import RefinedClient
 from clair_cli.renderers.page.looks import Look, look, number, share, worst_first
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import as_high, few
-from clair_cli.report import Cause, Reason, RefinedClient, Report, Verdict
+from clair_cli.report import Cause, Reason, Report, Verdict
 
 WORST = 5
 """Modules that are listed."""

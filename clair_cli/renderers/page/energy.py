@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from clair_cli.refined import RefinedClient
 from clair_cli.renderers.page.looks import Look, look, number, share, short
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import span
-from clair_cli.report import RefinedClient, Report, Verdict
+from clair_cli.report import Report, Verdict
 
 BARS = 16
 ROWS = 40

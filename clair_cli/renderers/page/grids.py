@@ -42,9 +42,14 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A picture with its labels; `names`, `heads` and `values` are what a pointer is told."""
+    """A picture with its labels; `names`, `heads` and `values` are what a pointer is told.
+
+    A byte of `rows` is the level of one cell, a place in `values`; `looks` are those of the rows.
+    """
 
     key: str
+    rows: tuple[bytes, ...]
+    looks: tuple[Look, ...]
     uri: str
     width: int
     height: int
@@ -68,7 +73,7 @@ def heat(report: Report) -> Grid | None:
     modules = _by_kind(dict.fromkeys(m.name for c in clients for m in c.modules))
     rows = []
     for client in clients:
-        found = {m.name: _level(m.score) for m in client.modules}
+        found = {m.name: level(m.score) for m in client.modules}
         rows.append(bytes(found.get(m, 0) for m in modules))
     palette = _ramp(INK, LEVELS)
     heads = _heads(modules)
@@ -76,6 +81,8 @@ def heat(report: Report) -> Grid | None:
     height = 18 * len(clients) if few else min(max(2 * len(clients), 320), 640)
     return Grid(
         key="heat",
+        rows=tuple(rows),
+        looks=tuple(map(look, clients)),
         uri=data_uri(picture(rows, palette)),
         width=len(modules),
         height=max(height, 36),
@@ -85,11 +92,12 @@ def heat(report: Report) -> Grid | None:
         names=tuple(safe_text(c.client) for c in clients),
         columns=tuple(safe_text(m) for m in modules),
         values=tuple(number(_score(k)) for k in range(LEVELS)),
-        legend=tuple((_swatch(palette[_level(s)]), f"{s:g}") for s in LEGEND),
+        legend=tuple((_swatch(palette[level(s)]), f"{s:g}") for s in LEGEND),
     )
 
 
-def _level(score: float) -> int:
+def level(score: float) -> int:
+    """The shade of a module's score in the heat map."""
     within = min(max(score, 0.0), TOP)
     return round((LEVELS - 1) * math.log1p(within) / math.log1p(TOP))
 
@@ -159,6 +167,8 @@ def matrix(report: Report) -> Grid | None:
     few = len(clients) <= NAMED
     return Grid(
         key="matrix",
+        rows=tuple(rows),
+        looks=tuple(map(look, clients)),
         uri=data_uri(picture(rows, palette)),
         width=len(clients),
         height=min(max(18 * len(clients), 120), MATRIX_TOP if not few else 18 * NAMED),
@@ -177,7 +187,7 @@ def matrix(report: Report) -> Grid | None:
 def _square(rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """The whole table (K, K) of the triangle below its diagonal; what is missing or no percent is 0."""
     table = [[100 * (i == j) for j in range(count)] for i in range(count)]
-    for i, row in enumerate(rows[: count - 1], start=1):
+    for i, row in enumerate(rows[: max(count - 1, 0)], start=1):
         for j, value in enumerate(row[:i]):
             table[i][j] = table[j][i] = min(max(value, -100), 100)
     return table

@@ -54,10 +54,10 @@ def client_map(report: Report) -> Map | None:
     by_name = {c.client: c for c in report.clients}
     clients = [by_name.get(n, Verdict(n, None)) for n in agrees.clients]
     places = _scaled(agrees.places)
-    marks = _marked(list(zip(clients, places, strict=True)))
+    marks = tuple(_marked(list(zip(clients, places, strict=True))))
     return Map(
         SIDE,
-        tuple(marks),
+        marks,
         f"{agrees.stress:.2f}",
         share(agrees.kept),
         agrees.stress > 0.2,

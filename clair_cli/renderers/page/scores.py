@@ -78,7 +78,7 @@ def scores(report: Report, anchors: dict[str, str]) -> Scores | None:
     limits = sorted(c.limit for c in scored if c.limit is not None)
     usual = limits[len(limits) // 2] if limits else None
     return Scores(
-        rows=tuple(_row(c, anchors[c.client]) for c in single),
+        rows=tuple(_row(c, anchors.get(c.client, "")) for c in single),
         bands=tuple(
             _band(which, [c for c in rest if look(c) is which])
             for which in LOOKS.values()

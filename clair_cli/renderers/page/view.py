@@ -86,7 +86,7 @@ def page(reports: tuple[Report, ...]) -> Page:
         cards=told,
         codes=codes(report),
         method=_method(report),
-        missing=_missing(report),
+        missing=missing(report),
         report=text,
         whole=whole,
         told=_json({g.key: _words(g) for g in (warmth, pairs) if g is not None}),
@@ -124,8 +124,8 @@ def _island(report: Report) -> tuple[str, bool]:
     return _json(base64.b64encode(zlib.compress(text.encode(), 9)).decode()), False
 
 
-def _missing(report: Report) -> dict[str, str]:
-    """Why a part of the page is not there."""
+def missing(report: Report) -> dict[str, str]:
+    """Why a part of the page is not there, by its name."""
     compared = any(c.score is not None for c in report.clients)
     nobody = "without a verdict there is nothing to measure a client against"
     agrees, old = report.population.agreement, OLDER if compared else nobody

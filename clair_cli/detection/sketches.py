@@ -1,0 +1,83 @@
+"""A fixed-size summary of one client's update of one module, from which it is compared with others.
+
+Both sides are projected by count sketches (Charikar, Chen & Farach-Colton 2002): every row goes into one
+of p buckets, with a random sign. E[S'S] = I keeps inner products, at an error of variance
+(|x|^2 |y|^2 + <x, y>^2) / p or less and one addition per number (Clarkson & Woodruff 2013). What depends
+on one client alone is kept exact. A sketch needs its own client and a seed, nobody else.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from clair_cli.update import LowRankUpdate
+
+ROOM = 2**22
+"""Entries of the products that all clients of a module are compared by: K p q. For K clients the tables
+then cost K^2 p q = K ROOM multiplications, linear in the clients."""
+LEAST, MOST = 64, 256
+"""Coordinates per side, whatever ROOM says."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sketch:
+    """Delta = B A of rank r, shape (d_out, d_in), as `left` (p, r) = S B and `right` (q, r) = T A'.
+
+    `up` (r, r) = B'B and `down` (r, r) = A A' are exact. A side of no more than `size` dimensions is
+    kept whole, with the identity for S or T.
+    """
+
+    shape: tuple[int, int]
+    left: Tensor
+    right: Tensor
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Columns of B, r."""
+        return self.left.shape[1]
+
+    def zeroed(self) -> Sketch:
+        """That of the update zero."""
+        sides = (self.left, self.right, self.up, self.down)
+        return Sketch(self.shape, *(torch.zeros_like(side) for side in sides))
+
+
+def sketch_size(clients: int) -> int:
+    """Coordinates per side for so many clients, a multiple of 8."""
+    return min(max(math.isqrt(ROOM // max(clients, 1)) // 8 * 8, LEAST), MOST)
+
+
+def sketched(update: LowRankUpdate, size: int, seed: int) -> Sketch:
+    """The sketch of an update; sketches of one `size` and `seed` can be compared."""
+    up, down = update.up, update.down.T * update.scale  # (d_out, r), (d_in, r)
+    sides = [_projected(side, size, seed + which) for which, side in enumerate((up, down))]
+    return Sketch((up.shape[0], down.shape[0]), sides[0], sides[1], up.T @ up, down.T @ down)
+
+
+def _projected(side: Tensor, size: int, seed: int) -> Tensor:
+    """(d, r) to (size, r), or itself where d <= size."""
+    if side.shape[0] <= size:
+        return side
+    projected: Tensor = _buckets(side.shape[0], size, seed, side.dtype, side.device) @ side
+    return projected
+
+
+@lru_cache(maxsize=16)
+def _buckets(d: int, size: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """S (size, d), sparse, with one entry of 1 or -1 in every column; drawn on the CPU."""
+    draw = torch.Generator().manual_seed(2 * seed + d)
+    bucket = torch.randint(size, (d,), generator=draw)
+    sign = 2 * torch.randint(2, (d,), generator=draw) - 1
+    with warnings.catch_warnings():  # torch calls compressed rows beta
+        warnings.simplefilter("ignore", UserWarning)
+        entries = torch.sparse_coo_tensor(torch.stack([bucket, torch.arange(d)]), sign, (size, d))
+        found: Tensor = entries.to(dtype).coalesce().to_sparse_csr().to(device)
+    return found
