@@ -171,7 +171,7 @@ def _company(
     """These members against all others, None where they are no more alike than those."""
     members = np.array(found)
     cosine = float(_pairs(company, members).mean())
-    if float(company[np.ix_(others, members)].mean(axis=1).max()) > apart * cosine:
+    if float(company[members].sum(axis=0, dtype=float)[others].max()) > apart * cosine * len(found):
         return None
     pairs = _pairs(company, others)
     if cosine <= pairs.max():
