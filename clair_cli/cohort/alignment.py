@@ -14,6 +14,7 @@ from clair_cli.cohort.records import (
     Start,
     UpdateSpec,
     natural_key,
+    once,
     set_aside,
 )
 from clair_cli.cohort.whole import align_full, few
@@ -56,13 +57,12 @@ def _base_name(base: str) -> str:
 
 def _other_base(clients: list[Adapter]) -> Checked:
     named = {a.client: _base_name(a.base) for a in clients if a.base}
-    count = Counter(named.values()).most_common(1)
-    if not count or count[0][1] == len(named):
+    bases = Counter(_base_name(a.base) for a in once(clients) if a.base).most_common()
+    if len(bases) < 2:
         return [], []
-    base, votes = count[0]
-    if 2 * votes <= len(named):
-        bases = Counter(named.values()).most_common()
-        said = few([f"{base!r} ({n} of {len(named)} clients)" for base, n in bases])
+    (base, votes), voters = bases[0], sum(n for _, n in bases)
+    if 2 * votes <= voters:
+        said = few([f"{base!r} ({n} of {voters} clients)" for base, n in bases])
         text = f"no base model is that of most clients: {said}; compared on shapes alone"
         return [], [Reason("CLR106", f"{text}: give the clients of one base a folder of their own")]
     return [
@@ -70,7 +70,7 @@ def _other_base(clients: list[Adapter]) -> Checked:
             a,
             Reason(
                 "CLR106",
-                f"adapter_config.json: base model is {a.base!r}, but {votes} of {len(named)} clients "
+                f"adapter_config.json: base model is {a.base!r}, but {votes} of {voters} clients "
                 f"use {base!r}; retrain on that base or leave this client out",
             ),
         )
@@ -81,7 +81,7 @@ def _other_base(clients: list[Adapter]) -> Checked:
 
 def _other_shape(clients: list[Adapter]) -> Checked:
     votes: dict[str, Counter[tuple[int, int]]] = {}
-    for adapter in clients:
+    for adapter in once(clients):
         for module, spec in adapter.updates.items():
             votes.setdefault(module, Counter())[(spec.d_out, spec.d_in)] += 1
     usual = {m: c.most_common(1)[0][0] for m, c in votes.items()}
@@ -101,15 +101,15 @@ def _other_shape(clients: list[Adapter]) -> Checked:
 
 def _other_start(clients: list[Adapter]) -> Checked:
     """Differences mean something where the part that clients share is the same."""
-    starts: dict[str, dict[str, tuple[str, int, float]]] = {}
-    for adapter in clients:
-        for module, s in adapter.updates.items():
-            starts.setdefault(module, {})[adapter.client] = _init(adapter, s), s.rank, s.scale
-    usual = {m: Counter(found.values()).most_common(1)[0][0] for m, found in starts.items()}
+    votes: dict[str, Counter[tuple[str, int, float]]] = {}
+    for adapter in once(clients):
+        for module, spec in adapter.updates.items():
+            votes.setdefault(module, Counter())[_began(adapter, spec)] += 1
+    usual = {m: c.most_common(1)[0][0] for m, c in votes.items()}
     broken = []
     for adapter in clients:
-        for module in adapter.updates:
-            own, most = starts[module][adapter.client], usual[module]
+        for module, spec in adapter.updates.items():
+            own, most = _began(adapter, spec), usual[module]
             if own != most and (own[0] or most[0]):
                 text = (
                     f"{module!r} began otherwise than in most clients ({_start(own)}, not "
@@ -119,6 +119,10 @@ def _other_start(clients: list[Adapter]) -> Checked:
                 broken.append(set_aside(adapter, Reason("CLR104", text)))
                 break
     return broken, []
+
+
+def _began(adapter: Adapter, spec: UpdateSpec) -> tuple[str, int, float]:
+    return _init(adapter, spec), spec.rank, spec.scale
 
 
 def _init(adapter: Adapter, spec: UpdateSpec) -> str:
@@ -133,8 +137,9 @@ def _start(found: tuple[str, int, float]) -> str:
 
 
 def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Checked:
-    count = Counter(m for a in clients for m in a.updates)
-    usual = {m for m, c in count.items() if 2 * c > len(clients)}
+    voters = once(clients)
+    count = Counter(m for a in voters for m in a.updates)
+    usual = {m for m, c in count.items() if 2 * c > len(voters)}
     broken = []
     for adapter in clients:
         missing = sorted(usual - set(adapter.updates), key=natural_key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -210,6 +210,11 @@ class Entries:
     adapters: tuple[Adapter, ...]
     broken: tuple[Broken, ...] = ()
     findings: tuple[Reason, ...] = ()
+
+
+def once(clients: Sequence[Adapter]) -> list[Adapter]:
+    """The first of all that hold the same, byte by byte: what most clients have is asked of those."""
+    return list({a.digest: a for a in reversed(clients)}.values())[::-1]
 
 
 def set_aside(adapter: Adapter, reason: Reason) -> Broken:

@@ -12,6 +12,7 @@ from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.causes import Causes, causes
+from clair_cli.detection.copies import copies
 from clair_cli.detection.heads import Heads
 from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.tables import Tables
@@ -43,6 +44,8 @@ class Kernels:
         self.cosine = agreement.cosines(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
         self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
+        self.copies = copies(tables.inner, tables.digests, numbers)
+        self.originals = self.copies.originals
         unit = self._units()
         self.whole = np.asarray((tables.inner / unit**2).sum(axis=0))
         """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
@@ -56,15 +59,13 @@ class Kernels:
         )
         self.zero = ~(self.norms > 0).any(axis=0)
         self.kernel = self.agree.mean(axis=0)
-        self.twins = self._twins()
-        self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
-        self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
+        self.distinct = ~self.zero & self.copies.first
         self.likeness = self._likeness()
         self.heads = Heads.of(tables, numbers)
 
     def _units(self) -> Array:
         """The usual norm of each module, (M, 1, 1); that of the largest where most clients have none."""
-        usual, largest = np.median(self.norms, axis=1), self.norms.max(axis=1)
+        usual, largest = np.median(self.norms[:, self.copies.first], axis=1), self.norms.max(axis=1)
         return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))[:, None, None]
 
     def _likeness(self) -> Array:
@@ -80,20 +81,6 @@ class Kernels:
         own = agreement.pairs(kernel, self.distinct).clip(min=0)
         unit = float(own.mean()) if own.size else 0.0
         return kernel / unit if unit > 0 else kernel
-
-    def _twins(self) -> list[list[int]]:
-        """For each client the others it is a copy of, byte by byte or in what it does."""
-        c = self.tables.inner.sum(axis=0)
-        size = np.sqrt(np.maximum(c.diagonal(), np.finfo(float).tiny))
-        sine = np.sqrt((1 - (c / size[:, None] / size).clip(-1, 1) ** 2).clip(min=0))
-        sine[np.ix_(self.zero, self.zero)] = 1
-        np.fill_diagonal(sine, np.inf)
-        usual = float(np.median(sine.min(axis=1)))
-        digest = np.array(self.tables.digests)
-        least = max(self.numbers.duplicate * usual, self.numbers.copy_distance)
-        near = (sine < least) & (c > 0)
-        same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
-        return [list(np.flatnonzero(row)) for row in near | same]
 
     @remembered
     def causes(self, group: Mask) -> Causes | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
@@ -35,7 +36,8 @@ class Judgement:
     the least score that convicts and the largest that does not, None where nobody is convicted.
     `minorities` are the positions of the members of each, `likeness` how alike two of them are in units
     of the consensus; `causes` is None where unknown. `alike` (K, K) are the cosines of whole adapters
-    where they are `directed`, and else how much two change the same outputs.
+    where they are `directed`, and else how much two change the same outputs. `originals` (K,) are
+    whom each client counts as, `copied` (K,) those of whom nothing is odd but that they have copies.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -51,6 +53,8 @@ class Judgement:
     causes: Causes | None = None
     alike: Array | None = None
     directed: bool = False
+    originals: NDArray[np.intp] | None = None
+    copied: Mask | None = None
 
 
 def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
@@ -80,6 +84,8 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         groups.likeness(bench.minorities),
         bench.why,
         *distances.comparable(bench.group),
+        distances.originals,
+        np.array([bench.only_copied(k) for k in range(len(verdicts))]),
     )
 
 
@@ -146,8 +152,6 @@ class _Bench:
         first = int(self.distances.originals[k])
         return next((g for g in self.minorities if first in g), ())
 
-    # --- verdicts
-
     def verdict(self, k: int) -> Verdict:
         """What is said of client k, and why."""
         n = self.settings.detection
@@ -185,7 +189,7 @@ class _Bench:
     def _cause(self, k: int) -> Cause | None:
         if self.why is None or self.kept is None or self.consensus.zero[k]:
             return None
-        company = np.where(np.arange(len(self.group)) == k, -np.inf, self.why.company[k])
+        company = np.where(self._others(k), self.why.company[k], -np.inf)
         near = int(company.argmax())
         head = self.heads[k] if self.heads is not None else math.nan
         return Cause(
@@ -198,6 +202,12 @@ class _Bench:
             head=float(head) if math.isfinite(head) else None,
         )
 
+    def _others(self, k: int) -> Mask:
+        """Who has an update of its own, and not that of client k, (K,)."""
+        others: Mask = self.consensus.distinct & ~self.distances.copies.twins[k]
+        others[k] = False
+        return others
+
     def _kind(self, k: int) -> CauseName | None:
         """What is odd about client k, the plainest first."""
         n, first = self.settings.detection, int(self.distances.originals[k])
@@ -206,7 +216,7 @@ class _Bench:
         kept = float(self.kept[k])
         odd = max(float(self.scores[k]), self._score("CLR209", k)) >= n.suspicious
         tests: tuple[tuple[CauseName, bool], ...] = (
-            ("copy", bool(self.distances.twins[k])),
+            ("copy", bool(self.distances.copies.of(k))),
             ("adds", any(first in c.members for c in self.groups.companies)),
             ("head", self._score("CLR210", k) >= n.limit),
             ("opposes", kept < 0),
@@ -248,14 +258,15 @@ class _Bench:
         speaks = [
             e
             for e in sorted(self.evidence, key=lambda e: -e.scores[k])
-            if e.scores[k] >= (s.suspicious if e.decisive else s.limit) and not _said(e, k, s.limit)
+            if e.scores[k] >= (s.suspicious if e.decisive else s.limit)
+            and not e.said_by_a_part(k, s.limit)
         ]
         said = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
         local = next((e for e in speaks if e.code == "CLR204"), None)
         return [
             *self._addition(k),
             *(
-                Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
+                Reason(e.code_of(k), e.words(k), float(e.values[k]), e.bound)
                 for e in speaks
                 if (e.parts or e.code not in said) and (e.code != "CLR204" or e is local)
             ),
@@ -292,29 +303,35 @@ class _Bench:
         return Reason("CLR212", f"{text}: another domain, or a plot", float(len(members)))
 
     def _copies(self, k: int) -> list[Reason]:
-        tables, twins = self.distances.tables, self.distances.twins[k]
+        tables, twins = self.distances.tables, self.distances.copies.of(k)
         names = [tables.clients[j] for j in twins]
         if not names:
             return []
         same = all(tables.digests[j] == tables.digests[k] for j in twins)
         word = "identical to" if same else "near-duplicate of"
-        return [Reason("CLR205", f"{word} {', '.join(names[:5])}; counted once")]
+        text = f"{word} {', '.join(names[:5])}: nothing tells which is the original"
+        return [Reason("CLR205", f"{text}; counted once")]
+
+    def only_copied(self, k: int) -> bool:
+        """Whether nothing speaks against client k but that it has copies."""
+        calm = self.scores[k] < self.settings.detection.suspicious and not self._group_of(k)
+        copies = self._copies(k)
+        return bool(copies and calm and self._reasons(k) == copies)
 
     def _near(self, k: int) -> list[Reason]:
         """Other clients outside the consensus that k agrees with more than with anyone inside."""
         bad = (self.scores >= self.settings.detection.limit) & ~self.consensus.zero
-        near = [j for j in self._allies(k, bad) if j not in self.distances.twins[k]]
+        near = self._allies(k, bad)
         if not near:
             return []
         names = named(self.distances.tables.clients, near)
         return [Reason("CLR208", f"overlaps with {names} more than with anyone in the majority")]
 
     def _allies(self, k: int, bad: Mask) -> list[int]:
-        """Those of `bad` that k agrees with more than with anyone who is not."""
-        zero, kernel = self.consensus.zero, self.distances.kernel
-        bad, good = bad.copy(), ~bad & ~zero
-        bad[k] = good[k] = False
-        if not bad.any() or not good.any() or zero[k]:
+        """Those of `bad` that k agrees with more than with anyone who is not, copies left out."""
+        others, kernel = self._others(k), self.distances.kernel
+        bad, good = bad & others, ~bad & others
+        if not bad.any() or not good.any() or self.consensus.zero[k]:
             return []
         nearest = float(kernel[k, good].max())
         usual = float(np.median(kernel[np.ix_(good, good)]))
@@ -381,13 +398,3 @@ class _Bench:
             "nobody can tell which side is right"
         )
         return [Reason("CLR303", text, (count - inside) / count, 0.5)]
-
-
-def _said(e: Evidence, k: int, limit: float) -> bool:
-    """Whether one part of joint evidence says it alone."""
-    return any(p.scores[k] >= limit for p in e.parts)
-
-
-def _side(limit: tuple[float, float]) -> float | None:
-    finite = [x for x in limit if math.isfinite(x)]
-    return finite[-1] if finite else None
