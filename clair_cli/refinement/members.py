@@ -106,7 +106,7 @@ def recipients(
     _known("--exclude", settings.exclude, verdicts)
     left_out = {*settings.exclude, *gone}
     given = {c for c in usable if verdicts[c] == "benign"} | set(settings.include)
-    given |= _once(copied, settings.include, left_out)
+    given |= _once(copied, settings.include, left_out, counts)
     poor = {c.client for c in said if c.cause is not None and c.cause.kind in DATA_POOR}
     odd = {c for c in usable if verdicts[c] == "suspicious"}
     got = given | copied.keys() | (odd if settings.refine_suspicious else odd & poor)
@@ -121,12 +121,15 @@ def recipients(
 
 
 def _once(
-    copied: Mapping[str, str], included: Collection[str], left_out: Collection[str]
+    copied: Mapping[str, str],
+    included: Collection[str],
+    left_out: Collection[str],
+    counts: Mapping[str, float],
 ) -> set[str]:
-    """The first of every clients that count as one, but for those who are left out; nobody of them
-    where one is included by name."""
+    """The first of every clients that count as one, but for those who are left out, and of these one
+    with a count, if any has; nobody of them where one is included by name."""
     first: dict[str, str] = {}
-    for client, original in copied.items():
+    for client, original in sorted(copied.items(), key=lambda pair: pair[0] not in counts):
         if client not in left_out:
             first.setdefault(original, client)
     known = {copied[c] for c in included if c in copied}
@@ -156,7 +159,7 @@ def minorities(
             for c in said
             if c.verdict == "minority" and counts_as.get(c.client, c.client) in group
         }
-        giving = _once(theirs, (), left_out)
+        giving = _once(theirs, (), left_out, counts)
         if settings.weights is not None:
             _counts_of(giving, counts)
         if giving:
