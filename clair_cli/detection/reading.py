@@ -181,7 +181,7 @@ class _Form:
         ranks, spec = sorted(first.values()), cohort.clients[0].updates[module]
         most = max(WIDE, PROPORTION * ranks[len(ranks) // 2])
         absolute = all(adapter.updates[module].absolute for adapter in cohort.clients)
-        # a few copies do not turn exact comparisons into sketches, but very many must not cost the square
+        # a few copies turn no exact comparison into sketches; very many must not cost their square
         counted = max(len(ranks), len(cohort.clients) // COPIES)
         many = counted * min(ranks[-1], most) > settings.detection.max_columns
         if not many or not absolute or settings.exact:
