@@ -39,7 +39,7 @@ class DetectionCalibration(Constants):
         512,
         "columns",
         (8, 2**20),
-        "columns of stacked factors kept exactly; beyond, a randomised range finder takes over",
+        "columns of stacked factors kept exactly; beyond, clients are compared by sketches",
         "benchmarks/results/speed.md",
     )
     max_iterations: int = constant(
