@@ -1,8 +1,9 @@
 """Figures for papers: one part of a saved report, drawn by matplotlib as PDF, SVG or PNG.
 
-What is drawn is what the page shows: its records say who has a row and where every mark is. matplotlib
-is loaded when the first figure is drawn. Text is never read as mathematics, and nothing but the report
-and the width decides the bytes: no date, no settings of the user's.
+What is drawn is what the page shows: its records say who has a row and where every mark is. They and
+matplotlib are loaded when the first figure is drawn, since every command reads the names in here. Text
+is never read as mathematics, and nothing but the report and the width decides the bytes: no date, no
+settings of the user's.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
 from clair_cli.errors import UsageError
-from clair_cli.renderers.page.view import missing
-from clair_cli.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from clair_cli.report import Report
 
 Kind = Literal["scores", "agreement", "heatmap", "spectrum", "refinement"]
 """What can be drawn."""
@@ -68,6 +69,7 @@ def render(report: Report, kind: Kind, suffix: str, width: float = COLUMN) -> by
     check_library()
     from matplotlib import style
 
+    from clair_cli.renderers.page.view import missing
     from clair_cli.renderers.plots.looks import STYLE
 
     draw: Callable[[Report, float], Figure | str | None]
