@@ -50,14 +50,17 @@ def decode(kind: type[Record], data: Any, where: str = "") -> Record:
         if own in data:
             value = data[own]
             plain = type(value) is hint and hint is not float  # most are, and there may be many
-            place = f"{where}.{own}".lstrip(".")
-            found[name] = value if plain else _value(hint, value, place)
+            found[name] = value if plain else _value(hint, value, _place(where, own))
         elif needed:
-            raise ValueError(f"{where}.{own}".lstrip(".") + " is missing")
+            raise ValueError(f"{_place(where, own)} is missing")
     if "extra" in _types(kind):  # type: ignore[arg-type]
         known = {own for _, own, _, _ in plan}
         found["extra"] = {k: v for k, v in data.items() if k not in known}
     return kind(**found)
+
+
+def _place(where: str, own: str) -> str:
+    return f"{where}.{own}".lstrip(".")
 
 
 @cache
