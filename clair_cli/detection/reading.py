@@ -132,13 +132,15 @@ def _stack(
     energies: dict[int, float] = {}
     usual = watch.usual()
     for k, adapter in enumerate(cohort.clients):
-        update = nothing(adapter, module, dtype, device)
+        update = None
         try:
             if k not in gone:
                 with watch.reading(k, repr(module), usual):
                     update = read_estimate(adapter, module, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
+        if update is None:
+            update = nothing(adapter, module, dtype, device)
         if update.rank > form.most:
             energies[k] = energy(update)
             up, down = leading(update.up, update.down, form.most, settings.seed)

@@ -29,15 +29,15 @@ LEAST, MOST = 64, 256
 class Sketch:
     """Delta = B A of rank r, shape (d_out, d_in), as `left` (p, r) = S B and `right` (q, r) = T A'.
 
-    `up` (r, r) = B'B and `down` (r, r) = A A' are exact. A side of no more than `size` dimensions is
-    kept whole, with the identity for S or T.
+    `down` (r, r) = A A' and `energy` () = ||Delta||_F^2 are exact. A side of no more than `size`
+    dimensions is kept whole, with the identity for S or T.
     """
 
     shape: tuple[int, int]
     left: Tensor
     right: Tensor
-    up: Tensor
     down: Tensor
+    energy: Tensor
 
     @property
     def rank(self) -> int:
@@ -46,8 +46,8 @@ class Sketch:
 
     def zeroed(self) -> Sketch:
         """That of the update zero."""
-        sides = (self.left, self.right, self.up, self.down)
-        return Sketch(self.shape, *(torch.zeros_like(side) for side in sides))
+        all_of_it = (self.left, self.right, self.down, self.energy)
+        return Sketch(self.shape, *(torch.zeros_like(x) for x in all_of_it))
 
 
 def sketch_size(clients: int, shape: tuple[int, int]) -> int:
@@ -62,7 +62,9 @@ def sketched(update: LowRankUpdate, size: int, seed: int) -> Sketch:
     """The sketch of an update; sketches of one `size` and `seed` can be compared."""
     up, down = update.up, update.down.T * update.scale  # (d_out, r), (d_in, r)
     sides = [_projected(side, size, seed + which) for which, side in enumerate((up, down))]
-    return Sketch((up.shape[0], down.shape[0]), sides[0], sides[1], up.T @ up, down.T @ down)
+    inner = down.T @ down
+    energy = ((up.T @ up) * inner).sum()
+    return Sketch((up.shape[0], down.shape[0]), sides[0], sides[1], inner, energy)
 
 
 def _projected(side: Tensor, size: int, seed: int) -> Tensor:
