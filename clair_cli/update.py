@@ -46,6 +46,12 @@ def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowR
     return LowRankUpdate(up, down)
 
 
+def inner(one: LowRankUpdate, other: LowRankUpdate) -> float:
+    """<Delta, Delta'> from the factors, without the products."""
+    cores = (one.up.T @ other.up) * (one.down @ other.down.T)
+    return float(cores.sum()) * one.scale * other.scale
+
+
 def energy(update: LowRankUpdate) -> float:
     """||Delta W||_F^2 from the factors, without the product."""
     down = update.down * update.scale

@@ -16,6 +16,7 @@ def detect(
     config: o.Config = None,
     alpha: o.Alpha = None,
     reference: o.Reference = None,
+    since: o.Since = None,
     differences: o.Differences = False,
     ignore: o.Ignore = None,
     follow_symlinks: o.Links = False,
@@ -23,6 +24,7 @@ def detect(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
+    later_round: o.LaterRound = "note",
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
@@ -39,7 +41,7 @@ def detect(
     """Say which clients are contaminated, where, how sure, and why."""
     settings = settings_from(locals())
     goes = delivery(
-        format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks, since), github=github
     )
     check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin

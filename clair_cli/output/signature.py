@@ -114,10 +114,12 @@ def statement(folder: Path, version: str) -> dict[str, Any]:
     written = {f.name: f.sha256 for f in listed.files} if listed else {}
     written[MANIFEST] = manifest.facts(folder / MANIFEST)["sha256"]
     subjects = [{"name": n, "digest": {"sha256": written[n]}} for n in sorted(written)]
+    read = [("", client) for client in report["inputs"]["clients"]]
+    read += [("since/", one) for one in report["inputs"].get("since", {}).get("adapters", [])]
     inputs = [
-        {"name": f"{client['id']}/{file['name']}", "digest": {"sha256": file["sha256"]}}
-        for client in report["inputs"]["clients"]
-        for file in client["files"]
+        {"name": f"{above}{one['id']}/{file['name']}", "digest": {"sha256": file["sha256"]}}
+        for above, one in read
+        for file in one["files"]
     ]
     return {
         "_type": STATEMENT_TYPE,

@@ -69,7 +69,7 @@ def _spectra(plan: Plan, clients: bool, gone: Collection[str], module: str) -> _
 def _measured(group: Group | None, refiner: ModuleRefiner) -> tuple[Array, list[list[Array]]]:
     """Of the mean, and of the clients of a group."""
     own = [] if group is None else _of_group(group, refiner)
-    return squared_spectrum(refiner.mean), own
+    return squared_spectrum(refiner.sent_mean + refiner.mean), own
 
 
 def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Array]]:
