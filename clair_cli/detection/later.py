@@ -18,6 +18,10 @@ from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
 
+SAME = 1 - 1e-9
+"""Cosine of copies."""
+
+
 def later_round(
     cohort: Cohort, stacks: Sequence[ModuleStack], numbers: DetectionCalibration
 ) -> Reason | None:
@@ -49,7 +53,8 @@ def likeness(inner: Array) -> float:
     unit = np.where(usual > 0, usual, norms.max(axis=1))
     unit = np.where(unit > 0, unit, 1.0)[:, None, None]
     cosine = cosines((inner / unit**2).sum(axis=0)[None])[0]
-    np.fill_diagonal(cosine, np.nan)
-    cosine[(cosine > 1 - 1e-9) | (norms.max(axis=0) == 0)[:, None]] = np.nan
-    with np.errstate(all="ignore"):
-        return float(np.nanmedian(cosine))
+    there = norms.max(axis=0) > 0
+    counts = (cosine < SAME) & there & there[:, None]
+    np.fill_diagonal(counts, False)
+    medians = [np.median(row[who]) for row, who in zip(cosine, counts, strict=True) if who.any()]
+    return float(np.median(medians)) if medians else 0.0
