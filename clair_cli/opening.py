@@ -95,7 +95,7 @@ def _opened(source: formats.Source, settings: Settings) -> Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What the server sent: to some clients, by their ids, an adapter of their own; to all others one."""
+    """What the server sent: to some clients, by their ids, one of their own; to all others one."""
 
     own: Mapping[str, Adapter]
     others: Adapter | None

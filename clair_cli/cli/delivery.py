@@ -125,7 +125,7 @@ def _summary(places: list[str]) -> Path:
 
 
 def read_from(folder: Path, followed: bool, since: Path | None = None) -> list[Path]:
-    """The folder of clients, where links in it lead, if they are followed, and what clients were sent."""
+    """The folder of clients, where links in it lead, if they are followed, and what was sent."""
     linked = linked_folders(folder).values() if followed else ()
     return [folder, *linked, *([] if since is None else [since])]
 

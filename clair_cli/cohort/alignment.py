@@ -24,9 +24,10 @@ from clair_cli.report import Reason
 def align(entries: Entries, min_shared: float = 0.5, same: bool = False) -> Cohort:
     """Choose what is compared: clients of one base model, on the modules that all of them have.
 
-    A client that cannot have been trained from what it was sent (CLR123), of another base model (CLR106), with another shape (CLR104), or sharing less than
-    `min_shared` of the modules most clients have (CLR107) is set aside as broken; with `same` also one
-    that has any module less or more than they do.
+    A client that cannot have been trained from what it was sent (CLR123), of another base model
+    (CLR106), with another shape (CLR104), or sharing less than `min_shared` of the modules most clients
+    have (CLR107) is set aside as broken; with `same` also one that has any module less or more than they
+    do.
     """
     clients = sorted(entries.adapters, key=lambda a: natural_key(a.client))
     strangers = not_from_sent(clients, min_shared)

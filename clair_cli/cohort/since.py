@@ -11,8 +11,8 @@ REMEDY = "train it from what was sent, or leave this client out"
 
 
 def not_from_sent(clients: list[Adapter], min_shared: float) -> list[Broken]:
-    """Clients of another base, shape or start than what they were sent, or with less than `min_shared` of
-    its modules: there is no telling what they changed."""
+    """Clients of another base, shape or start than what they were sent, or with less than `min_shared`
+    of its modules: there is no telling what they changed."""
     said = [(a, _why(a, a.since, min_shared)) for a in clients if a.since is not None]
     return [set_aside(a, Reason(NotFromSent.code, f"{why}; {REMEDY}")) for a, why in said if why]
 

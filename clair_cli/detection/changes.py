@@ -1,4 +1,4 @@
-"""What each client changed since the adapter that it was sent, in factors: ranks add up, nothing is dense.
+"""What each client changed since the adapter that it was sent, in factors: nothing is dense.
 
 B_k A_k - B_0 A_0 = [B_k, -B_0] [A_k; A_0], scales included, whatever rank and format each has. From here
 on every table and every norm is one of changes. In float32 the Gram matrices of a change a thousandth as
@@ -52,7 +52,7 @@ def change(update: LowRankUpdate, sent: LowRankUpdate | None) -> LowRankUpdate:
 
 
 def without_sent(block: Tensor, adapter: Adapter, name: str, begin: int, end: int) -> Tensor:
-    """Elements [begin, end) of a full matrix minus those that were sent, where it was sent in this shape.
+    """Elements [begin, end) of a full matrix minus those that were sent, if it was, in this shape.
 
     Raises NoVerdict.
     """

@@ -17,7 +17,6 @@ from clair_cli.detection.stacks import ModuleStack, tables
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
-
 SAME = 1 - 1e-9
 """Cosine of copies."""
 

@@ -228,8 +228,8 @@ def _rank(adapter: Adapter, module: str) -> int:
 
 
 def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
-    """The client's update, with what it was sent: its adapter, or the mean of its replicates where it has
-    nothing else."""
+    """The client's update, with what it was sent: its adapter, or the mean of its replicates where it
+    has nothing else."""
     if not adapter.only_replicates:
         return formats.read_update(adapter, module, dtype, device)
     found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]

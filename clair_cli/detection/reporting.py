@@ -147,7 +147,7 @@ def _solver(found: Detection) -> SolverRun | None:
 
 
 def inputs(cohort: Cohort, root: str, since: Path | None = None) -> dict[str, Any]:
-    """Every file that was read, by client, with its size and sha256; and those that clients were sent."""
+    """Every file that was read, by client, with its size and sha256; and those that were sent."""
     files = {a.client: [*a.files.values(), *_replicate_files(a)] for a in cohort.clients}
     files |= {b.client: list(b.files) for b in cohort.broken}
     clients = [

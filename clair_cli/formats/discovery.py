@@ -52,8 +52,8 @@ def discover(root: Path, ignore: Sequence[str] = (), sent: Path | None = None) -
     """The clients below `root`, in natural order; each is opened, and may turn out broken, later.
 
     Entries whose names match one of the shell patterns in `ignore` are not looked at; upper and
-    lower case differ on every system. The entry that is `sent`, or that it lies in, is no client. Raises UsageError where `root` is no folder or itself one
-    adapter, NoVerdict where it is empty.
+    lower case differ on every system. The entry that is `sent`, or that it lies in, is no client.
+    Raises UsageError where `root` is no folder or itself one adapter, NoVerdict where it is empty.
     """
     try:
         names = os.listdir(root)

@@ -68,8 +68,8 @@ class ModuleRefiner:
 
     `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
     `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
-    `sent` is what each client started from, None where that is nothing: Delta_k is then the change since,
-    and what is written is what was sent and the refined change.
+    `sent` is what each client started from, None where that is nothing: Delta_k is then the change
+    since, and what is written is what was sent and the refined change.
     """
 
     def __init__(

@@ -85,7 +85,8 @@ def test_what_was_sent_is_one_adapter_or_the_folder_of_all(tmp_path: Path) -> No
 
 def test_who_is_left_out_goes_on_from_the_mean_of_the_benign(folder: Path, tmp_path: Path) -> None:
     held = dict.fromkeys(CLIENTS, folder)
-    sent = servers.clair_personal(servers.Round(folder, tmp_path / "sent", held, frozenset(CONTAMINATED)))
+    round_ = servers.Round(folder, tmp_path / "sent", held, frozenset(CONTAMINATED))
+    sent = servers.clair_personal(round_)
     assert sent is not None
     assert sent.averaged == BENIGN
     for name, path in sent.adapters.items():
