@@ -77,7 +77,7 @@ def discover(root: Path, ignore: Sequence[str] = (), sent: Path | None = None) -
     notes = _name_clashes(root, found)
     mean = GLOBAL in found and is_own(root, GLOBAL, MEAN_BYTES)
     own = {GLOBAL: Reason("CLR118", OWN_MEAN)} if mean else {}
-    if sent is not None and sent.resolve().is_relative_to(root.resolve()):
+    if sent is not None and root.resolve() in sent.resolve().parents:
         name = sent.resolve().relative_to(root.resolve()).parts[0]
         own[name] = Reason("CLR122", f"{shown(name)}: {WAS_SENT}")
     sources = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -18,14 +19,22 @@ from tests.helpers.commands import (
     CONTAMINATED,
     WEIGHTS,
     change_config,
-    clair,
     fingerprint,
+    forked,
     samples,
     verdicts,
 )
 from tests.helpers.rounds import config, deltas, save_round, save_sum
 
 HONEST = sorted({*CLIENTS} - CONTAMINATED)
+
+
+def clair(*args: object) -> CompletedProcess[str]:
+    """The command, forked from a process that has torch loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = forked(*args, stdout=out, stderr=err, timeout=120)
+        return CompletedProcess(args, code, out.read_text(), err.read_text())
 
 
 def detect(*args: object) -> tuple[int, dict[str, Any]]:
@@ -383,8 +392,6 @@ def test_a_head_that_was_sent_is_judged_and_averaged_by_its_change(tmp_path: Pat
         heads += [own[k] for k in own if "lm_head" in k and n < 6]
     code, report = detect(tmp_path / "round", "--since", tmp_path / "sent")
     assert (code, found(report, "contaminated")) == (1, {"client-6"})
-    _, whole = detect(tmp_path / "round")
-    assert found(whole, "contaminated") == set()
     report = refine(
         tmp_path / "round", tmp_path / "out", "--since", tmp_path / "sent", "--strength", 1
     )
