@@ -120,7 +120,9 @@ SERVERS: dict[str, Callable[[Round], Sent | None]] = {
 
 def refine(given: Round, *options: object) -> list[str] | None:
     """`clair refine --global` into `out`: the benign clients, None without a verdict."""
-    if not clair("refine", given.folder, "--out", given.out, "--global", *options):
+    rank = config(given.folder / given.clients[0])["r"]  # which stays what it is
+    options = ("--global", "--global-rank", rank, *options)
+    if not clair("refine", given.folder, "--out", given.out, *options):
         return None
     verdicts = read_verdicts(given.out / "report.json")
     return [name for name, verdict in verdicts.items() if verdict == "benign"]
