@@ -47,8 +47,8 @@ def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
 
 
 Spectrum = tuple[Array, float]
-"""Squared singular values of what is to be written, descending, and the energy that a cut is measured by:
-that of the change, since a cut that is small beside what was sent may be all of it."""
+"""Squared singular values of what is to be written, descending, and the energy that a cut is measured
+by: that of the change, since a cut that is small beside what was sent may be all of it."""
 
 
 class _Spectra:
