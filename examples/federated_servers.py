@@ -100,8 +100,16 @@ def clair_global_since(given: Round) -> Sent | None:
 
 
 def clair_personal_since(given: Round) -> Sent | None:
-    """As `clair_personal`, by what each client changed in this round."""
-    return to_each(given, refine(given, "--since", since(given)))
+    """As `clair_personal`, by what each client changed in this round; to whom is not benign, the mean.
+
+    Else a contaminated minority would get adapters of its own, and go on from them.
+    """
+    report, sent = given.out.with_suffix(".json"), ("--since", since(given))
+    if not clair("detect", given.folder, *sent, "-o", f"json={report}", "--fail-on", "never"):
+        return None
+    odd = [name for name, verdict in read_verdicts(report).items() if verdict != "benign"]
+    benign = refine(given, *sent, *(option for name in odd for option in ("--exclude", name)))
+    return to_each(given, [n for n in benign if n not in odd] if benign else None)
 
 
 SERVERS: dict[str, Callable[[Round], Sent | None]] = {

@@ -224,7 +224,7 @@ def test_what_cannot_have_been_sent_is_refused(own: Path) -> None:
     tensors = load_file(sent / WEIGHTS)
     tensors[next(iter(tensors))][0, 0] = float("nan")
     save_file(tensors, sent / WEIGHTS)
-    assert "not finite" in refused(clair("detect", own / "round", "--since", sent))
+    assert "holds 1 NaN" in refused(clair("detect", own / "round", "--since", sent))
     (sent / WEIGHTS).unlink()
     (sent / WEIGHTS).symlink_to(own / "first" / "client-01" / WEIGHTS)
     assert "a link that leaves" in refused(clair("detect", own / "round", "--since", sent))
