@@ -328,7 +328,7 @@ class DetectionCalibration(Constants):
         ROUNDS,
     )
     round_likeness: float = constant(
-        0.9,
+        0.85,
         "cosine",
         (0, 1),
         "likeness of the clients, median of the median to the others, that is a later round's",
