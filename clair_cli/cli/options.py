@@ -276,6 +276,13 @@ Verbose = Annotated[
 ]
 NoProgress = Annotated[bool, option(SHOWING, "--no-progress", help="Show no progress bar.")]
 
+Timings = Annotated[
+    bool,
+    option(
+        SHOWING, "--timings", help="Say on stderr where the seconds went; the report has it, too."
+    ),
+]
+
 # --- what only one command has
 
 Adapters = Annotated[
