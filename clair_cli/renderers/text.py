@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
 
 from rich.console import Console
@@ -161,9 +161,9 @@ def _modules(report: Report) -> list[str]:
 
 def timings(report: Report) -> list[str]:
     """What the seconds of the run were spent on, the most first; nothing of a report without it."""
-    spent: Mapping[str, float] = report.run.get("timings") or {}
-    whole = sum(spent.values()) or 1.0
-    most = sorted(spent.items(), key=lambda item: -item[1])
+    spent = [(str(t["what"]), float(t["seconds"])) for t in report.run.get("timings") or ()]
+    whole = sum(seconds for _, seconds in spent) or 1.0
+    most = sorted(spent, key=lambda row: -row[1])
     rows = [(what, f"{seconds:.2f} s", percent(seconds / whole)) for what, seconds in most]
     return aligned(rows, right=(1, 2)) if rows else []
 
