@@ -176,9 +176,13 @@ def accounted(report: Report) -> str:
     parts = [f"{counts[v]} {v}" for v in shown]
     if said < total:
         parts.append(f"{total - said} without a verdict")
+    return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart(report)}"
+
+
+def apart(report: Report) -> str:
+    """A sentence on entries that are no clients, with a blank before it; nothing without such."""
     empty = len(_empty(report))
-    apart = f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
-    return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart}"
+    return f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
 
 
 def counted(clients: Sequence[Verdict]) -> list[str]:
