@@ -9,7 +9,7 @@ from clair_cli.decimals import LONGEST, decimal, whole
 ODD = (
     "1_000",
     "١٢",
-    "１２",
+    "\uff11\uff12",
     "1²",
     "nan",
     "inf",
