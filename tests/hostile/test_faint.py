@@ -56,7 +56,9 @@ def test_no_warning_of_a_library_reaches_the_screen(sizes: list[float], tmp_path
 
 def test_faint_is_what_the_dtype_cannot_square() -> None:
     def of(size: float, dtype: torch.dtype) -> bool:
-        return faint(LowRankUpdate(torch.full((8, 2), size, dtype=dtype), torch.ones(2, 8).to(dtype)))
+        return faint(
+            LowRankUpdate(torch.full((8, 2), size, dtype=dtype), torch.ones(2, 8).to(dtype))
+        )
 
     assert [of(x, torch.float32) for x in (0.0, 1e-20, 1e-10, 1.0)] == [True, True, False, False]
     assert [of(x, torch.float64) for x in (0.0, 1e-160, 1e-20)] == [True, True, False]
