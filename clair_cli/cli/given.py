@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from clair_cli.decimals import decimal, whole
 from clair_cli.errors import UsageError
 from clair_cli.report import MAX_BYTES, Report, from_dict
 from clair_cli.settings import Settings
@@ -57,7 +58,7 @@ def _number_or(
 def _bytes(value: str) -> int:
     number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
     try:
-        return int(float(number) * UNITS.get(unit, 1))
+        return int(decimal(number) * UNITS.get(unit, 1))
     except (ValueError, OverflowError):
         text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
         raise UsageError(f"{flag('max_memory')}: {text}") from None
@@ -68,14 +69,14 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _strengths(value: str) -> tuple[Any, ...]:
-    return tuple(map(_number_or("path", float, "auto"), map(str.strip, value.split(","))))
+    return tuple(map(_number_or("path", decimal, "auto"), map(str.strip, value.split(","))))
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "subspace_rank": _number_or("subspace_rank", int, "auto"),
-    "strength": _number_or("strength", float, "auto"),
-    "rank": _number_or("rank", int, "keep", "auto", "exact"),
-    "global_rank": _number_or("global_rank", int, "auto", "exact"),
+    "subspace_rank": _number_or("subspace_rank", whole, "auto"),
+    "strength": _number_or("strength", decimal, "auto"),
+    "rank": _number_or("rank", whole, "keep", "auto", "exact"),
+    "global_rank": _number_or("global_rank", whole, "auto", "exact"),
     "path": _strengths,
     "max_memory": _bytes,
 }

@@ -26,7 +26,7 @@ from clair_cli.formats.safetensors_file import FLOATS
 from clair_cli.output.publish import write_bytes
 from clair_cli.settings import Settings
 
-FACTOR_NAME = re.compile(r"(.+)\.lora_([ab])(?:\.(\d{1,9}))?", re.DOTALL)
+FACTOR_NAME = re.compile(r"(.+)\.lora_([ab])(?:\.([0-9]{1,9}))?", re.DOTALL)
 MAX_UPDATES = 100_000
 """Twice what 58 layers of 256 experts have."""
 AGAIN = "save the adapter again, whole"

@@ -224,3 +224,13 @@ def test_the_reference_spells_options_as_the_commands_do(
         known = {w.rstrip(",") for w in page.split() if re.match(r"-[-a-z]", w)} - {"-h", "--help"}
         spelt = {n for p in parameters(function) for n in p.spelt.split(", ") if n}
         assert spelt <= known
+
+
+@pytest.mark.parametrize("odd", ["1_0", "١٢", "nan", "0x1"])
+@pytest.mark.parametrize(
+    "option", ["--subspace-rank", "--strength", "--rank", "--global-rank", "--path", "--max-memory"]
+)
+def test_a_number_is_written_in_ascii_decimals(
+    option: str, odd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "refine", "x", "--out", "y", option, odd).startswith(f"{option}: expected")
