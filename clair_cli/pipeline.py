@@ -14,6 +14,7 @@ from typing import Any
 
 from clair_cli import formats
 from clair_cli._version import __version__
+from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import Cohort, Start, align
 from clair_cli.detection.record import Detection, Machine, too_few
@@ -131,6 +132,7 @@ def reported(
         clients=rated(verdicts(detection), settings.detection),
     )
     report = report if earlier is None else against(report, earlier)
+    report = accepting(report, settings.accept, clock.started_at.date())
     return gated(report, settings.fail_on)
 
 

@@ -27,6 +27,8 @@ def inspect(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     format: o.Format = "text",
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Show what an adapter holds, or the adapters of a folder."""
     settings = settings_from(locals())

@@ -12,7 +12,8 @@ from typing import Any
 
 from clair_cli._version import __version__
 from clair_cli.cli import app
-from clair_cli.cli.reference import parameters, usage
+from clair_cli.cli.parameters import parameters
+from clair_cli.cli.reference import usage
 from clair_cli.cli.streams import print_out
 
 ENVIRONMENT = {

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from rich.text import Text
 
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import as_high, folded, many, percent
+from clair_cli.renderers.words import as_high, decision, folded, many, percent
 from clair_cli.report import Report, Verdict
 
+ACCEPTED = "accepted"
+"""What stands for the verdict on a client that somebody has decided about."""
 STYLES = {
     "contaminated": "bold red",
     "broken": "bold magenta",
@@ -18,6 +20,7 @@ STYLES = {
     "suspicious": "yellow",
     "benign": "green",
     "no verdict": "bold yellow",
+    ACCEPTED: "bold blue",
 }
 ORDER = ("contaminated", "broken", "minority", "suspicious", "benign")
 FEW = 3
@@ -66,17 +69,22 @@ def table(report: Report, verbose: bool, width: int | None) -> list[Text]:
 
 def _rows(report: Report, verbose: bool) -> list[_Row]:
     shown = [c for c in report.clients if verbose or c.verdict != "benign"]
-    shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
+    shown.sort(key=lambda c: (c.accepted is not None, *_rank(c)))
     rows = [_row(client) for client in shown]
     if verbose:
         return rows
     return _alike(rows) + _benign([c for c in report.clients if c.verdict == "benign"])
 
 
+def _rank(client: Verdict) -> tuple[int, float]:
+    return ORDER.index(client.verdict) if client.verdict else 0, -(client.score or 0)
+
+
 def _row(client: Verdict) -> _Row:
     score = "-" if client.score is None else f"{client.score:.1f}"
     limit = "-" if client.limit is None else f"{client.limit:.1f}"
-    reasons = [safe_text(r.message) for r in client.reasons]
+    decided = [decision(client.accepted, str(client.verdict))] if client.accepted else []
+    reasons = [*decided, *(safe_text(r.message) for r in client.reasons)]
     if client.depends_on and client.stability is not None and client.stability < 0.5:
         names = ", ".join(map(safe_text, client.depends_on))
         stable = f"stability {percent(client.stability)}"
@@ -84,7 +92,8 @@ def _row(client: Verdict) -> _Row:
     if client.rarity is not None:
         reasons.append(as_high(client.rarity))
     name = safe_text(client.client)
-    return _Row(client.verdict or "no verdict", name, score, limit, tuple(reasons))
+    word = ACCEPTED if client.accepted else client.verdict or "no verdict"
+    return _Row(word, name, score, limit, tuple(reasons))
 
 
 def _alike(rows: list[_Row]) -> list[_Row]:

@@ -68,14 +68,17 @@ def verdict_line(report: Report) -> str:
 
 def _decided(report: Report, fail_on: str) -> str:
     """How many the gate is about that somebody has decided about."""
-    names, included = (
-        [c.client for c in gate(report, fail_on)],
-        report.settings.get("include") or (),
-    )
-    benign = sum(name in included for name in names)
+    included = report.settings.get("include") or ()
+    about = [c for c in gate(report, fail_on) if c.client not in included]
+    benign, accepted = len(gate(report, fail_on)) - len(about), sum(map(_is_accepted, about))
+    rest = len(about) - accepted
     but = f" but {benign} that --include counts as benign" if benign else ""
-    rest = len(names) - benign
+    but += f"{',' if but else ' but'} {accepted} accepted" if accepted else ""
     return f"{but}, and {rest} known from the baseline" if rest else but
+
+
+def _is_accepted(client: Verdict) -> bool:
+    return client.accepted is not None
 
 
 def _style(report: Report) -> str:
@@ -163,7 +166,9 @@ def accounted(report: Report) -> str:
         parts.append(f"{total - said} without a verdict")
     empty = len(_empty(report))
     apart = f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
-    return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart}"
+    decided = sum(map(_is_accepted, report.clients))
+    of_them = f"; {decided} of them accepted" if decided else ""
+    return f"{total} of {total} clients accounted for: {', '.join(parts)}{of_them}.{apart}"
 
 
 def _counted(clients: Sequence[Verdict]) -> list[str]:

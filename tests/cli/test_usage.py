@@ -12,7 +12,8 @@ import pytest
 
 from clair_cli.cli import app, run
 from clair_cli.cli.given import flag, settings_from
-from clair_cli.cli.reference import markdown, parameters
+from clair_cli.cli.parameters import parameters
+from clair_cli.cli.reference import markdown
 from clair_cli.settings import Settings
 from tests.helpers.commands import clair
 

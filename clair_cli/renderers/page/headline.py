@@ -54,9 +54,11 @@ def headline(report: Report) -> Headline:
     )
 
 
-def _named(report: Report, verdict: str) -> list[str]:
-    found = sorted((c for c in report.clients if c.verdict == verdict), key=worst_first)
-    return [safe_text(c.client) for c in found]
+def _named(report: Report, verdict: str, decided: bool | None = None) -> list[str]:
+    """Clients of a verdict, worst first; with `decided` only those that are accepted, or are not."""
+    found = [c for c in report.clients if c.verdict == verdict]
+    found = [c for c in found if decided in (None, c.accepted is not None)]
+    return [safe_text(c.client) for c in sorted(found, key=worst_first)]
 
 
 def _sentence(report: Report) -> str:
@@ -113,8 +115,11 @@ def _steps(report: Report) -> list[Step]:
     steps = [
         Step(f"{do} {few(names)}.", why)
         for verdict, do, why in ADVICE
-        if (names := _named(report, verdict))
+        if (names := _named(report, verdict, decided=False))
     ]
+    if accepted := [n for v, *_ in ADVICE for n in _named(report, v, decided=True)]:
+        text = "Somebody has decided that; the card of each says why, and until when."
+        steps.append(Step(f"Take {few(accepted)} as accepted.", text))
     benign = len(_named(report, "benign"))
     if refined:
         text = f"Use the {many(len(refined), 'refined adapter')} in the output folder."
