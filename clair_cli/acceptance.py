@@ -25,39 +25,42 @@ def accepting(report: Report, entries: Sequence[Decision], today: date) -> Repor
     Entries on one client count together. The remarks on entries that are expired or unused stand
     before all others, because the last one says why there is no verdict.
     """
-    clients = {c.client: c for c in report.clients}
+    if not entries and not report.acceptance:
+        return report
+    said = {c.client: c for c in report.clients}
     files = {str(c.get("id")): c.get("files") or () for c in report.inputs.get("clients") or ()}
     live = [e for e in entries if not _is_over(e, today)]
-    valid = [e for e in live if not _misses(e, clients.get(e.client), files.get(e.client, ()))]
-    accepted = {c.client: found for c in report.clients if (found := _accepted(c, valid))}
+    valid: dict[str, list[Decision]] = {}
+    for entry in live:
+        if _misses(entry, said.get(entry.client), files.get(entry.client, ())) is None:
+            valid.setdefault(entry.client, []).append(entry)
+    clients = tuple(
+        replace(c, accepted=_accepted(c, valid.get(c.client, ()))) for c in report.clients
+    )
+    accepted = {c.client: c for c in clients}
     told = tuple(
-        _told(e, e in live, clients.get(e.client), files.get(e.client, ()), accepted)
+        _expired(e)
+        if _is_over(e, today)
+        else _told(e, accepted.get(e.client), files.get(e.client, ()))
         for e in entries
     )
     kept = [r for r in report.population.findings if r.code not in (EXPIRED, UNUSED)]
-    findings = (*_remarks(told), *kept)
-    return replace(
-        report,
-        clients=tuple(replace(c, accepted=accepted.get(c.client)) for c in report.clients),
-        population=replace(report.population, findings=findings),
-        acceptance=told,
-    )
+    population = replace(report.population, findings=(*_remarks(told), *kept))
+    return replace(report, clients=clients, population=population, acceptance=told)
 
 
 def _is_over(entry: Decision, today: date) -> bool:
     return entry.until is not None and today > date.fromisoformat(entry.until)
 
 
-def _accepted(client: Verdict, valid: Iterable[Decision]) -> Accepted | None:
-    """None where a finding on the client has a code that no valid entry names."""
+def _accepted(client: Verdict, valid: Sequence[Decision]) -> Accepted | None:
+    """None where a finding on the client has a code that none of its valid entries names."""
     found = _codes(client)
-    own = [e for e in valid if e.client == client.client and found & set(e.codes)]
-    if not found or not found <= {code for e in own for code in e.codes}:
+    if not found or not found <= {code for e in valid for code in e.codes}:
         return None
-    days = [e.until for e in own if e.until is not None]
-    codes = tuple(sorted({code for e in own for code in e.codes} & found))
-    reasons = "; ".join(dict.fromkeys(e.reason for e in own))
-    return Accepted(codes, reasons, min(days, default=None))
+    days = [e.until for e in valid if e.until is not None]
+    reasons = "; ".join(dict.fromkeys(e.reason for e in valid))
+    return Accepted(tuple(sorted(found)), reasons, min(days, default=None))
 
 
 def _codes(client: Verdict) -> set[str]:
@@ -90,21 +93,22 @@ def _same_files(hashes: set[str], files: Sequence[Mapping[str, Any]]) -> bool:
     return hashes <= all_of_them and weights <= hashes
 
 
+def _expired(entry: Decision) -> Acceptance:
+    return Acceptance(*_fields(entry), "expired")
+
+
 def _told(
-    entry: Decision,
-    live: bool,
-    client: Verdict | None,
-    files: Sequence[Mapping[str, Any]],
-    accepted: Mapping[str, Accepted],
+    entry: Decision, client: Verdict | None, files: Sequence[Mapping[str, Any]]
 ) -> Acceptance:
-    """What became of one entry."""
-    own = (entry.client, entry.codes, entry.reason, entry.until, entry.sha256)
-    if not live:
-        return Acceptance(*own, "expired")
+    """What became of an entry that has not ended."""
     why = _misses(entry, client, files)
-    if why is None and client is not None and entry.client not in accepted:
+    if why is None and client is not None and client.accepted is None:
         why = f"it also has {', '.join(sorted(_codes(client) - set(entry.codes)))}"
-    return Acceptance(*own, "unused", why) if why else Acceptance(*own, "accepted")
+    return Acceptance(*_fields(entry), "unused" if why else "accepted", why)
+
+
+def _fields(entry: Decision) -> tuple[str, tuple[str, ...], str, str | None, tuple[str, ...]]:
+    return entry.client, entry.codes, entry.reason, entry.until, entry.sha256
 
 
 def _remarks(told: Iterable[Acceptance]) -> Iterable[Reason]:

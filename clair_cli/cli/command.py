@@ -61,6 +61,9 @@ class Command(TyperCommand):
             ctx.resilient_parsing = False
         given, ctx.params = ctx.params, {}
         named, off = given.get("config_file"), bool(given.get("no_config"))
+        if named is not None and off and source(ctx, "config_file") != source(ctx, "no_config"):
+            off = source(ctx, "no_config") == "COMMANDLINE"
+            named = None if off else named
         typed = {n: v for n, v in given.items() if source(ctx, n) == "COMMANDLINE"}
         typed.pop("config_file", None)
         paths = [p for v in typed.values() for p in (v if isinstance(v, list) else [v])]

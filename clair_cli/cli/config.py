@@ -38,6 +38,7 @@ def config(
     """Show which options count here, and where each is from.
 
     The command line counts before the environment, that before a file, and a file before the default.
+    CLAIR_FAIL_ON stands for --fail-on, and so for every option; CLAIR_DETECT_FAIL_ON for detect alone.
     """
     known = commands_of(context)
     if command is not None and command not in known:
@@ -77,7 +78,10 @@ def _options(context: typer.Context, name: str) -> Iterator[Option]:
             value, where = param.consume_value(made, {})
             made.set_parameter_source(param.name, where)
             kind = SOURCES.get(source(made, param.name), "default")
-            yield Option(name, keys[param.name], _plain(value), kind, origin(made, param.name))
+            place = (
+                context.obj.keys[name, param.name] if kind == "file" else origin(made, param.name)
+            )
+            yield Option(name, keys[param.name], _plain(value), kind, place)
 
 
 def _plain(value: Any) -> bool | int | float | str | tuple[str, ...] | None:

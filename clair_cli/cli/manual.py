@@ -17,6 +17,8 @@ from clair_cli.cli.reference import usage
 from clair_cli.cli.streams import print_out
 
 ENVIRONMENT = {
+    "CLAIR_FAIL_ON": "Stands for --fail-on, and so for every option; CLAIR_DETECT_FAIL_ON for that of "
+    "detect alone.",
     "NO_COLOR": "Where it is set, no colours are used.",
     "OMP_NUM_THREADS": "Threads of the linear algebra, where --threads does not say.",
 }
