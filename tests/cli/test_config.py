@@ -1,4 +1,4 @@
-"""Decisions that are remembered, through the installed script: which file counts, and what it may say."""
+"""Decisions that are remembered, by the installed script: which file counts, and what it may say."""
 
 from __future__ import annotations
 
