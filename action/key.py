@@ -2,7 +2,8 @@
 
 The hash is that of every file's name and bytes among the adapters, of clair's own source, of the
 settings and the files that they name, and of what clair remembers here: files of decisions from the
-working folder upwards, and variables. Decisions end with a day, so where there are any the day counts. A link counts by where it points and is not followed; what cannot be read counts as that.
+working folder upwards, and variables. Decisions end with a day, so where there are any the day counts.
+A link counts by where it points and is not followed; what cannot be read counts as that.
 """
 
 from __future__ import annotations

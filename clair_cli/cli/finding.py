@@ -35,12 +35,9 @@ def find(among: Sequence[Path], has_table: Callable[[Path], bool]) -> tuple[Path
                 continue
             if strange or lies_among(path, places):
                 told += [] if os.path.realpath(path) in seen else [_among(str(path))]
-            elif path.name == PROJECT and not has_table(path):
-                continue
-            elif os.stat(path).st_uid not in users:
-                text = f"{str(path)!r} belongs to another user, and is not obeyed"
-                told.append(f"{text}; name it with --config if you trust it")
-            else:
+            elif os.stat(path).st_uid not in users:  # nor is it read: it may be no TOML at all
+                told += [_strangers(str(path))] if path.name == FILE else []
+            elif path.name == FILE or has_table(path):
                 return path, told
         if not strange and os.path.lexists(folder / TOP):
             break
@@ -50,6 +47,11 @@ def find(among: Sequence[Path], has_table: Callable[[Path], bool]) -> tuple[Path
 def lies_among(path: Path, places: Sequence[Path]) -> bool:
     """Whether it is, or leads to, something in one of the folders `places`, which have no links."""
     return any(Path(os.path.realpath(path)).is_relative_to(place) for place in places)
+
+
+def _strangers(path: str) -> str:
+    text = f"{path!r} belongs to another user, and is not obeyed"
+    return f"{text}; name it with --config if you trust it"
 
 
 def _among(path: str) -> str:

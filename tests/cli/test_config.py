@@ -215,6 +215,15 @@ def test_a_link_to_an_upload_is_not_obeyed_either(tmp_path: Path) -> None:
     assert "lies among the adapters, and is not obeyed" in done.stderr
 
 
+def test_what_lies_beside_an_inspected_file_came_with_it(tmp_path: Path) -> None:
+    client = samples(tmp_path / "round") / "client-01"
+    (client / "clair.toml").write_text("nonsense")
+    for args in ((".",), ("adapter_model.safetensors",)):
+        done = clair("inspect", *args, cwd=client)
+        assert done.returncode == 0, done.stderr
+        assert "lies among the adapters, and is not obeyed" in done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_file_of_another_user_counts_only_where_it_is_named(place: Path) -> None:
     inner = place / "inner"
@@ -224,6 +233,10 @@ def test_a_file_of_another_user_counts_only_where_it_is_named(place: Path) -> No
     done = clair("report", "../r.json", "-q", cwd=inner)
     assert done.returncode == 1
     assert "belongs to another user" in done.stderr
+    (inner / "pyproject.toml").write_text("no TOML")  # nor is it read
+    os.chown(inner / "pyproject.toml", 12345, 12345)
+    assert clair("report", "../r.json", "-q", cwd=inner).returncode == 1
+    (inner / "pyproject.toml").unlink()
     named = ("--config", "../clair.toml")
     assert clair("report", "../r.json", "-q", *named, cwd=inner).returncode == 0
     os.chown(inner, 12345, 12345)  # a mounted folder and its file
