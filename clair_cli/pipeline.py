@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -16,7 +16,7 @@ from clair_cli import formats
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
-from clair_cli.cohort import Cohort, Start, align
+from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.opening import open_entries
@@ -27,7 +27,8 @@ from clair_cli.progress import Progress, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report, gated
-from clair_cli.settings import Settings
+from clair_cli.results import Apart, Survey, Surveyed
+from clair_cli.settings import Settings, failing_verdicts
 
 
 def detect(
@@ -46,6 +47,54 @@ def detect(
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
     return reported(detection, path, settings, clock, earlier)
+
+
+def detect_groups(
+    path: Path | str,
+    by: By = "base",
+    settings: Settings | None = None,
+    on_progress: Progress | None = None,
+    command: str | None = None,
+) -> Survey:
+    """Detect in each group of clients of the folder `path` that can be compared: a cohort by itself.
+
+    They are of one base model, unless `by` is "shapes", and their modules have the same shapes. Raises
+    what `detect` raises.
+    """
+    path, settings, tell = Path(path), settings or Settings(), on_progress or silent
+    found = grouped(_entries(path, settings, tell), by, settings.min_shared_modules)
+    apart = [Apart(a.client, a.base) for a in found.apart]
+    groups = []
+    judged = {a.client for group in found.groups for a in group.entries.adapters}
+    for number, group in enumerate(found.groups):
+        clock = _Clock(command)
+        cohort = _aligned(group.entries, settings, by == "base")
+        bases = {a.client: a.base for a in group.entries.adapters}
+        apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
+        detection = examined(replace(cohort, broken=()), settings, tell)
+        own = tuple(  # what is about nobody is said once
+            e for e in settings.accept if e.client in bases or not (number or e.client in judged)
+        )
+        report = reported(detection, path, replace(settings, accept=own), clock)
+        inputs = {**report.inputs, "group": group.name}
+        groups.append(Surveyed(group.name, replace(report, inputs=inputs)))
+    broken = tuple((b.client, b.reason) for b in found.rest.broken)
+    return Survey(
+        folder=str(path),
+        by=by,
+        fail_on=settings.fail_on,
+        groups=tuple(groups),
+        apart=tuple(sorted(apart, key=lambda a: natural_key(a.client))),
+        broken=broken,
+        findings=found.rest.findings,
+        exit_code=_worst(groups, bool(broken) and "broken" in failing_verdicts(settings.fail_on)),
+    )
+
+
+def _worst(groups: Sequence[Surveyed], failed: bool) -> int:
+    """1 where something fails the gate, 3 where nothing has a verdict."""
+    codes = {g.report.exit_code for g in groups}
+    return 1 if failed or 1 in codes else 0 if 0 in codes else NoVerdict.exit_code
 
 
 def refine(
@@ -82,12 +131,19 @@ def refine(
 
 def opened(path: Path, settings: Settings, on_progress: Progress = silent) -> Cohort:
     """The clients of the folder that can be compared, known from their headers."""
+    return _aligned(_entries(path, settings, on_progress), settings)
+
+
+def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
     if settings.device == "cuda":
         from clair_cli.detection.reading import check_device
 
         check_device(settings)
-    entries = open_entries(path, settings, on_progress)
-    return align(entries, settings.min_shared_modules, settings.modules == "same")
+    return open_entries(path, settings, on_progress)
+
+
+def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort:
+    return align(entries, settings.min_shared_modules, settings.modules == "same", bases)
 
 
 def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent) -> Detection:

@@ -27,6 +27,7 @@ def detect(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
+    group_by: o.GroupBy = None,
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
@@ -48,8 +49,14 @@ def detect(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
     )
     check_explained(explain, goes)
+    if group_by is not None:
+        goes.check_groups(baseline=baseline, explain=explain)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
+    if group_by is not None:
+        with Progress(quiet or no_progress) as progress:
+            found = pipeline.detect_groups(folder, group_by, settings, progress, command_line())
+        return goes.deliver_groups(found)
     with Progress(quiet or no_progress) as progress:
         report = pipeline.detect(folder, settings, progress, command_line())
     code = goes.deliver(report)
