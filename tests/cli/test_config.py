@@ -422,3 +422,15 @@ def test_show_is_plain_and_knows_its_commands(place: Path) -> None:
     assert "\x1b" not in done.stdout
     wrong = clair("config", "show", "detct", cwd=place)
     assert (wrong.returncode, "did you mean detect?" in wrong.stderr) == (2, True)
+
+
+def test_of_groups_each_decision_is_obeyed_in_its_own_and_said_once(tmp_path: Path) -> None:
+    cohort = samples(tmp_path / "round")
+    found = tmp_path / "r.json"
+    clair("detect", cohort, "-q", "-o", f"json={found}", cwd=tmp_path)
+    entries = [entry(c, codes(found, c)) for c in (FIRST, SECOND)] + [entry("nobody", ["CLR203"])]
+    (tmp_path / "clair.toml").write_text("".join(entries))
+    done = clair("detect", cohort, "--group-by", "base", "-f", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [a for g in json.loads(done.stdout)["groups"] for a in g["report"]["acceptance"]]
+    assert [a["state"] for a in told] == ["accepted", "accepted", "unused"]
