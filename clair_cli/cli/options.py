@@ -279,6 +279,13 @@ Verbose = Annotated[
 ]
 NoProgress = Annotated[bool, option(SHOWING, "--no-progress", help="Show no progress bar.")]
 
+Timings = Annotated[
+    bool,
+    option(
+        SHOWING, "--timings", help="Say on stderr where the seconds went; the report has it, too."
+    ),
+]
+
 # --- where options come from
 
 ConfigFile = Annotated[

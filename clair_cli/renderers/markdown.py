@@ -9,7 +9,7 @@ from itertools import accumulate
 from clair_cli.renderers.clients import ACCEPTED, ORDER
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, headline, verdict_line
-from clair_cli.renderers.words import decision, many
+from clair_cli.renderers.words import as_high, decision, many
 from clair_cli.report import Report, Verdict
 
 ROOM = 500_000
@@ -47,7 +47,9 @@ def _row(client: Verdict) -> str:
     limit = "" if client.limit is None else f"{client.limit:.1f}"
     verdict = client.verdict or "no verdict"
     said = [decision(client.accepted, verdict)] if client.accepted else []
-    why = "<br>".join(map(escaped, [*said, *(f"{r.code} {r.message}" for r in client.reasons)]))
+    said += [f"{r.code} {r.message}" for r in client.reasons]
+    said += [as_high(client.rarity)] if client.rarity else []
+    why = "<br>".join(map(escaped, said))
     cells = (ACCEPTED if client.accepted else verdict, escaped(client.client), score, limit, why)
     return f"| {' | '.join(cells)} |"
 

@@ -162,6 +162,15 @@ def _modules(report: Report) -> list[str]:
     return [*lines, "", *aligned([("module", "shape", "shared rank", "explained"), *every], (2, 3))]
 
 
+def timings(report: Report) -> list[str]:
+    """What the seconds of the run were spent on, the most first; nothing of a report without it."""
+    spent = [(str(t["what"]), float(t["seconds"])) for t in report.run.get("timings") or ()]
+    whole = sum(seconds for _, seconds in spent) or 1.0
+    most = sorted(spent, key=lambda row: -row[1])
+    rows = [(what, f"{seconds:.2f} s", percent(seconds / whole)) for what, seconds in most]
+    return aligned(rows, right=(1, 2)) if rows else []
+
+
 def accounted(report: Report) -> str:
     """How many clients there are, and of which verdict."""
     counts = report.counts
@@ -170,11 +179,15 @@ def accounted(report: Report) -> str:
     parts = [f"{counts[v]} {v}" for v in shown]
     if said < total:
         parts.append(f"{total - said} without a verdict")
-    empty = len(_empty(report))
-    apart = f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
     decided = sum(map(_is_accepted, report.clients))
-    of_them = f"; {decided} of them accepted" if decided else ""
-    return f"{total} of {total} clients accounted for: {', '.join(parts)}{of_them}.{apart}"
+    said_so = f"{', '.join(parts)}{f'; {decided} of them accepted' if decided else ''}"
+    return f"{total} of {total} clients accounted for: {said_so}.{apart(report)}"
+
+
+def apart(report: Report) -> str:
+    """A sentence on entries that are no clients, with a blank before it; nothing without such."""
+    empty = len(_empty(report))
+    return f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
 
 
 def counted(clients: Sequence[Verdict]) -> list[str]:
