@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clair_cli.decimals import decimal, whole
-from clair_cli.errors import UsageError
+from clair_cli.errors import SettingError, UsageError
 from clair_cli.report import MAX_BYTES, Report, from_dict
 from clair_cli.settings import Settings
 from clair_cli.strict_json import parse_object, read_bounded
@@ -22,7 +22,7 @@ def saved_report(path: Path) -> Report:
 def settings_from(given: Mapping[str, Any]) -> Settings:
     """The settings that the arguments of a command ask for; arguments that are no setting are skipped.
 
-    Raises UsageError for what is neither the word nor the number that an option takes.
+    Raises SettingError for what is neither the word nor the number that an option takes.
     """
     names = {f.name for f in fields(Settings)}
     values = {k: v for k, v in given.items() if k in names and v is not None}
@@ -38,7 +38,12 @@ def flag(name: str) -> str:
     return "--" + FLAGS.get(name, name.replace("_", "-"))
 
 
-FLAGS = {"read_as": "as", "write_global": "global", "max_header_bytes": "max-header"}
+FLAGS = {
+    "read_as": "as",
+    "config": "adapter-config",
+    "write_global": "global",
+    "max_header_bytes": "max-header",
+}
 """Settings whose option has another name."""
 
 
@@ -50,7 +55,7 @@ def _number_or(
             return value if value in words else kind(value)
         except ValueError:
             text = f"expected {', '.join(words)} or a number, got {value!r}"
-            raise UsageError(f"{flag(name)}: {text}") from None
+            raise SettingError(f"{name}: {text}") from None
 
     return parse
 
@@ -61,7 +66,7 @@ def _bytes(value: str) -> int:
         return int(decimal(number) * UNITS.get(unit, 1))
     except (ValueError, OverflowError):
         text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
-        raise UsageError(f"{flag('max_memory')}: {text}") from None
+        raise SettingError(f"max_memory: {text}") from None
 
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -66,7 +66,7 @@ def _parameters(config: Mapping[str, Any] | None) -> tuple[int, float, str | Non
     if config is None:
         text = f"{CONFIG}: missing, so the scale is unknown"
         raise ConfigInvalid(
-            f"{text}; put mlx-lm's own beside the adapter, or give it with --config"
+            f"{text}; put mlx-lm's own beside the adapter, or give it with --adapter-config"
         )
     kind = config.get("fine_tune_type", "lora")
     if kind == "full":

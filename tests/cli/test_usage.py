@@ -12,7 +12,8 @@ import pytest
 
 from clair_cli.cli import app, run
 from clair_cli.cli.given import flag, settings_from
-from clair_cli.cli.reference import markdown, parameters
+from clair_cli.cli.parameters import CONTEXT, parameters
+from clair_cli.cli.reference import markdown
 from clair_cli.settings import Settings
 from tests.helpers.commands import clair
 
@@ -167,7 +168,8 @@ SETTINGS = {f.name for f in fields(Settings)}
 def defaults(command: str) -> dict[str, Any]:
     """What the function of a command gets where the user gives nothing."""
     params = inspect.signature(FUNCTIONS[command]).parameters
-    return {n: None if p.default is p.empty else p.default for n, p in params.items()}
+    given = {n: p for n, p in params.items() if n != CONTEXT}
+    return {n: None if p.default is p.empty else p.default for n, p in given.items()}
 
 
 @pytest.mark.parametrize("command", ["detect", "refine", "inspect"])
