@@ -8,13 +8,13 @@ initialised; the cosine is not. Both are averaged over modules, which is what ma
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from clair_cli.detection.blocks import Array, Mask
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
+from clair_cli.detection.coherence import coherent, split
 from clair_cli.report import InitialisationName
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+__all__ = ["Array", "Mask", "coherent", "split"]
 
 
 def cosines(inner: Array) -> Array:
@@ -95,7 +95,8 @@ def initialisation(
 
 def pairs(kernel: Array, members: Mask) -> Array:
     """The entries of a symmetric kernel (K, K) for every two different members, each pair once."""
-    return kernel[np.ix_(members, members)][np.triu_indices(int(members.sum()), 1)]
+    inside = kernel[np.ix_(members, members)]
+    return np.asarray(inside[np.tri(len(inside), k=-1, dtype=bool)])
 
 
 def chance_deviation(d_out: Array) -> float:
@@ -105,41 +106,6 @@ def chance_deviation(d_out: Array) -> float:
     sqrt(2) / d_out, whatever the rank r.
     """
     return float(np.sqrt((2 / d_out**2).sum()) / len(d_out))
-
-
-def split(kernel: Array) -> tuple[Mask, float]:
-    """The larger of the two groups that the top eigenvector of the centred kernel tells apart.
-
-    Returns a mask (K,) and the ratio of the two largest eigenvalues: 1.3 and more for a real split,
-    near 1 for an invented one.
-    """
-    count = len(kernel)
-    centre = np.eye(count) - 1 / count
-    values, vectors = np.linalg.eigh(centre @ kernel @ centre)
-    side = vectors[:, -1] > 0
-    larger = side if 2 * side.sum() > count else ~side
-    if 2 * larger.sum() == count:  # a tie goes to the group that agrees more with itself
-        larger = max(side, ~side, key=lambda g: support(kernel, g).mean())
-    ratio = values[-1] / max(values[-2], 1e-12 * abs(values[-1])) if count > 2 else 1.0
-    return larger, float(ratio)
-
-
-def coherent(kernel: Array, size: int) -> Mask:
-    """A subset of `size` clients that agree most with each other, (K,) mask.
-
-    Grown from every client by adding whoever the group agrees with most; the group whose weakest
-    member has most support wins, so that a tight minority cannot win by filling up with strangers.
-    """
-    seeds = np.arange(len(kernel))
-    groups = np.eye(len(kernel), dtype=bool)  # one per seed
-    total = kernel.copy()  # [seed, k]: what k has in common with the group so far
-    for _ in range(size - 1):
-        chosen = np.where(groups, -np.inf, total).argmax(axis=1)
-        groups[seeds, chosen] = True
-        total += kernel[chosen]
-    own = kernel.diagonal()
-    weakest = np.where(groups, total - own, np.inf).min(axis=1)
-    return np.asarray(groups[int(weakest.argmax())])
 
 
 def support(kernel: Array, group: Mask) -> Array:

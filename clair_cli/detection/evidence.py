@@ -15,7 +15,8 @@ class Evidence:
     """One distance of every client: its value, its score, its code and the words for it.
 
     Evidence that is not `decisive` makes a client suspicious at most. `parts` are what joint
-    evidence is made of; it carries the code of the part that says most.
+    evidence is made of; it carries the code of the part that says most. Against several groups values
+    and scores are (B, K), and scores that are only bounded have `most` above them.
     """
 
     code: str
@@ -25,6 +26,7 @@ class Evidence:
     words: Callable[[int], str]
     decisive: bool = True
     parts: tuple[Evidence, ...] = ()
+    most: Array | None = None
 
     def code_of(self, k: int) -> str:
         """The code under which this speaks of client k."""
@@ -35,4 +37,15 @@ def at_most(evidence: Evidence | None, bound: Array) -> Evidence | None:
     """The same evidence with no score above `bound` (K,)."""
     if evidence is None:
         return None
-    return replace(evidence, scores=np.minimum(evidence.scores, bound))
+    most = None if evidence.most is None else np.minimum(evidence.most, bound)
+    return replace(evidence, scores=np.minimum(evidence.scores, bound), most=most)
+
+
+def alone(evidence: Evidence) -> Evidence:
+    """The evidence against the first of several groups, (K,)."""
+    return replace(
+        evidence,
+        values=evidence.values[0],
+        scores=evidence.scores[0],
+        parts=tuple(map(alone, evidence.parts)),
+    )

@@ -8,6 +8,7 @@ or a minority where the cohort is uneven.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,12 @@ from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.groups import Groups
 from clair_cli.detection.tables import Tables
+from clair_cli.detection.without import same_without
 from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
+
+THREADS = 2
+"""Threads that judge where the settings name no number; the verdicts are the same with any."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +62,7 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     """Judge K >= 3 clients. Order of clients, gauge, and scale of the whole cohort do not matter."""
     settings = settings or Settings()
     distances = Distances(tables, settings.detection)
-    consensus = Consensus(distances)
+    consensus = Consensus(distances, settings.threads or min(os.cpu_count() or 1, THREADS))
     group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
         return _none(distances, group, problem)
@@ -108,10 +113,12 @@ class _Bench:
     evidence: list[Evidence] = field(init=False)
     scores: Array = field(init=False)
     same: Mask = field(init=False)
+    """[k, j]: whether client k is judged alike without client j."""
     minorities: tuple[tuple[int, ...], ...] = field(init=False)
     why: Causes | None = field(init=False)
     kept: Array | None = field(init=False)
     heads: Array | None = field(init=False)
+    _usual: dict[bytes, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         distances, n = self.distances, self.settings.detection
@@ -120,7 +127,8 @@ class _Bench:
         self.why = distances.causes(self.group)
         self.kept = distances.kept(self.group)
         self.heads = distances.heads.kept(self.group)
-        self.same = self.consensus.same_without(self.scores >= n.limit)
+        same = same_without(self.consensus, self.scores >= n.limit)
+        self.same = np.ascontiguousarray(same.T)
         for company in self.groups.companies:
             members = np.isin(distances.originals, company.members)
             said = min(n.limit * company.score / n.addition, n.score_cap)
@@ -151,11 +159,11 @@ class _Bench:
     def verdict(self, k: int) -> Verdict:
         """What is said of client k, and why."""
         n = self.settings.detection
-        zero, score, same = self.consensus.zero[k], float(self.scores[k]), self.same
+        zero, score, same = self.consensus.zero[k], float(self.scores[k]), self.same[k]
         others = np.flatnonzero(
             self.consensus.distinct & (self.distances.originals[k] != np.arange(len(same)))
         )
-        stability = float(same[others, k].mean())
+        stability = float(same[others].mean())
         added = any(int(self.distances.originals[k]) in c.members for c in self.groups.companies)
         steady = stability >= n.stable or zero or added
         limit = n.limit if steady else n.unstable * n.limit
@@ -176,9 +184,7 @@ class _Bench:
             limit,
             reasons=(*reasons, *remarks),
             stability=stability,
-            depends_on=tuple(
-                self.distances.tables.clients[j] for j in others[~same[others, k]][:5]
-            ),
+            depends_on=tuple(self.distances.tables.clients[j] for j in others[~same[others]][:5]),
             cause=self._cause(k),
         )
 
@@ -317,8 +323,9 @@ class _Bench:
         if not bad.any() or not good.any() or zero[k]:
             return []
         nearest = float(kernel[k, good].max())
-        usual = float(np.median(kernel[np.ix_(good, good)]))
-        least = max(nearest, self.settings.detection.ally_agreement * usual)
+        if (key := good.tobytes()) not in self._usual:
+            self._usual[key] = float(np.median(kernel[np.ix_(good, good)]))
+        least = max(nearest, self.settings.detection.ally_agreement * self._usual[key])
         return [int(j) for j in np.flatnonzero(bad & (kernel[k] > least))]
 
     # --- remarks on the cohort
