@@ -8,13 +8,13 @@ initialised; the cosine is not. Both are averaged over modules, which is what ma
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clair_cli.detection.blocks import Array, Mask
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
-from clair_cli.detection.coherence import coherent, split
 from clair_cli.report import InitialisationName
 
-__all__ = ["Array", "Mask", "coherent", "split"]
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 def cosines(inner: Array) -> Array:
@@ -38,20 +38,13 @@ def agreement(inner: Array, overlap: Array, d_out: Array) -> Array:
     fourth = np.sqrt(np.einsum("mkk->mk", overlap).clip(min=0))
     raw = _over(overlap, fourth[:, :, None] * fourth[:, None, :])
     rank = np.sqrt(effective_ranks(inner, overlap))
-    chance = (rank[:, :, None] * rank[:, None, :] / d_out[:, None, None]).clip(max=1 - 1e-6)
+    return beyond_chance(raw, rank[:, :, None] * rank[:, None, :] / d_out[:, None, None])
+
+
+def beyond_chance(raw: Array, chance: Array) -> Array:
+    """The overlaps `raw` on the scale on which `chance` is 0 and 1 remains 1."""
+    chance = chance.clip(max=1 - 1e-6)
     return np.asarray((raw - chance) / (1 - chance))
-
-
-def chance_cosines(overlap: Array, norms: Array, d_in: Array) -> Array:
-    """Standard deviation (K, K) of the cosine of whole adapters whose row spaces are strangers.
-
-    With D_j turned by a random rotation Q of its input, the mean of <D_i, D_j Q>^2 over Q is
-    ||D_i' D_j||^2 / d_in (Haar measure). `overlap` (modules, K, K) and `norms` (modules, K) are in the
-    unit of each module, `d_in` is (modules,).
-    """
-    length = np.sqrt((norms**2).sum(axis=0))
-    spread = np.sqrt((overlap / d_in[:, None, None]).sum(axis=0))
-    return _over(spread, length[:, None] * length)
 
 
 def levelled(inner: Array, members: Mask | None = None) -> Array:

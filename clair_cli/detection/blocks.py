@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 BLOCK = 2**17
 """Numbers of a table that are worked on together."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clair_cli.detection.blocks import BLOCK, Array, Mask
+from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.blocks import BLOCK
 from clair_cli.detection.spectrum import leading
 
 EVERY = 256

@@ -14,6 +14,7 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.causes import named, sides
+from clair_cli.detection.coherence import coherent
 from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.references import References
@@ -26,10 +27,10 @@ class Consensus:
     """Finds the consensus of one cohort from its distances."""
 
     def __init__(self, distances: Distances, threads: int = 1) -> None:
-        self.threads = threads
         self.distances, self.tables, self.numbers = distances, distances.tables, distances.numbers
-        self.zero, self.distinct = distances.zero, distances.distinct
+        self.zero, self.distinct, self.threads = distances.zero, distances.distinct, threads
         self.settled = distances.distinct
+        """The group (K,) that the last search ended at."""
 
     def settle(self, present: Mask) -> tuple[Mask, Reason | None]:
         """The consensus (K,) among the distinct clients `present`, or why there is none."""
@@ -58,7 +59,7 @@ class Consensus:
         among = np.flatnonzero(present & self.tables.members)
         if len(among) < need:
             among = np.flatnonzero(present)
-        core = agreement.coherent(self.distances.likeness[np.ix_(among, among)], need)
+        core = coherent(self.distances.likeness[np.ix_(among, among)], need)
         group = np.zeros(len(present), bool)
         group[among[core]] = True
         return group
@@ -75,7 +76,7 @@ class Consensus:
         with_it = int(group.sum() + self.distances.stragglers(group).sum())
         if 2 * with_it <= count or group.sum() < MIN_CLIENTS:
             return self.no_majority(group)
-        usual, spread = (float(x[0, 0]) for x in self._usual(self.distances.alone(group)))
+        usual, spread = (float(x[0, 0]) for x in self._usual(self.distances.single(group)))
         if usual <= self._least():
             text = (
                 "the clients share no output directions beyond chance; nothing to compare against"

@@ -17,15 +17,12 @@ import numpy as np
 from clair_cli.detection.accord import accord
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.causes import Shares
-from clair_cli.detection.evidence import Evidence, alone, at_most
+from clair_cli.detection.evidence import Evidence, at_most, single
 from clair_cli.detection.excess import excess
 from clair_cli.detection.kernels import Kernels
 from clair_cli.detection.module_names import describe
-from clair_cli.detection.references import Fixed, References, measured
+from clair_cli.detection.references import Fixed, References, mean_of_least, measured
 from clair_cli.detection.scales import robust_scale
-
-EXCHANGES = 64
-"""Exchanges of whole rows up to which they are faster than partial sorting of each column."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,14 +45,14 @@ class Distances(Kernels):
 
     def evidence(self, group: Mask) -> list[Evidence]:
         """Every distance of every client against `group`, each client left out of its own reference."""
-        groups = self.alone(group)
+        groups = self.single(group)
         remarks = map(self._of_originals, (self._too_near(groups), self._rank(groups)))
         known = [e for e in remarks if e is not None]
-        return [*self.decisive(group), *map(alone, [*known, *self._doubts(groups)])]
+        return [*self.decisive(group), *map(single, [*known, *self._doubts(groups)])]
 
     def decisive(self, group: Mask, settled: bool = True) -> list[Evidence]:
         """The distances that can contaminate; whom they make suspects is of use once `group` settled."""
-        return [alone(e) for e in self.decisive_of(self.alone(group), settled)]
+        return [single(e) for e in self.decisive_of(self.single(group), settled)]
 
     def decisive_of(self, groups: References, settled: bool) -> list[Evidence]:
         """`decisive` against several groups, (B, K) each.
@@ -63,17 +60,17 @@ class Distances(Kernels):
         Noise lowers agreement and cosines as well as foreign content does. So no distance says more
         of a client than the share of the common content that it lacks.
         """
-        alone = self._singly(groups)
-        why, agree = alone.why, alone.agree
+        each = self._singly(groups)
+        why, agree = each.why, each.agree
         lack = self._lack(groups, why, settled)
         if agree is not None:  # other rows hide what is there
             lack = np.where(self.elsewhere(groups), np.minimum(lack, agree.scores), lack)
-        near = [at_most(agree, lack), at_most(alone.direction, lack)]
+        near = [at_most(agree, lack), at_most(each.direction, lack)]
         parts = [e for e in map(self._of_originals, near) if e is not None]
-        both = np.maximum(lack[:, self.originals], alone.norm.scores)
-        together = at_most(self._together([*parts, alone.norm], groups, settled), both)
-        local = alone.local if why is None else self._calm(alone.local, why, lack, groups)
-        found = [*parts, alone.norm, together, *map(self._of_originals, [*local, *alone.rest])]
+        both = np.maximum(lack[:, self.originals], each.norm.scores)
+        together = at_most(self._together([*parts, each.norm], groups, settled), both)
+        local = each.local if why is None else self._calm(each.local, why, lack, groups)
+        found = [*parts, each.norm, together, *map(self._of_originals, [*local, *each.rest])]
         return [e for e in found if e is not None]
 
     @measured
@@ -95,12 +92,9 @@ class Distances(Kernels):
         if found is None:
             return None
         limit = (1 - self.numbers.limit * found.unit, math.inf)
+        said = self.heads.words(groups)
         return Evidence(
-            "CLR210",
-            found.kept,
-            found.scores,
-            limit,
-            lambda k: self.heads.words(groups)(float(found.kept[0, k])),
+            "CLR210", found.kept, found.scores, limit, lambda k: said(float(found.kept[0, k]))
         )
 
     def _lack(self, groups: References, why: Shares | None, settled: bool) -> Array:
@@ -385,26 +379,9 @@ class Distances(Kernels):
 
     def module_scores(self, group: Mask) -> Array:
         """How far each client is out in each module, (M, K); 0 where the members do not agree either."""
-        groups, found = self.alone(group), np.zeros(self.norms.shape)
+        groups, found = self.single(group), np.zeros(self.norms.shape)
         for relative, usual in (self.in_modules(groups), self.cosines_in_modules(groups)):
             spread = self._unit(groups, relative, self.numbers.local_floor)
             scores = ((1 - relative) / spread).clip(0, self.numbers.score_cap)[:, 0]
             found = np.maximum(found, np.where(usual > 0, scores, 0.0))
         return found
-
-
-def mean_of_least(values: Array, count: int) -> Array:
-    """Mean of the `count` least along the first axis, (...).
-
-    Of few rows they are brought to the front one after the other, each by exchange with its neighbour.
-    """
-    if count < len(values) and count * len(values) > EXCHANGES:
-        values = np.partition(values, count - 1, axis=0)
-    elif count < len(values):
-        values = values.copy()
-        for first in range(count):
-            for m in range(len(values) - 1, first, -1):
-                lower = np.minimum(values[m - 1], values[m])
-                np.maximum(values[m - 1], values[m], out=values[m])
-                values[m - 1] = lower
-    return np.asarray(values[:count].mean(axis=0))

@@ -41,11 +41,11 @@ def at_most(evidence: Evidence | None, bound: Array) -> Evidence | None:
     return replace(evidence, scores=np.minimum(evidence.scores, bound), most=most)
 
 
-def alone(evidence: Evidence) -> Evidence:
-    """The evidence against the first of several groups, (K,)."""
+def single(evidence: Evidence) -> Evidence:
+    """The evidence against one group, (1, K), as (K,)."""
     return replace(
         evidence,
         values=evidence.values[0],
         scores=evidence.scores[0],
-        parts=tuple(map(alone, evidence.parts)),
+        parts=tuple(map(single, evidence.parts)),
     )

@@ -42,17 +42,13 @@ class Heads(Measuring):
     """The full matrices of K clients; `inner` (F, K, K), `present` (F, K), `sizes` (F,) elements."""
 
     def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
+        """Those of a cohort, none where it has no full matrices."""
         full, self.numbers = tables.full, numbers
         self.names = () if full is None else full.names
         self.tables = [] if full is None else [Table(inner) for inner in full.inner]
         self.cosines = [] if full is None else [Table(x) for x in agreement.cosines(full.inner)]
         self.present = np.zeros((0, 0), bool) if full is None else full.present
         self.sizes = np.zeros(0) if full is None else full.sizes.astype(float)
-
-    @classmethod
-    def of(cls, tables: Tables, numbers: DetectionCalibration) -> Heads:
-        """Those of a cohort, none where it has no full matrices."""
-        return cls(tables, numbers)
 
     def _having(self, groups: References, f: int) -> References:
         """The members that have this matrix."""

@@ -31,8 +31,9 @@ class Kernels(Measuring):
     `kernel` (K, K) is the agreement, mean over modules; `direction` the cosines of `whole`, the inner
     products of whole adapters with every module in units of its usual norm; `told` are those of the
     modules whose updates mean something by themselves, None without any; `outputs` the inner products
-    of the parts of D D' without trace: alike where outputs change alike; `chance` the deviation of the
-    cosines of strangers.
+    of the parts of D D' without trace: alike where outputs change alike. `chances` are the deviations of
+    the cosines of strangers: with D_j turned by a random rotation Q of its input, the mean of
+    <D_i, D_j Q>^2 over Q is ||D_i' D_j||_F^2 / d_in (Haar measure).
     """
 
     def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
@@ -43,12 +44,11 @@ class Kernels(Measuring):
         self.norms = np.sqrt(energy.clip(min=0))
         self.zero = ~(self.norms > 0).any(axis=0)
         self._fill(self._units())
-        near = copies(tables.inner, tables.digests, numbers.duplicate, numbers.copy_distance)
-        self.twins = near
+        self.twins = copies(tables.inner, tables.digests, numbers.duplicate, numbers.copy_distance)
         self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
         self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
         self.rows = None if tables.rows is None else Table(tables.rows)
-        self.heads = Heads.of(tables, numbers)
+        self.heads = Heads(tables, numbers)
         self.usual_norms = [Fixed(norm) for norm in self.norms]
         self.narrow = Fixed(np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0))
         self.widths = None if tables.ranks is None else Fixed(tables.ranks)
@@ -74,10 +74,10 @@ class Kernels(Measuring):
             )
             for m, u in enumerate(unit):
                 inner, overlap = (x[m, rows].astype(float) for x in (t.inner, t.overlap))
-                expected = root[m, rows, None] * root[m] / t.d_out[m]
-                expected = expected.clip(max=1 - 1e-6)
                 raw = overlap * (fourth[m, rows, None] * fourth[m])
-                agree[m, rows] = one = (raw - expected) / (1 - expected)
+                agree[m, rows] = one = agreement.beyond_chance(
+                    raw, root[m, rows, None] * root[m] / t.d_out[m]
+                )
                 near += one
                 inner /= u**2
                 part += inner
@@ -93,16 +93,15 @@ class Kernels(Measuring):
             both = size[rows, None] * size
             direction[rows] = part
             chance[rows] = np.sqrt(spread) * both
-        whole_ = Table(whole)
-        one = inverse(np.sqrt(whole_.diagonal.astype(float).clip(min=0)))
+        self.wholes = Table(whole)
+        one = inverse(np.sqrt(self.wholes.diagonal.astype(float).clip(min=0)))
         for rows in blocks(count):
             direction[rows] *= one[rows, None] * one
         self.agree, self.agreement = Table(agree), Table(kernel)
-        self.cosines, self.chances = Table(direction), Table(chance)
-        self.wholes, self.output = whole_, Table(outputs)
+        self.cosines, self.chances, self.outputs = map(Table, (direction, chance, outputs))
         self.told = None
         if tells.any():
-            self.told = whole_ if tells.all() else Table(told)
+            self.told = self.wholes if told is whole else Table(told)
 
     def _units(self) -> Array:
         """The usual norm of each module, (M,); that of the largest where most clients have none."""
@@ -158,7 +157,7 @@ class Kernels(Measuring):
 
     def causes(self, group: Mask) -> Causes | None:
         """`shares` against one group, and who has company in the rest."""
-        groups = self.alone(group)
+        groups = self.single(group)
         if "causes" not in groups.remembered:
             found = self.shares(groups)
             known = None
@@ -170,8 +169,8 @@ class Kernels(Measuring):
 
     def output_causes(self, group: Mask) -> Causes | None:
         """`causes` of the outputs that the updates change, whatever they make of the inputs."""
-        found = None if self.told is None else shares(self.output, self.alone(group))
-        return None if found is None else with_company(found, self.output)
+        found = None if self.told is None else shares(self.outputs, self.single(group))
+        return None if found is None else with_company(found, self.outputs)
 
     @measured
     def kept(self, groups: References) -> Array | None:
@@ -258,7 +257,7 @@ class Kernels(Measuring):
 
     def clear(self, group: Mask | References) -> bool:
         """Whether the members' cosines are more than those of strangers, of all groups alike."""
-        groups = group if isinstance(group, References) else self.alone(group)
+        groups = group if isinstance(group, References) else self.single(group)
         return groups.agreed(self._clear(groups))
 
     @measured

@@ -18,11 +18,13 @@ from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.scales import MAD, TENTH, small_sample
 
 Answer = TypeVar("Answer")
-FEW = 4
-"""Clients by which a group may differ from the base, or a share of all, before sums are taken anew."""
-SHARE = 32
+FEW, SHARE = 4, 32
+"""Clients by which a group may differ from the base before its sums are taken anew: as many as the
+larger of FEW and one in SHARE."""
 BASES = 3
 """Bases that a table remembers its sums of."""
+EXCHANGES = 64
+"""Exchanges of whole rows up to which they are faster than partial sorting of each column."""
 
 
 class Apart(Exception):
@@ -67,7 +69,7 @@ class Measuring:
 
     _single: tuple[Mask, References] | None = None
 
-    def alone(self, group: Mask) -> References:
+    def single(self, group: Mask) -> References:
         """One group (K,) as references."""
         if self._single is None or not np.array_equal(self._single[0], group):
             self._single = group.copy(), References(group[None].copy())
@@ -85,12 +87,12 @@ def measured(
 
     @wraps(method)
     def asked(self: Any, group: Mask | References) -> Answer:
-        groups = group if isinstance(group, References) else self.alone(group)
+        groups = group if isinstance(group, References) else self.single(group)
         if name not in groups.remembered:
             groups.remembered[name] = method(self, groups)
         answer: Answer = groups.remembered[name]
-        alone = groups is not group and isinstance(answer, np.ndarray)
-        return answer[0] if alone else answer  # type: ignore[index]
+        one = groups is not group and isinstance(answer, np.ndarray)
+        return answer[0] if one else answer  # type: ignore[index]
 
     return asked
 
@@ -236,7 +238,8 @@ class References:
         return np.asarray(factors.astype(found.dtype) * found)
 
     def lower_scale(self, values: Array) -> Array:
-        """Standard deviation by the lower tenth, as `scales.lower_scale`: (B, 1)."""
+        """Standard deviation by the lower tenth of the members, where unevenness of honest clients lies:
+        (B, 1)."""
         return np.asarray((self.median(values) - self._by_count(values, _tenth)) / TENTH)
 
     def _by_count(self, values: Array, of: Callable[[Array, int], Array]) -> Array:
@@ -260,10 +263,9 @@ class References:
         has a besides has at most 2 a (n + a) more: so far the middle moves at most.
         """
         changed = self.masks ^ self.base
-        lost, more = (int((changed & s).sum(axis=1).max()) for s in (self.base, ~self.base))
-        lost, more = (
-            1 << (x - 1).bit_length() if x else 0 for x in (lost, more)
-        )  # few kinds of bounds
+        most = (int((changed & s).sum(axis=1).max()) for s in (self.base, ~self.base))
+        # powers of two: few different bounds are remembered
+        lost, more = (1 << (x - 1).bit_length() if x else 0 for x in most)
         key = "pairs", diagonal, lost, more
 
         def made() -> tuple[float, float]:
@@ -319,3 +321,20 @@ def _tenth(filled: Array, count: int) -> Array:
     upper = filled[..., above]
     lower = filled[..., :above].max(axis=-1) if above > below else upper
     return np.asarray(lower + (upper - lower) * (place - below))
+
+
+def mean_of_least(values: Array, count: int) -> Array:
+    """Mean of the `count` least along the first axis, (...).
+
+    Of few rows they are brought to the front one after the other, each by exchange with its neighbour.
+    """
+    if count < len(values) and count * len(values) > EXCHANGES:
+        values = np.partition(values, count - 1, axis=0)
+    elif count < len(values):
+        values = values.copy()
+        for first in range(count):
+            for m in range(len(values) - 1, first, -1):
+                lower = np.minimum(values[m - 1], values[m])
+                np.maximum(values[m - 1], values[m], out=values[m])
+                values[m - 1] = lower
+    return np.asarray(values[:count].mean(axis=0))

@@ -23,8 +23,3 @@ def robust_scale(values: Array) -> float:
     """Robust standard deviation: 1.4826 times the median absolute deviation, unbiased for few."""
     factor = MAD * small_sample(len(values))
     return factor * float(np.median(np.abs(values - np.median(values))))
-
-
-def lower_scale(values: Array) -> float:
-    """Standard deviation by the lower tenth of `values`: where unevenness of honest clients lies."""
-    return float(np.median(values) - np.quantile(values, 0.1)) / TENTH

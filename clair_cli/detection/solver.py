@@ -19,6 +19,7 @@ from torch import Tensor
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Mask
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
+from clair_cli.detection.coherence import coherent, split
 from clair_cli.detection.stacks import ModuleStack, tables
 from clair_cli.linalg import dominant, standing_out
 from clair_cli.progress import Progress, silent
@@ -152,8 +153,8 @@ def _starts(stacks: Sequence[ModuleStack]) -> dict[str, Mask]:
     kernel = agreement.agreement(inner, overlap, d_out).mean(axis=0)
     count = len(kernel)
     return {
-        "agreement": agreement.split(kernel)[0],
-        "coherent majority": agreement.coherent(kernel, count // 2 + 1),
+        "agreement": split(kernel)[0],
+        "coherent majority": coherent(kernel, count // 2 + 1),
         "all": np.ones(count, bool),
     }
 

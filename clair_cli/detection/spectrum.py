@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clair_cli.detection.blocks import Array
+from clair_cli.detection.agreement import Array
 
 WIDTH, MOST = 8, 400
 """Vectors that are multiplied by the table at a time, and dimensions of the space."""

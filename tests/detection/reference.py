@@ -10,7 +10,12 @@ import numpy as np
 from clair_cli.detection.agreement import Array, Mask, support
 from clair_cli.detection.causes import Company
 from clair_cli.detection.consensus import Consensus
-from clair_cli.detection.scales import robust_scale
+from clair_cli.detection.scales import TENTH, robust_scale
+
+
+def lower_scale(values: Array) -> float:
+    """Standard deviation by the lower tenth."""
+    return float(np.median(values) - np.quantile(values, 0.1)) / TENTH
 
 
 def coherent(kernel: Array, size: int) -> Mask:

@@ -11,11 +11,11 @@ from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.causes import addition
 from clair_cli.detection.coherence import EVERY, coherent, coherent_without, split
 from clair_cli.detection.consensus import Consensus
-from clair_cli.detection.distances import Distances, mean_of_least
+from clair_cli.detection.distances import Distances
 from clair_cli.detection.groups import Groups
 from clair_cli.detection.linkage import linked
-from clair_cli.detection.references import Apart, References
-from clair_cli.detection.scales import lower_scale, robust_scale
+from clair_cli.detection.references import Apart, References, mean_of_least
+from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.spectrum import leading
 from clair_cli.detection.without import same_without
 from tests.detection import reference
@@ -102,7 +102,7 @@ def test_order_statistics_are_those_of_each_group(size: int) -> None:
         inside = values[row, mask]
         assert groups.median(values)[row, 0] == pytest.approx(np.median(inside))
         assert groups.scale(values)[row, 0] == pytest.approx(robust_scale(inside))
-        assert groups.lower_scale(values)[row, 0] == pytest.approx(lower_scale(inside))
+        assert groups.lower_scale(values)[row, 0] == pytest.approx(reference.lower_scale(inside))
 
 
 @pytest.mark.parametrize("count", range(1, 12))
