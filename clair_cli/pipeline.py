@@ -128,7 +128,7 @@ def reported(
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
         population=population(detection, settings),
-        clients=rated(verdicts(detection), settings.detection),
+        clients=rated(verdicts(detection), settings.detection, detection.only_copied),
     )
     report = report if earlier is None else against(report, earlier)
     return gated(report, settings.fail_on)

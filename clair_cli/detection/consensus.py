@@ -26,9 +26,9 @@ from clair_cli.settings import MIN_CLIENTS
 class Consensus:
     """Finds the consensus of one cohort from its distances."""
 
-    def __init__(self, distances: Distances, threads: int = 1) -> None:
+    def __init__(self, distances: Distances) -> None:
         self.distances, self.tables, self.numbers = distances, distances.tables, distances.numbers
-        self.zero, self.distinct, self.threads = distances.zero, distances.distinct, threads
+        self.zero, self.distinct = distances.zero, distances.distinct
         self.settled = distances.distinct
         """The group (K,) that the last search ended at."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,16 @@ class Evidence:
     def code_of(self, k: int) -> str:
         """The code under which this speaks of client k."""
         return max(self.parts, key=lambda p: p.scores[k]).code if self.parts else self.code
+
+    def said_by_a_part(self, k: int, limit: float) -> bool:
+        """Whether one part of joint evidence says it alone."""
+        return any(p.scores[k] >= limit for p in self.parts)
+
+    @property
+    def bound(self) -> float | None:
+        """The limit that is finite, the upper one where both are."""
+        finite = [x for x in self.limit if math.isfinite(x)]
+        return finite[-1] if finite else None
 
 
 def at_most(evidence: Evidence | None, bound: Array) -> Evidence | None:

@@ -43,10 +43,10 @@ class Kernels(Measuring):
         energy = np.einsum("mkk->mk", tables.inner).astype(float)
         self.norms = np.sqrt(energy.clip(min=0))
         self.zero = ~(self.norms > 0).any(axis=0)
+        self.copies = copies(tables.inner, tables.digests, numbers)
+        self.originals = self.copies.originals
+        self.distinct = ~self.zero & self.copies.first
         self._fill(self._units())
-        self.twins = copies(tables.inner, tables.digests, numbers.duplicate, numbers.copy_distance)
-        self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
-        self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
         self.rows = None if tables.rows is None else Table(tables.rows)
         self.heads = Heads(tables, numbers)
         self.usual_norms = [Fixed(norm) for norm in self.norms]
@@ -105,7 +105,7 @@ class Kernels(Measuring):
 
     def _units(self) -> Array:
         """The usual norm of each module, (M,); that of the largest where most clients have none."""
-        usual, largest = np.median(self.norms, axis=1), self.norms.max(axis=1)
+        usual, largest = np.median(self.norms[:, self.copies.first], axis=1), self.norms.max(axis=1)
         return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))
 
     @property

@@ -8,11 +8,11 @@ or a minority where the cohort is uneven.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
@@ -26,9 +26,6 @@ from clair_cli.detection.without import same_without
 from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
 
-THREADS = 2
-"""Threads that judge where the settings name no number; the verdicts are the same with any."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
@@ -40,7 +37,8 @@ class Judgement:
     the least score that convicts and the largest that does not, None where nobody is convicted.
     `minorities` are the positions of the members of each, `likeness` how alike two of them are in units
     of the consensus; `causes` is None where unknown. `alike` (K, K) are the cosines of whole adapters
-    where they are `directed`, and else how much two change the same outputs.
+    where they are `directed`, and else how much two change the same outputs. `originals` (K,) are
+    whom each client counts as, `copied` (K,) those of whom nothing is odd but that they have copies.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -56,13 +54,15 @@ class Judgement:
     causes: Causes | None = None
     alike: Array | None = None
     directed: bool = False
+    originals: NDArray[np.intp] | None = None
+    copied: Mask | None = None
 
 
 def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     """Judge K >= 3 clients. Order of clients, gauge, and scale of the whole cohort do not matter."""
     settings = settings or Settings()
     distances = Distances(tables, settings.detection)
-    consensus = Consensus(distances, settings.threads or min(os.cpu_count() or 1, THREADS))
+    consensus = Consensus(distances)
     group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
         return _none(distances, group, problem)
@@ -85,6 +85,8 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         groups.likeness(bench.minorities),
         bench.why,
         *distances.comparable(bench.group),
+        distances.originals,
+        np.array([bench.only_copied(k) for k in range(len(verdicts))]),
     )
 
 
@@ -127,7 +129,7 @@ class _Bench:
         self.why = distances.causes(self.group)
         self.kept = distances.kept(self.group)
         self.heads = distances.heads.kept(self.group)
-        same = same_without(self.consensus, self.scores >= n.limit)
+        same = same_without(self.consensus, self.scores >= n.limit, self.settings.threads)
         self.same = np.ascontiguousarray(same.T)
         for company in self.groups.companies:
             members = np.isin(distances.originals, company.members)
@@ -154,15 +156,11 @@ class _Bench:
         first = int(self.distances.originals[k])
         return next((g for g in self.minorities if first in g), ())
 
-    # --- verdicts
-
     def verdict(self, k: int) -> Verdict:
         """What is said of client k, and why."""
         n = self.settings.detection
         zero, score, same = self.consensus.zero[k], float(self.scores[k]), self.same[k]
-        others = np.flatnonzero(
-            self.consensus.distinct & (self.distances.originals[k] != np.arange(len(same)))
-        )
+        others = np.flatnonzero(self._others(k))
         stability = float(same[others].mean())
         added = any(int(self.distances.originals[k]) in c.members for c in self.groups.companies)
         steady = stability >= n.stable or zero or added
@@ -191,7 +189,7 @@ class _Bench:
     def _cause(self, k: int) -> Cause | None:
         if self.why is None or self.kept is None or self.consensus.zero[k]:
             return None
-        company = np.where(np.arange(len(self.group)) == k, -np.inf, self.why.company[k])
+        company = np.where(self._others(k), self.why.company[k], -np.inf)
         near = int(company.argmax())
         head = self.heads[k] if self.heads is not None else math.nan
         return Cause(
@@ -204,6 +202,11 @@ class _Bench:
             head=float(head) if math.isfinite(head) else None,
         )
 
+    def _others(self, k: int) -> Mask:
+        """Who has an update of its own and is not what client k counts as, (K,)."""
+        others = np.arange(len(self.group)) != self.distances.originals[k]
+        return np.asarray(self.consensus.distinct & others)
+
     def _kind(self, k: int) -> CauseName | None:
         """What is odd about client k, the plainest first."""
         n, first = self.settings.detection, int(self.distances.originals[k])
@@ -212,7 +215,7 @@ class _Bench:
         kept = float(self.kept[k])
         odd = max(float(self.scores[k]), self._score("CLR209", k)) >= n.suspicious
         tests: tuple[tuple[CauseName, bool], ...] = (
-            ("copy", bool(self.distances.twins[k])),
+            ("copy", bool(self.distances.copies.of(k))),
             ("adds", any(first in c.members for c in self.groups.companies)),
             ("head", self._score("CLR210", k) >= n.limit),
             ("opposes", kept < 0),
@@ -254,14 +257,15 @@ class _Bench:
         speaks = [
             e
             for e in sorted(self.evidence, key=lambda e: -e.scores[k])
-            if e.scores[k] >= (s.suspicious if e.decisive else s.limit) and not _said(e, k, s.limit)
+            if e.scores[k] >= (s.suspicious if e.decisive else s.limit)
+            and not e.said_by_a_part(k, s.limit)
         ]
         said = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
         local = next((e for e in speaks if e.code == "CLR204"), None)
         return [
             *self._addition(k),
             *(
-                Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
+                Reason(e.code_of(k), e.words(k), float(e.values[k]), e.bound)
                 for e in speaks
                 if (e.parts or e.code not in said) and (e.code != "CLR204" or e is local)
             ),
@@ -298,29 +302,34 @@ class _Bench:
         return Reason("CLR212", f"{text}: another domain, or a plot", float(len(members)))
 
     def _copies(self, k: int) -> list[Reason]:
-        tables, twins = self.distances.tables, self.distances.twins[k]
-        names = [tables.clients[j] for j in twins]
-        if not names:
+        tables, twins = self.distances.tables, self.distances.copies.of(k)
+        if not twins:
             return []
         same = all(tables.digests[j] == tables.digests[k] for j in twins)
         word = "identical to" if same else "near-duplicate of"
-        return [Reason("CLR205", f"{word} {', '.join(names[:5])}; counted once")]
+        names = ", ".join(tables.clients[j] for j in twins[:5])
+        text = f"{word} {names}: nothing tells which is the original; counted once"
+        return [Reason("CLR205", text)]
+
+    def only_copied(self, k: int) -> bool:
+        """Whether nothing speaks against client k but that it has copies."""
+        calm = self.scores[k] < self.settings.detection.suspicious and not self._group_of(k)
+        copies = self._copies(k)
+        return bool(copies and calm and self._reasons(k) == copies)
 
     def _near(self, k: int) -> list[Reason]:
         """Other clients outside the consensus that k agrees with more than with anyone inside."""
         bad = (self.scores >= self.settings.detection.limit) & ~self.consensus.zero
-        near = [j for j in self._allies(k, bad) if j not in self.distances.twins[k]]
-        if not near:
+        if not (near := self._allies(k, bad)):
             return []
         names = named(self.distances.tables.clients, near)
         return [Reason("CLR208", f"overlaps with {names} more than with anyone in the majority")]
 
     def _allies(self, k: int, bad: Mask) -> list[int]:
-        """Those of `bad` that k agrees with more than with anyone who is not."""
-        zero, kernel = self.consensus.zero, self.distances.kernel
-        bad, good = bad.copy(), ~bad & ~zero
-        bad[k] = good[k] = False
-        if not bad.any() or not good.any() or zero[k]:
+        """Those of `bad` that k agrees with more than with anyone who is not, copies left out."""
+        others, kernel = self._others(k), self.distances.kernel
+        bad, good = bad & others, ~bad & others
+        if not bad.any() or not good.any() or self.consensus.zero[k]:
             return []
         nearest = float(kernel[k, good].max())
         if (key := good.tobytes()) not in self._usual:
@@ -388,13 +397,3 @@ class _Bench:
             "nobody can tell which side is right"
         )
         return [Reason("CLR303", text, (count - inside) / count, 0.5)]
-
-
-def _said(e: Evidence, k: int, limit: float) -> bool:
-    """Whether one part of joint evidence says it alone."""
-    return any(p.scores[k] >= limit for p in e.parts)
-
-
-def _side(limit: tuple[float, float]) -> float | None:
-    finite = [x for x in limit if math.isfinite(x)]
-    return finite[-1] if finite else None

@@ -6,6 +6,7 @@ differ by few clients, so each costs K steps and not K^2 (`references`); equal o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,18 +20,21 @@ from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.references import Apart, References
 from clair_cli.settings import MIN_CLIENTS
 
+THREADS = 2
+"""Threads that judge where no number is given; the verdicts are the same with any."""
+
 Who = NDArray[np.intp]
 Law = Callable[[References], tuple[Mask, ...]]
 
 
-def same_without(consensus: Consensus, out: Mask) -> Mask:
+def same_without(consensus: Consensus, out: Mask, threads: int | None = None) -> Mask:
     """[j, k]: whether client k is `out` or not also when j, and whatever copies it, is left out.
 
     One client less widens every limit, so whoever is out stays out until inside the consensus.
     """
     each = np.flatnonzero(consensus.distinct)
     least = np.where(out, consensus.numbers.inside, consensus.numbers.limit)
-    again = Without(consensus, each).out(least, ~out)
+    again = Without(consensus, each, threads).out(least, ~out)
     same = np.ones((len(out), len(out)), bool)
     same[each] = (again == out) | consensus.zero | (consensus.distances.originals == each[:, None])
     return same
@@ -39,8 +43,9 @@ def same_without(consensus: Consensus, out: Mask) -> Mask:
 class Without:
     """The consensus of one cohort without each of its distinct clients `each` (J,)."""
 
-    def __init__(self, consensus: Consensus, each: Who) -> None:
+    def __init__(self, consensus: Consensus, each: Who, threads: int | None) -> None:
         self.consensus, self.each = consensus, each
+        self.threads = threads or min(os.cpu_count() or 1, THREADS)
         self.distances, self.numbers = consensus.distances, consensus.numbers
         self.count = len(each) - 1
         self.present = np.repeat(consensus.distinct[None], len(each), axis=0)
@@ -139,7 +144,7 @@ class Without:
         width = groups.shape[1] * max(len(self.distances.norms), 1)
         step = max(2 * BLOCK // width, 1)
         some = [different[i : i + step] for i in range(0, len(different), step)]
-        with ThreadPoolExecutor(self.consensus.threads) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             parts = list(pool.map(lambda g: _apart(g, base, law), some))
         return tuple(np.concatenate(part)[which] for part in zip(*parts, strict=True))
 
