@@ -38,6 +38,11 @@ class Copies:
         """The twins of client k."""
         return [int(j) for j in np.flatnonzero(self.twins[k])]
 
+    def partner(self, k: int) -> int | None:
+        """The original of client k, or of an original its first copy; None for who has no copy."""
+        first, twins = int(self.originals[k]), self.of(k)
+        return first if first != k else twins[0] if twins else None
+
 
 def copies(
     inner: Array | Sequence[Array], digests: Sequence[str], numbers: DetectionCalibration

@@ -55,10 +55,12 @@ def _judged(
     found = decompose(alone, settings.detection, settings.seed, on_progress)
     solved = found.of_all(originals)
     judgement = judge(tabulated(cohort, stacks, solved, full), settings)
+    on_progress("judging", 1, 1)
     decomposition = None
     if judgement.identified:
         after = settled(found, alone, judgement.consensus[counted], settings)
         decomposition = solved if after is found else after.of_all(originals)
+        on_progress("decomposing", 1, 1)
     return Detection(cohort, stacks, solved, judgement, decomposition, machine)
 
 

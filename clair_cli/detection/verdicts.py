@@ -190,14 +190,15 @@ class _Bench:
         if self.why is None or self.kept is None or self.consensus.zero[k]:
             return None
         company = np.where(self._others(k), self.why.company[k], -np.inf)
-        near = int(company.argmax())
+        copy = self.distances.copies.partner(k)
+        near = int(company.argmax()) if copy is None else copy
         head = self.heads[k] if self.heads is not None else math.nan
         return Cause(
             kind=self._kind(k),
             content=float(self.why.content[k]),
             error=float(self.why.error[k]),
             size=float(self.why.size[k]),
-            company=float(company[near]),
+            company=float(self.why.company[k, near]),
             nearest=self.distances.tables.clients[near],
             head=float(head) if math.isfinite(head) else None,
         )
