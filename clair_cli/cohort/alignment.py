@@ -83,7 +83,7 @@ def _other_base(clients: list[Adapter]) -> Checked:
             a,
             Reason(
                 "CLR106",
-                f"adapter_config.json: base model is {a.base!r}, but {most} of {voters} clients "
+                f"its base model is {a.base!r}, but {most} of {voters} clients "
                 f"use {base!r}; retrain on that base or leave this client out",
             ),
         )

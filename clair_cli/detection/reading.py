@@ -23,7 +23,7 @@ from clair_cli.linalg import leading, shortened
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
-from clair_cli.update import LowRankUpdate, combined, energy
+from clair_cli.update import LowRankUpdate, combined, energy, faint
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
@@ -141,7 +141,7 @@ def _stack(
                     update = read_estimate(adapter, module, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
-        if update is None:
+        if update is None or faint(update):
             update = nothing(adapter, module, dtype, device)
         if update.rank > form.most:
             energies[k] = energy(update)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from clair_cli.cohort import Adapter, Cohort
+from clair_cli.decimals import decimal
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
@@ -74,8 +75,8 @@ def _pair(row: list[str]) -> tuple[str, str]:
 
 def _count(path: Path, client: str, value: object) -> float:
     try:
-        count = float(value) if isinstance(value, str | int | float) else math.nan
-    except (ValueError, OverflowError):
+        count = decimal(value.strip(" \t")) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError):
         count = math.nan
     if isinstance(value, bool) or not (math.isfinite(count) and 0 < count <= 1e15):
         text = f"the count of {client[:60]!r} is {str(value)[:40]!r}, expected a positive number"

@@ -158,7 +158,7 @@ USAGE = {
     "alpha of zero": "detect {samples} --alpha 0",
     "alpha is NaN": "detect {samples} --alpha nan",
     "tiny header": "detect {samples} --max-header 1",
-    "config missing": "detect {samples} --config {tmp}/none.json",
+    "config missing": "detect {samples} --adapter-config {tmp}/none.json",
     "no folder": "detect",
     "missing folder": "detect {tmp}/none",
     "a file": "detect {samples}/client-01/adapter_config.json",

@@ -158,6 +158,7 @@ def test_json_and_lines_say_the_same(text: str, tmp_path: Path) -> None:
 
 
 BAD_VALUES = [0, -1, -0.0, 1e16, 10**30, True, False, None, [], [3], {}, "", "many"]
+BAD_VALUES += ["1_000", "١٢", "1e400", "nan", "0x10", "1" * 65]
 REFUSED: dict[str, bytes] = {
     "NaN": b'{"a": NaN}',
     "Infinity": b'{"a": 1e999}',

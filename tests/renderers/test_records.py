@@ -9,16 +9,19 @@ from typing import get_args
 import pytest
 
 from clair_cli import results
+from clair_cli.accepted import Accept
 from clair_cli.reasons import Rule
 from clair_cli.renderers import RENDERERS, TABLE, FormatName, Record
 from clair_cli.report import Reason, Report
 from clair_cli.results import (
     Choice,
+    Configured,
     Difference,
     InspectedClient,
     InspectedFolder,
     InspectedModule,
     Inspection,
+    Option,
     Rules,
     Selection,
     SharedFull,
@@ -40,6 +43,10 @@ RECORDS: dict[str, Record] = {
     "explained": explained(EVIL),
     "rule": RULE,
     "rules": Rules((RULE,)),
+    "configured": Configured(
+        HOSTILE, (Option("detect", "base", HOSTILE, "file", HOSTILE),),
+        (Accept(client=HOSTILE, codes=("CLR203",), reason=HOSTILE),), (HOSTILE,), (HOSTILE,),
+    ),
     "inspection": Inspection(
         HOSTILE, "peft", HOSTILE, ((HOSTILE, 8, SHA),), (MODULE,), (HOSTILE,) * 7,
         (Reason("CLR114", HOSTILE),),
@@ -67,8 +74,9 @@ def test_the_table_covers_every_record_in_every_format() -> None:
     assert all(set(found) == formats for found in TABLE.values())
     assert set(RENDERERS) == formats
     whole = {"Inspection", "InspectedFolder", "Selection", "Verification", "Explained", "Rules"}
+    whole |= {"Configured"}
     parts = {"InspectedModule", "InspectedFull", "InspectedClient", "SharedFull"}
-    parts |= {"Tried", "Choice", "Difference", "Explanation"}
+    parts |= {"Tried", "Choice", "Difference", "Explanation", "Option"}
     assert {n for n, kind in vars(results).items() if _is_own_record(kind)} == whole | parts
 
 
