@@ -182,7 +182,8 @@ def reported(
     from clair_cli.detection.reporting import inputs, population, verdicts
 
     judged = detection.judgement
-    found, clients = population(detection, settings), rated(verdicts(detection), settings.detection)
+    found = population(detection, settings)
+    clients = rated(verdicts(detection), settings.detection, detection.only_copied)
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
