@@ -28,6 +28,7 @@ FEW = 3
 """Broken clients of one reason that are listed by name."""
 COPY = "CLR205"
 """The code of a client that is a copy of another."""
+COPIES = "copies of one adapter: nothing tells which is the original; counted once"
 MOST_COPIES = 12
 """Copies of one adapter that are listed by name."""
 NARROWEST = 60
@@ -132,7 +133,7 @@ def _set(copies: list[Verdict]) -> _Row:
     names = few([safe_text(c.client) for c in copies], MOST_COPIES)
     said = [{r.message for r in c.reasons} for c in copies[1:]]
     common = [r for r in copies[0].reasons if all(r.message in others for others in said)]
-    reasons = ("copies of one adapter", *(safe_text(r.message) for r in common), *row.reasons)
+    reasons = (COPIES, *(safe_text(r.message) for r in common), *row.reasons)
     scores = sorted(c.score for c in copies if c.score is not None)
     ends = dict.fromkeys(f"{scores[end]:.1f}" for end in (0, -1)) if scores else ["-"]
     name = f"set of {len(copies)}: {names}"
