@@ -17,7 +17,12 @@ from clair_cli.errors import AdapterError, NotFromSent, NoVerdict
 from clair_cli.linalg import shortened
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName
-from clair_cli.update import LowRankUpdate, combined, inner
+from clair_cli.update import LowRankUpdate, combined, energy, inner
+
+
+ROUNDING = 2.0**-46
+"""Energy of a change, of those of what was sent and came back, that storing in float32 alone may make:
+its machine precision, squared. Who gives back what it was sent has changed nothing."""
 
 
 class SentReader:
@@ -42,10 +47,13 @@ class SentReader:
 
 
 def change(update: LowRankUpdate, sent: LowRankUpdate | None) -> LowRankUpdate:
-    """The update minus what was sent, (d_out, d_in), of rank r + r_0 or the least side at most."""
+    """The update minus what was sent, (d_out, d_in), of rank r + r_0 or the least side at most; zero
+    where it is no more than rounding."""
     if sent is None:
         return update
     both = combined([update, sent], [1.0, -1.0])
+    if energy(both) <= ROUNDING * (energy(update) + energy(sent)):
+        return both.zeroed()
     if both.rank <= min(len(both.up), both.down.shape[1]):
         return both
     return LowRankUpdate(*shortened(both.up, both.down), both.scale)

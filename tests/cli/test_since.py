@@ -167,6 +167,16 @@ def test_who_did_not_start_from_what_was_sent_is_named(own: Path) -> None:
     assert "% of what it was sent" in only_broken(report, "client-02")
 
 
+def test_who_gives_back_what_it_was_sent_has_changed_nothing(own: Path) -> None:
+    shutil.rmtree(own / "round" / "client-02")
+    shutil.copytree(own / "sent" / "global", own / "round" / "client-02")
+    _, report = detect(own / "round", "--since", own / "sent" / "global")
+    assert verdicts(report)["client-02"] in ("suspicious", "contaminated")
+    (client,) = [c for c in report["clients"] if c["id"] == "client-02"]
+    assert {m["norm"] for m in client["modules"]} == {0.0}
+    assert CONTAMINATED <= found(report, "contaminated")
+
+
 def test_another_base_and_other_modules_are_named(own: Path) -> None:
     sent, client = own / "sent" / "global", own / "round" / "client-04"
     change_config(client, base_model_name_or_path="org/other")

@@ -32,6 +32,15 @@ def test_a_change_is_the_difference_of_the_products(own: int, sent: int) -> None
     torch.testing.assert_close(found.dense(), new.dense() - old.dense())
 
 
+def test_what_comes_back_as_it_was_sent_is_no_change() -> None:
+    sent = update(3, 2.0, 1)
+    turned = LowRankUpdate(sent.up * 0.5, sent.down * 2.0, sent.scale)
+    assert not bool(change(turned, sent).dense().any())
+    nudged = LowRankUpdate(sent.up * (1 + 1e-6), sent.down, sent.scale)
+    expected = 1e-6 * sent.dense()
+    torch.testing.assert_close(change(nudged, sent).dense(), expected, rtol=1e-6, atol=1e-12)
+
+
 def test_nothing_sent_is_nothing_subtracted() -> None:
     new = update(2, 0.5, 1)
     assert change(new, None) is new
