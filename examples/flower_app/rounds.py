@@ -1,8 +1,8 @@
-"""Rounds of federated LoRA in Flower: text copying, three of ten clients contaminated, clair on the server.
+"""Rounds of federated LoRA in Flower, with clair on the server: three of ten clients are contaminated.
 
-flwr run examples/flower_app sends this to a SuperLink; `simulate` runs it in Flower's simulation engine.
-Needs the extra [flower], peft and transformers, and the root of the repository on PYTHONPATH: examples of
-text copying are imported from there.
+`flwr run examples/flower_app` sends this to a SuperLink; `simulate` runs it in the simulation engine.
+Needs the extra [flower], peft and transformers, and the root of the repository on PYTHONPATH, from where
+examples/text_copy is imported.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ def make_server(given: Mapping[str, Any] | None = None) -> ServerApp:
     return app
 
 
-client, server = make_client(), make_server()
+client = make_client()
+server = make_server()
 
 
 def simulate(config: Mapping[str, Any]) -> None:
