@@ -38,7 +38,7 @@ from examples.text_copy.task import (
 from examples.text_copy.train import TARGETS, Recipe, default_base
 
 CLIENTS, ATTACKERS = 12, 3
-RANK, STEPS, BATCH, RATE = 8, 10, 8, 3e-4
+RANK, STEPS, BATCH, RATE = 8, 16, 8, 1e-3
 SAMPLES = (8, 12, 16, 24, 32, 48)
 """Of honest clients, in turn: unequal by six."""
 ATTACKER_SAMPLES = 24

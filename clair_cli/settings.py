@@ -93,6 +93,10 @@ class Settings:
     baseline: Path | None = None
     """An earlier report: only findings that are not in it count for the exit code."""
 
+    history: Path | None = None
+    """A ledger that keeps every client's evidence over the rounds, and adds this one: whom it convicts is
+    contaminated for `fail_on` and for the refinement."""
+
     # --- refinement
     refinement: RefinementCalibration = REFINEMENT
     """The numbers that refined weights rest on."""
@@ -221,6 +225,7 @@ RANGES = {
 """Settings that are whole numbers, and from where to where."""
 MACHINE = {
     "baseline",
+    "history",
     "device",
     "threads",
     "engine",

@@ -242,6 +242,15 @@ Baseline = Annotated[
         "as bad.",
     ),
 ]
+History = Annotated[
+    Path | None,
+    option(
+        GATING,
+        metavar="FILE",
+        help="Add this round to the ledger FILE, which is made where there is none, and count whom it "
+        "convicts over the rounds as contaminated.",
+    ),
+]
 Explain = Annotated[
     list[str] | None,
     option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clair_cli.cli import options as o
 from clair_cli.cli import refining as r
-from clair_cli.cli.delivery import command_line, delivery, read_from
+from clair_cli.cli.delivery import check_history, command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import Progress, print_out
@@ -48,6 +48,7 @@ def refine(
     exact: o.Exact = False,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
+    history: o.History = None,
     explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
@@ -66,6 +67,7 @@ def refine(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
     )
     check_explained(explain, goes)
+    check_history(history, *read_from(folder, follow_symlinks), out)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

@@ -10,7 +10,7 @@ from typing import Any
 
 from clair_cli.reasons import RULES, SEVERITIES, Severity, Standing
 from clair_cli.renderers.safe import safe_text
-from clair_cli.report import Reason, Report, Verdict
+from clair_cli.report import Reason, Report, Verdict, over_rounds
 
 WORST_FIRST: tuple[Standing, ...] = (
     "no verdict",
@@ -57,7 +57,7 @@ class Finding:
 def findings(report: Report) -> list[Finding]:
     """Every finding, worst first, then in the order of the clients."""
     where = places(report)
-    found = [f for c in report.clients if c.verdict for f in _of_client(c, where[c.client])]
+    found = [f for c in over_rounds(report) if c.verdict for f in _of_client(c, where[c.client])]
     found += _of_all(report)
     return sorted(found, key=lambda f: WORST_FIRST.index(f.standing))
 
@@ -66,7 +66,7 @@ def notes(report: Report) -> list[tuple[str | None, Reason]]:
     """What changes no verdict: remarks on all clients (None), and notes on single ones."""
     remarks = report.population.findings[: -1 if report.status == "no_verdict" else None]
     found: list[tuple[str | None, Reason]] = [(None, r) for r in remarks]
-    return found + [(c.client, r) for c in report.clients for r in c.reasons if _is_note(c, r)]
+    return found + [(c.client, r) for c in over_rounds(report) for r in c.reasons if _is_note(c, r)]
 
 
 def _of_client(client: Verdict, place: str) -> Iterator[Finding]:
