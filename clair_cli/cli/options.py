@@ -219,6 +219,26 @@ Outputs = Annotated[
         "the table: with -q, or with -f of the same format. Repeatable.",
     ),
 ]
+TrendFormat = Annotated[
+    Literal["text", "json", "csv", "html"],
+    option(
+        SHOWING,
+        "--format",
+        "-f",
+        help="What goes to stdout: a table, one JSON document, a row of CSV for each client and round, "
+        "or a page.",
+    ),
+]
+TrendOutputs = Annotated[
+    list[str] | None,
+    option(
+        SHOWING,
+        "--output",
+        "-o",
+        metavar="FORMAT=FILE",
+        help="Write the trend to a file, too, in any format of -f. Repeatable.",
+    ),
+]
 GATE = (
     "What makes the exit code 1: suspicious, minority, contaminated or broken, each with all that is "
     "worse; several of them with commas, for exactly these; or never."

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from clair_cli.renderers import history
-from clair_cli.renderers import history
 from clair_cli.renderers.clients import ORDER
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, headline, verdict_line
