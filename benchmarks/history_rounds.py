@@ -183,9 +183,7 @@ def change(adapter: Saved, start: Saved) -> Saved:
         for m, (b, a) in adapter.factors.items()
     }
     config = adapter.config
-    return Saved(
-        factors, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
-    )
+    return Saved(factors, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]})
 
 
 def middle(one: Saved, other: Saved) -> Saved:
@@ -194,16 +192,22 @@ def middle(one: Saved, other: Saved) -> Saved:
     return truncated({m: (a[m] + b[m]) / 2 for m in a}, one)
 
 
+def kept(federation: Federation, work: Path) -> list[Row]:
+    """The rounds of a federation that are kept in `work`."""
+    path = work / f"{federation.name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def played(federation: Federation, rounds: int, work: Path) -> Iterator[Row]:
     """The rounds of a federation: those that are kept in `work`, and then new ones, kept as they end."""
     path = work / f"{federation.name}.jsonl"
     start_path = work / f"{federation.name}.pt"
     work.mkdir(parents=True, exist_ok=True)
-    kept = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-    yield from kept[:rounds]
+    before = kept(federation, work)
+    yield from before[:rounds]
     specs = federation.specs()
-    start = torch.load(start_path, weights_only=True) if kept else _first(federation)
-    for number in range(len(kept) + 1, rounds + 1):
+    start = torch.load(start_path, weights_only=True) if before else _first(federation)
+    for number in range(len(before) + 1, rounds + 1):
         row, start = _round(federation, specs, start, number, work)
         fresh = start_path.with_suffix(f".{os.getpid()}")
         torch.save(start, fresh)
@@ -246,9 +250,7 @@ def _round(
         write(change(adapter, sent), folder / spec.name)
     report = detect(folder, Settings(threads=1))
     shutil.rmtree(folder)
-    kept = [
-        a for a, c in zip(adapters, report.clients, strict=True) if c.verdict != "contaminated"
-    ]
+    kept = [a for a, c in zip(adapters, report.clients, strict=True) if c.verdict != "contaminated"]
     dense = [a.dense() for a in kept]
     mean = {module: torch.stack([d[module] for d in dense]).mean(0) for module in dense[0]}
     return _row(number, report), stacked(truncated(mean, sent), 1)

@@ -5,7 +5,7 @@ before. The evidence sums, over the round in which a client may have turned, the
 since, weighed so that the weights of a year are at most 1. By Doob's inequality the chance that an honest
 client's evidence ever reaches 1 / alpha within its first year is at most alpha, and half of that in every
 further year: the detector of Shiryaev and Roberts, with a head start, on e-values as in Shin, Ramdas and
-Rinaldo, "E-detectors" (2023). Good rounds are no credit: the evidence is never far below its next weight.
+Rinaldo, "E-detectors" (2023). Good rounds are no credit: the evidence stays near its next weight.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ class HistoryConstants(Constants):
     """The numbers that convictions over rounds rest on. Every report with a history has them."""
 
     alpha: float = constant(
-        0.01, "share", (1e-6, 0.5), "Honest clients convicted in their first year, at most.", "stated"
+        0.01, "share", (1e-6, 0.5), "Of honest clients, convicted in their first year.", "stated"
     )
     year: int = constant(50, "rounds", (2, 10_000), "A year.", "a round a week")
     head_start: float = constant(
-        0.5, "share", (0.01, 0.99), "Of alpha, for clients odd from their first round on.", "even odds"
+        0.5, "share", (0.01, 0.99), "Of alpha, for who is odd from the first round on.", "even odds"
     )
     level: float = constant(
         1.0, "score", (0.1, 10.0), "A round of this score weighs nothing: factor 1.", MEASURED
     )
     doubling: float = constant(
-        0.5, "score", (0.01, 10.0), "So much more doubles the factor, so much less halves it.", MEASURED
+        0.5, "score", (0.01, 10.0), "So much more doubles the factor, less halves it.", MEASURED
     )
-    least: float = constant(0.5, "factor", (0.01, 0.99), "Of a round, however low its score.", MEASURED)
+    least: float = constant(
+        0.5, "factor", (0.01, 0.99), "Of a round, however low its score.", MEASURED
+    )
     most: float = constant(
-        8.0, "factor", (1.01, 100.0), "Of a round, however high its score: none convicts alone.", MEASURED
+        8.0, "factor", (1.01, 100.0), "Of a round, however high: none convicts alone.", MEASURED
     )
     kept: float = constant(
-        16.0, "limits", (1.0, 1e6), "The most evidence that is kept.", "four good rounds clear a client"
+        16.0, "limits", (1.0, 1e6), "The most evidence that is kept.", "five good rounds clear"
     )
 
     @property

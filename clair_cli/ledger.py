@@ -209,9 +209,9 @@ def _parsed(data: bytes, path: Path) -> Ledger:
         lines.append(line)
         head = own
     begin = b'{"previous": "%s"' % head.encode()
-    if not torn.startswith(begin) and not begin.startswith(torn):  # another file than it is said to be
-        text = f"ends with what is no line of a history; {REFUSED}"
-        raise UsageError(f"--history {str(path)!r}: {text}")
+    if not torn.startswith(begin) and not begin.startswith(torn):  # another kind of file altogether
+        why = f"ends with what is no line of a history; {REFUSED}"
+        raise UsageError(f"--history {str(path)!r}: {why}")
     return Ledger(tuple(lines), head, len(torn))
 
 
@@ -237,7 +237,9 @@ def _line(text: bytes, where: str) -> tuple[Line, str]:
 def _check(line: Line) -> None:
     """Raises ValueError where a value is not one that clair writes."""
     if line.kind != KIND or line.version != VERSION:
-        raise ValueError(f"expected {KIND!r} of version {VERSION}, found another; use a newer clair")
+        raise ValueError(
+            f"expected {KIND!r} of version {VERSION}, found another; use a newer clair"
+        )
     seen = set()
     for entry in line.clients:
         if entry.client in seen:

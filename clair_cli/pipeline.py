@@ -176,7 +176,9 @@ def _check_history(settings: Settings) -> None:
     if settings.history is None:
         return
     if not history.fits(settings.detection):
-        text = "evidence was measured with the default constants of detection; leave one of them out"
+        text = (
+            "evidence was measured with the default constants of detection; leave one of them out"
+        )
         raise UsageError(f"--history: {text}")
     history.check(settings.history)
 

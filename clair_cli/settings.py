@@ -94,8 +94,8 @@ class Settings:
     """An earlier report: only findings that are not in it count for the exit code."""
 
     history: Path | None = None
-    """A ledger that keeps every client's evidence over the rounds, and adds this one: whom it convicts is
-    contaminated for `fail_on` and for the refinement."""
+    """A ledger that keeps every client's evidence over the rounds, to which this one is added. Whom it
+    convicts is contaminated for `fail_on` and for the refinement."""
 
     # --- refinement
     refinement: RefinementCalibration = REFINEMENT

@@ -87,7 +87,9 @@ def over(reports: tuple[Report, ...]) -> Trend:
     """The trend over the reports. Raises UsageError where one has a client twice."""
     found = [_by_name(k, r) for k, r in enumerate(reports, start=1)]
     ids = dict.fromkeys(c for clients in reversed(found) for c in clients)
-    odd = [{s.client for s in r.history.clients if s.convicted} if r.history else () for r in reports]
+    odd = [
+        {s.client for s in r.history.clients if s.convicted} if r.history else () for r in reports
+    ]
     courses = tuple(Course(c, _cells([clients.get(c) for clients in found], c, odd)) for c in ids)
     turns = [t for course in courses for t in _turns(course)]
     return Trend(
@@ -101,7 +103,9 @@ def over(reports: tuple[Report, ...]) -> Trend:
 def _by_name(position: int, report: Report) -> dict[str, Verdict]:
     for client, count in Counter(c.client for c in report.clients).items():
         if count > 1:
-            raise UsageError(f"report {position}: the client {client[:40]!r} is in it {count} times")
+            raise UsageError(
+                f"report {position}: the client {client[:40]!r} is in it {count} times"
+            )
     return {c.client: c for c in report.clients}
 
 
