@@ -1,9 +1,9 @@
-"""Evidence over rounds: how many rounds until weak contamination is convicted, and whom it convicts wrongly.
+"""Evidence over rounds: how soon weak contamination is convicted, and which honest clients are.
 
-python -m benchmarks.history --work DIR [--seeds reported] [--rounds 50] [--bad-rounds 8] [--out DIR]
+python -m benchmarks.history --work DIR [--seeds reported] [--rounds 50] [--bad-rounds 8]
 
-Federations of 12 clients of unequal data train for rounds (history_rounds.py, kept in DIR/rounds), honest
-ones for --rounds, those with three attackers for --bad-rounds. clair judges every round by its changes,
+Federations of 12 clients of unequal data train for rounds (history_rounds.py, kept in DIR/rounds),
+honest ones for --rounds, those with three attackers for --bad-rounds. clair judges every round by its changes,
 through its public API; then the ledger's own arithmetic is run over the scores. --seeds says which:
 setting seeds are those that the constants of clair_cli/history.py were chosen on, and no table reports
 them as a result. --kept trains nothing and takes whole rounds that are there.
@@ -178,8 +178,8 @@ def document(all_courses: list[Course], given: argparse.Namespace) -> str:
             found_table(all_courses),
             honest_table(all_courses),
             f"Beside attackers the ledger convicted {beside} of {len(bad_honest)} honest clients.",
-            f"Were every honest client of the benchmark to score the same in every round of a year, "
-            f"{persistent()} would be convicted.",
+            "Were every honest client of the benchmark to score the same in every round of a year, "
+            + f"{persistent()} would be convicted.",
         ]
     )
 

@@ -60,7 +60,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Federation:
-    """Who takes part, decided by `seed`; the attackers come last, and `turns` is their first bad round."""
+    """Who takes part, decided by `seed`. The attackers come last; `turns` is their first bad round."""
 
     scenario: str
     tasks: Heterogeneity

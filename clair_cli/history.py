@@ -3,9 +3,9 @@
 A round's factor is an e-value: over the rounds of an honest client its mean is at most 1, whatever came
 before. The evidence sums, over the round in which a client may have turned, the product of all factors
 since, weighed so that the weights of a year are at most 1. By Doob's inequality the chance that an honest
-client's evidence ever reaches 1 / alpha within its first year is at most alpha, and half of that in every
-further year: the detector of Shiryaev and Roberts, with a head start, on e-values as in Shin, Ramdas and
-Rinaldo, "E-detectors" (2023). Good rounds are no credit: the evidence stays near its next weight.
+client's evidence ever reaches 1 / alpha within its first year is at most alpha, and half of that in
+every further year: the detector of Shiryaev and Roberts, with a head start, on e-values as in Shin, Ramdas
+and Rinaldo, "E-detectors" (2023). Good rounds are no credit: the evidence stays near its next weight.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HistoryConstants(Constants):
         0.5, "share", (0.01, 0.99), "Of alpha, for who is odd from the first round on.", "even odds"
     )
     level: float = constant(
-        1.0, "score", (0.1, 10.0), "A round of this score weighs nothing: factor 1.", MEASURED
+        1.25, "score", (0.1, 10.0), "A round of this score weighs nothing: factor 1.", MEASURED
     )
     doubling: float = constant(
         0.5, "score", (0.01, 10.0), "So much more doubles the factor, less halves it.", MEASURED
@@ -51,7 +51,7 @@ class HistoryConstants(Constants):
         0.5, "factor", (0.01, 0.99), "Of a round, however low its score.", MEASURED
     )
     most: float = constant(
-        8.0, "factor", (1.01, 100.0), "Of a round, however high: none convicts alone.", MEASURED
+        16.0, "factor", (1.01, 100.0), "Of a round, however high: none convicts alone.", MEASURED
     )
     kept: float = constant(
         16.0, "limits", (1.0, 1e6), "The most evidence that is kept.", "five good rounds clear"
