@@ -3,10 +3,10 @@
 python -m benchmarks.history --work DIR [--seeds reported] [--rounds 50] [--bad-rounds 8]
 
 Federations of 12 clients of unequal data train for rounds (history_rounds.py, kept in DIR/rounds),
-honest ones for --rounds, those with three attackers for --bad-rounds. clair judges every round by its changes,
-through its public API; then the ledger's own arithmetic is run over the scores. --seeds says which:
-setting seeds are those that the constants of clair_cli/history.py were chosen on, and no table reports
-them as a result. --kept trains nothing and takes whole rounds that are there.
+honest ones for --rounds, those with three attackers for --bad-rounds. clair judges every round by its
+changes, through its public API; then the ledger's own arithmetic is run over the scores. --seeds says
+which: the constants of clair_cli/history.py were chosen on the setting seeds, and no table of results
+has them. --kept trains nothing and takes whole rounds that are there.
 """
 
 from __future__ import annotations
@@ -172,14 +172,14 @@ def document(all_courses: list[Course], given: argparse.Namespace) -> str:
     facts = f"clair {__version__}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     bad_honest = [c for c in all_courses if not c.bad and c.federation.scenario != "honest"]
     beside = sum(c.by_ledger is not None for c in bad_honest)
+    stuck = "Were every honest client of the benchmark to score the same in every round of a year, "
     return "\n\n".join(
         [
             f"`python -m benchmarks.history --work DIR --seeds {given.seeds}`; {facts}.",
             found_table(all_courses),
             honest_table(all_courses),
             f"Beside attackers the ledger convicted {beside} of {len(bad_honest)} honest clients.",
-            "Were every honest client of the benchmark to score the same in every round of a year, "
-            + f"{persistent()} would be convicted.",
+            f"{stuck}{persistent()} would be convicted.",
         ]
     )
 

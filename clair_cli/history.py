@@ -1,11 +1,12 @@
 """Evidence over rounds: what every round says of a client, multiplied up until it convicts.
 
-A round's factor is an e-value: over the rounds of an honest client its mean is at most 1, whatever came
-before. The evidence sums, over the round in which a client may have turned, the product of all factors
-since, weighed so that the weights of a year are at most 1. By Doob's inequality the chance that an honest
-client's evidence ever reaches 1 / alpha within its first year is at most alpha, and half of that in
-every further year: the detector of Shiryaev and Roberts, with a head start, on e-values as in Shin, Ramdas
-and Rinaldo, "E-detectors" (2023). Good rounds are no credit: the evidence stays near its next weight.
+A round's factor is an e-value: over the rounds of an honest client its mean is at most 1, whatever
+came before. The evidence sums, over the round in which a client may have turned, the product of all
+factors since, weighed so that the weights of a year are at most 1. By Doob's inequality the chance that
+an honest client's evidence ever reaches 1 / alpha within its first year is at most alpha, and half of
+that in every further year: the detector of Shiryaev and Roberts, with a head start, on e-values as in
+Shin, Ramdas and Rinaldo, "E-detectors" (2023). Good rounds are no credit: the evidence stays near its
+next weight.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ HISTORY = HistoryConstants()
 def factor(score: float, by: HistoryConstants = HISTORY) -> float:
     """What the evidence is multiplied by after a round of this score."""
     power = min(max((score - by.level) / by.doubling, -60.0), 60.0)
-    return float(min(max(2.0**power, by.least), by.most))
+    return float(f"{min(max(2.0**power, by.least), by.most):.6g}")  # as the file will have it
 
 
 def after(evidence: float, factors: int, by: HistoryConstants, latest: float) -> float:

@@ -24,7 +24,9 @@ NAMES = ("client-1", HOSTILE, "a" * 5000, "../up", '"}', "\u2028", "=1+1")
 
 def line(score: float = 1.5, *names: str) -> Line:
     entries = tuple(Entry(n, SHA, "benign", score, 2.0) for n in names or NAMES)
-    return Line("", ledger.KIND, ledger.VERSION, "2026-11-27T00:00:00+00:00", "0.1.0", "c" * 12, entries)
+    return Line(
+        "", ledger.KIND, ledger.VERSION, "2026-11-27T00:00:00+00:00", "0.1.0", "c" * 12, entries
+    )
 
 
 def filled(path: Path, count: int = 3) -> Path:
@@ -52,7 +54,9 @@ def test_every_line_can_be_checked_by_hand(tmp_path: Path) -> None:
         said = json.loads(text)
         assert said["previous"] == previous
         body, _, _ = text.rpartition(', "sha256": ')
-        command = subprocess.run(["sha256sum"], input=body.encode(), capture_output=True, check=True)
+        command = subprocess.run(
+            ["sha256sum"], input=body.encode(), capture_output=True, check=True
+        )
         assert command.stdout.decode().split()[0] == said["sha256"]
         previous = said["sha256"]
 
@@ -94,7 +98,15 @@ def test_a_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "data",
-    [b"notes that somebody has kept", b'{"previous": "1', b"\0" * 100, b"\n", b"{}\n", b"[1]\n", b"x" * 200],
+    [
+        b"notes that somebody has kept",
+        b'{"previous": "1',
+        b"\0" * 100,
+        b"\n",
+        b"{}\n",
+        b"[1]\n",
+        b"x" * 200,
+    ],
 )
 def test_another_file_is_refused_and_stays_as_it_is(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "notes"
@@ -106,7 +118,13 @@ def test_another_file_is_refused_and_stays_as_it_is(tmp_path: Path, data: bytes)
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("a\0b"), tmp_path / "no" / "file"):
+    for path in (
+        tmp_path / "pipe",
+        tmp_path,
+        Path("/dev/zero"),
+        Path("a\0b"),
+        tmp_path / "no" / "file",
+    ):
         with pytest.raises(UsageError, match="--history"), ledger.opened(path):
             pass
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("a\0b")):
@@ -199,7 +217,14 @@ def writer(path: Path, mode: str, count: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(
     ("mode", "count", "lines"),
-    [("write", 0, 2), ("write", 1, 2), ("write", 100, 2), ("write", 300, 2), ("write", 9999, 3), ("sync", 0, 3)],
+    [
+        ("write", 0, 2),
+        ("write", 1, 2),
+        ("write", 100, 2),
+        ("write", 300, 2),
+        ("write", 9999, 3),
+        ("sync", 0, 3),
+    ],
 )
 def test_a_writer_that_is_killed_leaves_a_file_that_goes_on(
     tmp_path: Path, mode: str, count: int, lines: int
