@@ -43,7 +43,7 @@ class HistoryConstants(Constants):
         0.5, "share", (0.01, 0.99), "Of alpha, for who is odd from the first round on.", "even odds"
     )
     level: float = constant(
-        1.25, "score", (0.1, 10.0), "A round of this score weighs nothing: factor 1.", MEASURED
+        1.75, "score", (0.1, 10.0), "A round of this score weighs nothing: factor 1.", MEASURED
     )
     doubling: float = constant(
         0.5, "score", (0.01, 10.0), "So much more doubles the factor, less halves it.", MEASURED

@@ -60,10 +60,10 @@ def test_a_factor_grows_with_the_score_between_its_bounds() -> None:
     assert factor(HISTORY.level + HISTORY.doubling) == pytest.approx(2.0)
 
 
-def test_scores_between_one_and_two_convict_after_enough_rounds_and_usual_ones_never() -> None:
-    assert next(k for k, e in enumerate(course([1.9] * 50), 1) if e >= HISTORY.limit) <= 8
-    assert next(k for k, e in enumerate(course([1.6] * 50), 1) if e >= HISTORY.limit) <= 16
-    assert max(course([0.9] * 500)) < 1
+def test_scores_below_the_limit_convict_after_enough_rounds_and_those_of_little_data_never() -> None:
+    assert next(k for k, e in enumerate(course([2.5] * 50), 1) if e >= HISTORY.limit) <= 6
+    assert next(k for k, e in enumerate(course([2.2] * 50), 1) if e >= HISTORY.limit) <= 10
+    assert max(course([1.5] * 500)) < 1
 
 
 def test_one_bad_round_is_forgiven_wherever_it_comes() -> None:
@@ -108,14 +108,14 @@ def test_of_clients_whose_factors_have_mean_one_no_more_than_alpha_are_convicted
 def test_weak_scores_add_up_in_the_report_and_fail_the_gate(tmp_path: Path) -> None:
     path = tmp_path / "history"
     for number in range(1, 30):
-        scores = {"honest": 0.4, "weak": 1.9, "once": 9.0 if number == 3 else 0.2}
+        scores = {"honest": 0.4, "weak": 2.5, "once": 9.0 if number == 3 else 0.2}
         found = recorded(round_of(number, **scores), path)
         if convicted(found):
             break
     assert 4 <= number <= 10
     assert convicted(found) == {"weak"}
     said = {c.client: c for c in found.clients}
-    assert said["weak"].verdict == "benign", "the round's own verdict stays"
+    assert said["weak"].verdict == "suspicious", "the round's own verdict stays"
     assert said["weak"].reasons[-1].code == history.CODE
     assert {c.client: c.verdict for c in over_rounds(found)}["weak"] == "contaminated"
     assert [c.client for c in failing(found, "contaminated")] == ["weak"]
@@ -126,9 +126,9 @@ def test_weak_scores_add_up_in_the_report_and_fail_the_gate(tmp_path: Path) -> N
 
 def test_the_same_report_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    first = recorded(round_of(1, honest=0.4, weak=1.9, once=0.2), path)
+    first = recorded(round_of(1, honest=0.4, weak=2.5, once=0.2), path)
     data = path.read_bytes()
-    again = recorded(round_of(1, honest=0.4, weak=1.9, once=0.2), path)
+    again = recorded(round_of(1, honest=0.4, weak=2.5, once=0.2), path)
     assert path.read_bytes() == data
     assert evidence(again) == evidence(first)
     assert again.history is not None
@@ -137,17 +137,17 @@ def test_the_same_report_counts_once(tmp_path: Path) -> None:
 
 def test_a_round_judged_again_without_a_client_counts_nobody_twice(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    first = recorded(round_of(1, honest=0.4, weak=1.9, once=0.2), path)
+    first = recorded(round_of(1, honest=0.4, weak=2.5, once=0.2), path)
     again = recorded(round_of(1, honest=0.1, weak=1.0), path)
     assert evidence(again)["weak"] == evidence(first)["weak"]
-    late = recorded(round_of(1, honest=0.4, weak=1.9, once=0.2, late=1.9), path)
+    late = recorded(round_of(1, honest=0.4, weak=2.5, once=0.2, late=2.5), path)
     assert evidence(late)["weak"] == evidence(first)["weak"]
     assert evidence(late)["late"] == evidence(first)["weak"], "who came late to it is counted"
 
 
 def test_sending_the_same_files_in_a_new_round_escapes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    scores = {"weak": 1.9, "honest": 0.4, "once": 0.2}
+    scores = {"weak": 2.5, "honest": 0.4, "once": 0.2}
     recorded(round_of(0, **scores), path)
     for number in range(1, 12):
         found = recorded(round_of(number, same=1, **scores), path)
@@ -156,7 +156,7 @@ def test_sending_the_same_files_in_a_new_round_escapes_nothing(tmp_path: Path) -
 
 def test_a_round_without_a_verdict_adds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    before = recorded(round_of(1, honest=0.4, weak=1.9), path)
+    before = recorded(round_of(1, honest=0.4, weak=2.5), path)
     data = path.read_bytes()
     found = recorded(NO_VERDICT, path)
     assert path.read_bytes() == data
@@ -168,7 +168,7 @@ def test_a_round_without_a_verdict_adds_nothing(tmp_path: Path) -> None:
 
 def test_a_broken_upload_neither_accuses_nor_clears(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    first = recorded(round_of(1, weak=1.9, honest=0.4, once=0.2), path)
+    first = recorded(round_of(1, weak=2.5, honest=0.4, once=0.2), path)
     lost = round_of(2, weak=None, honest=0.4, once=0.2)
     lost = replace(lost, clients=(client("weak", "broken", None), *lost.clients[1:]))
     assert evidence(recorded(lost, path))["weak"] == evidence(first)["weak"]
@@ -177,7 +177,7 @@ def test_a_broken_upload_neither_accuses_nor_clears(tmp_path: Path) -> None:
 def test_who_is_broken_stays_broken_though_the_rounds_convict(tmp_path: Path) -> None:
     path = tmp_path / "history"
     for number in range(1, 12):
-        recorded(round_of(number, weak=1.9, honest=0.4, once=0.2), path)
+        recorded(round_of(number, weak=2.5, honest=0.4, once=0.2), path)
     lost = round_of(99, weak=None, honest=0.4, once=0.2)
     lost = replace(lost, clients=(client("weak", "broken", None), *lost.clients[1:]))
     found = recorded(lost, path)
@@ -187,7 +187,7 @@ def test_who_is_broken_stays_broken_though_the_rounds_convict(tmp_path: Path) ->
 
 def test_the_head_in_the_report_is_the_last_line_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    found = recorded(round_of(1, honest=0.4, weak=1.9), path)
+    found = recorded(round_of(1, honest=0.4, weak=2.5), path)
     assert found.history is not None
     assert path.read_text().rstrip().endswith(f'"sha256": "{found.history.head}"}}')
     assert ledger.read(path).head == found.history.head
