@@ -60,7 +60,9 @@ def test_a_factor_grows_with_the_score_between_its_bounds() -> None:
     assert factor(HISTORY.level + HISTORY.doubling) == pytest.approx(2.0)
 
 
-def test_scores_below_the_limit_convict_after_enough_rounds_and_those_of_little_data_never() -> None:
+def test_scores_below_the_limit_convict_after_enough_rounds_and_those_of_little_data_never() -> (
+    None
+):
     assert next(k for k, e in enumerate(course([2.5] * 50), 1) if e >= HISTORY.limit) <= 6
     assert next(k for k, e in enumerate(course([2.2] * 50), 1) if e >= HISTORY.limit) <= 10
     assert max(course([1.5] * 500)) < 1

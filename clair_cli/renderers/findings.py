@@ -10,6 +10,7 @@ from typing import Any
 
 from clair_cli.reasons import RULES, SEVERITIES, Severity, Standing
 from clair_cli.renderers.safe import safe_text
+from clair_cli.renderers.words import numbers
 from clair_cli.report import Reason, Report, Verdict, over_rounds
 
 WORST_FIRST: tuple[Standing, ...] = (
@@ -76,8 +77,9 @@ def _of_client(client: Verdict, place: str) -> Iterator[Finding]:
     for reason in client.reasons:
         if not _is_note(client, reason):
             said.setdefault(reason.code, []).append(reason.message)
+    measured = f" ({found})" if (found := numbers(client)) else ""
     for code, messages in (said or {client.verdict: ["no reason given"]}).items():
-        head = f"{safe_text(client.client)} is {client.verdict}{_numbers(client)}"
+        head = f"{safe_text(client.client)} is {client.verdict}{measured}"
         text = "; ".join(map(safe_text, messages))
         yield Finding(client.client, code, client.verdict, head, text, place)
 
@@ -100,12 +102,6 @@ def _is_note(client: Verdict, reason: Reason) -> bool:
     if rule is None or client.verdict in standings:
         return False
     return reason.code.startswith("CLR1") or set(standings) <= {"note", "remark"}
-
-
-def _numbers(client: Verdict) -> str:
-    if client.score is None or client.limit is None:
-        return ""
-    return f" (score {client.score:.1f}, limit {client.limit:.1f})"
 
 
 # --- where a client lies

@@ -6,6 +6,7 @@ from xml.etree import ElementTree as xml
 
 from clair_cli.renderers.safe import one_line, safe_text
 from clair_cli.renderers.text import verdict_line
+from clair_cli.renderers.words import numbers
 from clair_cli.report import Report, Verdict, failing, over_rounds
 
 TOGETHER = "all clients together"
@@ -50,9 +51,10 @@ def _case(report: Report, client: Verdict, fails: bool) -> xml.Element:
 
 
 def _head(client: Verdict) -> str:
-    if client.score is None or client.limit is None:
-        return client.verdict or "no verdict"
-    return f"{client.verdict}: score {client.score:.1f}, limit {client.limit:.1f}"
+    said = numbers(client)
+    return (
+        f"{client.verdict}: {said}" if client.verdict and said else client.verdict or "no verdict"
+    )
 
 
 def _counts(report: Report, suite: xml.Element) -> dict[str, str]:

@@ -10,7 +10,7 @@ from clair_cli.renderers import history
 from clair_cli.renderers.clients import ORDER
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, headline, verdict_line
-from clair_cli.renderers.words import many
+from clair_cli.renderers.words import as_high, many
 from clair_cli.report import Report, Verdict, over_rounds
 
 ROOM = 500_000
@@ -43,7 +43,9 @@ def render(report: Report) -> str:
 def _row(client: Verdict) -> str:
     score = "" if client.score is None else f"{client.score:.1f}"
     limit = "" if client.limit is None else f"{client.limit:.1f}"
-    why = "<br>".join(escaped(f"{r.code} {r.message}") for r in client.reasons)
+    said = [f"{r.code} {r.message}" for r in client.reasons]
+    said += [as_high(client.rarity)] if client.rarity else []
+    why = "<br>".join(map(escaped, said))
     cells = (client.verdict or "no verdict", escaped(client.client), score, limit, why)
     return f"| {' | '.join(cells)} |"
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from clair_cli.renderers.safe import safe_text
-from clair_cli.report import Rarity
+from clair_cli.report import Rarity, Verdict
 
 SHARES = {
     1 / 10: "a tenth",
@@ -57,16 +57,24 @@ def as_high(rarity: Rarity) -> str:
     return f"{who} honest clients of the benchmark scored as high"
 
 
+def numbers(client: Verdict) -> str:
+    """Its score, its limit, and how rare the score is among honest clients; nothing without a score."""
+    if client.score is None or client.limit is None:
+        return ""
+    said = f"score {client.score:.1f}, limit {client.limit:.1f}"
+    return said if client.rarity is None else f"{said}, {as_high(client.rarity)}"
+
+
 def span(values: Iterable[int]) -> str:
     """The least and the largest of `values`, as 2-8, or the one that all are."""
     found = sorted(set(values)) or [0]
     return f"{found[0]}-{found[-1]}" if len(found) > 1 else f"{found[0]}"
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], most: int = FEW) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - FEW} more" if names[FEW:] else ""
-    return ", ".join(names[:FEW]) + more
+    more = f" and {len(names) - most} more" if names[most:] else ""
+    return ", ".join(names[:most]) + more
 
 
 def folded(text: str, width: int, indent: str = "", more: str = "  ") -> list[str]:
