@@ -177,6 +177,7 @@ SINCE_1_2 = {
     ("clients", "cause"),
     ("clients", "rarity"),
     ("baseline",),
+    ("history",),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "global", "rank"),
