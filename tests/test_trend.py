@@ -63,7 +63,7 @@ def test_a_client_twice_in_a_report_is_refused() -> None:
 
 def test_whom_the_ledger_convicts_stands_out_though_benign() -> None:
     standing = Standing("c", 9, 1.0, 200.0, True)
-    history = History(SHA, 9, True, 0, 100.0, {}, (standing,))
+    history = History(SHA, 9, True, 0, 100.0, {"alpha": 0.01, "year": 50}, (standing,))
     reports = (ROUNDS[0], replace(ROUNDS[1], history=history))
     text = render_trend(over(reports), reports, "text")
     assert "!0.2" in next(line for line in text.splitlines() if line.split()[:1] == ["c"])
