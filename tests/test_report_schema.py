@@ -178,6 +178,8 @@ SINCE_1_2 = {
     ("clients", "rarity"),
     ("baseline",),
     ("history",),
+    ("acceptance",),
+    ("clients", "accepted"),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "global", "rank"),

@@ -196,12 +196,6 @@ def place_for(path: str, option: str, *kept: Path) -> Path:
     return _checked(path, _places(kept), option)
 
 
-def check_history(path: Path | None, *kept: Path) -> None:
-    """Raises UsageError where a ledger cannot lie at `path`, as below a folder of `kept`."""
-    if path is not None:
-        place_for(str(path), "--history", *kept)
-
-
 def _checked(path: str, places: list[str], option: str = "--output") -> Path:
     """`path`, where a file can be written there and it is not below any of `places`."""
     target = Path(os.path.realpath(path))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import typer
+
 from clair_cli.cli import options as o
-from clair_cli.cli.delivery import check_history, command_line, delivery, read_from
+from clair_cli.cli.command import decisions
+from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
+from clair_cli.cli.ledger import History, check_history
 from clair_cli.cli.streams import Progress, add_timings
 
 
 def detect(
+    context: typer.Context,
     folder: o.Folder,
     read_as: o.ReadAs = None,
     base: o.Base = None,
@@ -29,7 +34,7 @@ def detect(
     exact: o.Exact = False,
     fail_on: o.FailOn = "contaminated",
     baseline: o.Baseline = None,
-    history: o.History = None,
+    history: History = None,
     explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
@@ -38,9 +43,11 @@ def detect(
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
     timings: o.Timings = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
-    settings = settings_from(locals())
+    settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
     )

@@ -24,6 +24,8 @@ def explain(
     what: o.Explained,
     clients: o.Clients = None,
     format: o.Format = "text",
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Explain a reason code, or the verdict on a client.
 

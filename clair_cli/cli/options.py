@@ -13,6 +13,7 @@ from clair_cli.settings import Settings
 
 READING, COMPUTING = "What is read", "What is compared, and where"
 WRITING, SHOWING, GATING = "What is written", "What is shown", "What fails"
+CONFIGURING = "Where options come from"
 
 MAX_HEADER = Settings().max_header_bytes
 MAX_MEMORY = f"{Settings().max_memory >> 30}G"
@@ -45,7 +46,9 @@ Base = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    option(READING, help="An adapter_config.json for files that come without one."),
+    option(
+        READING, "--adapter-config", help="An adapter_config.json for files that come without one."
+    ),
 ]
 Alpha = Annotated[
     float | None, option(READING, help="The lora_alpha of files that come without a config.")
@@ -228,26 +231,6 @@ Outputs = Annotated[
         "file stands for each group. Repeatable.",
     ),
 ]
-TrendFormat = Annotated[
-    Literal["text", "json", "csv", "html"],
-    option(
-        SHOWING,
-        "--format",
-        "-f",
-        help="What goes to stdout: a table, one JSON document, a row of CSV for each client and round, "
-        "or a page.",
-    ),
-]
-TrendOutputs = Annotated[
-    list[str] | None,
-    option(
-        SHOWING,
-        "--output",
-        "-o",
-        metavar="FORMAT=FILE",
-        help="Write the trend to a file, too, in any format of -f. Repeatable.",
-    ),
-]
 GATE = (
     "What makes the exit code 1: suspicious, minority, contaminated or broken, each with all that is "
     "worse; several of them with commas, for exactly these; or never."
@@ -269,15 +252,6 @@ Baseline = Annotated[
         metavar="REPORT.json",
         help="Gate on what is new since this earlier report only: clients that were not in it, or not "
         "as bad.",
-    ),
-]
-History = Annotated[
-    Path | None,
-    option(
-        GATING,
-        metavar="FILE",
-        help="Add this round to the ledger FILE, which is made where there is none, and count whom it "
-        "convicts over the rounds as contaminated.",
     ),
 ]
 Explain = Annotated[
@@ -310,6 +284,22 @@ Timings = Annotated[
     option(
         SHOWING, "--timings", help="Say on stderr where the seconds went; the report has it, too."
     ),
+]
+
+# --- where options come from
+
+ConfigFile = Annotated[
+    Path | None,
+    option(
+        CONFIGURING,
+        "--config",
+        metavar="FILE",
+        help="Take options and accepted clients from this TOML file. The default is the nearest "
+        "clair.toml, or pyproject.toml with a table tool.clair, from the working folder upwards.",
+    ),
+]
+NoConfig = Annotated[
+    bool, option(CONFIGURING, "--no-config", help="Take options and accepted clients from no file.")
 ]
 
 # --- what only one command has
@@ -388,6 +378,17 @@ Explained = Annotated[
 Clients = Annotated[
     list[str] | None,
     typer.Argument(metavar="CLIENT", help="Clients of the report; all that are not benign."),
+]
+Show = Annotated[
+    Literal["show"], typer.Argument(metavar="show", help="Show every option and where it is from.")
+]
+OfCommand = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="COMMAND",
+        help="A command, of which every option is shown; of all commands those that are not at their "
+        "default.",
+    ),
 ]
 SchemaOf = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="The document whose schema is printed.")

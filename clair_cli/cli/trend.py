@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
+
+from clair_cli.acceptance import accepting
 from clair_cli.cli import options as o
 from clair_cli.cli import streams
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import STDOUT, place_for
 from clair_cli.cli.given import saved_report
 from clair_cli.errors import UsageError
@@ -15,14 +21,38 @@ from clair_cli.renderers.safe import inert
 from clair_cli.report import gated
 from clair_cli.trend import over
 
+Format = Annotated[
+    Literal["text", "json", "csv", "html"],
+    o.option(
+        o.SHOWING,
+        "--format",
+        "-f",
+        help="What goes to stdout: a table, one JSON document, a row of CSV for each client and round, "
+        "or a page.",
+    ),
+]
+Outputs = Annotated[
+    list[str] | None,
+    o.option(
+        o.SHOWING,
+        "--output",
+        "-o",
+        metavar="FORMAT=FILE",
+        help="Write the trend to a file, too, in any format of -f. Repeatable.",
+    ),
+]
+
 
 def trend(
+    context: typer.Context,
     paths: o.Saved,
     fail_on: o.Regate = None,
-    format: o.TrendFormat = "text",
-    output: o.TrendOutputs = None,
+    format: Format = "text",
+    output: Outputs = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Show every client over the rounds: its verdicts and scores, who turned, who came and went.
 
@@ -30,7 +60,9 @@ def trend(
     """
     files = [_split(value) for value in output or []]
     reports = tuple(map(saved_report, paths))
-    last = gated(reports[-1], fail_on or str(reports[-1].settings["fail_on"]))
+    today = datetime.now(timezone.utc).date()
+    last = accepting(reports[-1], decisions(context) or reports[-1].acceptance, today)
+    last = gated(last, fail_on or str(last.settings["fail_on"]))
     reports = (*reports[:-1], last)
     found = over(reports)
     if not (quiet and format == "text"):

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as xml
 
 from clair_cli.renderers.safe import one_line, safe_text
 from clair_cli.renderers.text import verdict_line
-from clair_cli.renderers.words import numbers
+from clair_cli.renderers.words import decision, numbers
 from clair_cli.report import Report, Verdict, failing, over_rounds
 
 TOGETHER = "all clients together"
@@ -17,7 +17,7 @@ def render(report: Report) -> str:
     """A suite that fails where the gate does.
 
     A client that the gate fails on is a failure, or an error where it is broken. A broken one that the
-    gate lets through, and one without a verdict, is skipped.
+    gate lets through, one that is accepted, and one without a verdict, is skipped.
     """
     failed = {c.client for c in failing(report, str(report.settings.get("fail_on", "never")))}
     suite = xml.Element("testsuite")
@@ -41,7 +41,9 @@ def _case(report: Report, client: Verdict, fails: bool) -> xml.Element:
     reasons = [safe_text(f"{r.code} {r.message}") for r in client.reasons]
     head = _head(client)
     broken = client.verdict == "broken"
-    if fails or broken or client.verdict is None:
+    if client.accepted is not None:
+        head = f"{head}; {decision(client.accepted, str(client.verdict))}"
+    if fails or broken or client.accepted is not None or client.verdict is None:
         kind = ("error" if broken else "failure") if fails else "skipped"
         found = xml.SubElement(case, kind, type=client.verdict or "no verdict", message=head)
         found.text = "; ".join(reasons)

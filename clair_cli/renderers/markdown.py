@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from clair_cli.renderers import history
-from clair_cli.renderers.clients import ORDER
+from clair_cli.renderers.clients import ACCEPTED, ORDER
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, headline, verdict_line
-from clair_cli.renderers.words import as_high, many
+from clair_cli.renderers.words import as_high, decision, many
 from clair_cli.report import Report, Verdict, over_rounds
 
 ROOM = 500_000
@@ -26,7 +26,7 @@ def render(report: Report) -> str:
     """A heading with the bottom line, a table of all but the benign, and what else there is to say."""
     lines = [f"## clair: {escaped(verdict_line(report))}", "", escaped(headline(report)), ""]
     found = [c for c in over_rounds(report) if c.verdict != "benign"]
-    found.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else -1, -(c.score or 0)))
+    found.sort(key=_rank)
     if found:
         rows = list(_fitting([_row(client) for client in found]))
         lines += ["| verdict | client | score | limit | why |", "|---|---|--:|--:|---|", *rows, ""]
@@ -40,13 +40,20 @@ def render(report: Report) -> str:
     return "\n".join([*lines, escaped(accounted(report)), ""])
 
 
+def _rank(client: Verdict) -> tuple[bool, int, float]:
+    verdict = ORDER.index(client.verdict) if client.verdict else -1
+    return client.accepted is not None, verdict, -(client.score or 0)
+
+
 def _row(client: Verdict) -> str:
     score = "" if client.score is None else f"{client.score:.1f}"
     limit = "" if client.limit is None else f"{client.limit:.1f}"
-    said = [f"{r.code} {r.message}" for r in client.reasons]
+    verdict = client.verdict or "no verdict"
+    said = [decision(client.accepted, verdict)] if client.accepted else []
+    said += [f"{r.code} {r.message}" for r in client.reasons]
     said += [as_high(client.rarity)] if client.rarity else []
     why = "<br>".join(map(escaped, said))
-    cells = (client.verdict or "no verdict", escaped(client.client), score, limit, why)
+    cells = (ACCEPTED if client.accepted else verdict, escaped(client.client), score, limit, why)
     return f"| {' | '.join(cells)} |"
 
 

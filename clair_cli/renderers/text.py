@@ -70,14 +70,17 @@ def verdict_line(report: Report) -> str:
 
 def _decided(report: Report, fail_on: str) -> str:
     """How many the gate is about that somebody has decided about."""
-    names, included = (
-        [c.client for c in gate(report, fail_on)],
-        report.settings.get("include") or (),
-    )
-    benign = sum(name in included for name in names)
+    included = report.settings.get("include") or ()
+    about = [c for c in gate(report, fail_on) if c.client not in included]
+    benign, accepted = len(gate(report, fail_on)) - len(about), sum(map(_is_accepted, about))
+    rest = len(about) - accepted
     but = f" but {benign} that --include counts as benign" if benign else ""
-    rest = len(names) - benign
+    but += f"{',' if but else ' but'} {accepted} accepted" if accepted else ""
     return f"{but}, and {rest} known from the baseline" if rest else but
+
+
+def _is_accepted(client: Verdict) -> bool:
+    return client.accepted is not None
 
 
 def _style(report: Report) -> str:
@@ -178,7 +181,9 @@ def accounted(report: Report) -> str:
     parts = [f"{counts[v]} {v}" for v in shown]
     if said < total:
         parts.append(f"{total - said} without a verdict")
-    return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart(report)}"
+    decided = sum(map(_is_accepted, report.clients))
+    said_so = f"{', '.join(parts)}{f'; {decided} of them accepted' if decided else ''}"
+    return f"{total} of {total} clients accounted for: {said_so}.{apart(report)}"
 
 
 def apart(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from clair_cli.accepted import Accepted
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Rarity, Verdict
 
@@ -55,6 +56,12 @@ def as_high(rarity: Rarity) -> str:
     else:
         who = f"1 in {of / hits:.0f}" if hits / of < OFTEN else f"{percent(hits / of)} of"
     return f"{who} honest clients of the benchmark scored as high"
+
+
+def decision(made: Accepted, verdict: str) -> str:
+    """Why somebody has accepted a client, and what it would be otherwise."""
+    until = f" until {made.until}" if made.until else ""
+    return f"{safe_text(made.reason)} (accepted{until}; {verdict} by {', '.join(made.codes)})"
 
 
 def numbers(client: Verdict) -> str:

@@ -60,12 +60,15 @@ def headline(report: Report) -> Headline:
     )
 
 
-def _of(report: Report, verdict: str) -> list[Verdict]:
-    return sorted((c for c in report.clients if c.verdict == verdict), key=worst_first)
+def _of(report: Report, verdict: str, decided: bool | None = None) -> list[Verdict]:
+    """Clients of a verdict, worst first; with `decided` only those that are accepted, or are not."""
+    found = [c for c in report.clients if c.verdict == verdict]
+    found = [c for c in found if decided in (None, c.accepted is not None)]
+    return sorted(found, key=worst_first)
 
 
-def _named(report: Report, verdict: str) -> list[str]:
-    return [safe_text(c.client) for c in _of(report, verdict)]
+def _named(report: Report, verdict: str, decided: bool | None = None) -> list[str]:
+    return [safe_text(c.client) for c in _of(report, verdict, decided)]
 
 
 def _sentence(report: Report) -> str:
@@ -123,10 +126,17 @@ def _steps(report: Report) -> list[Step]:
         ]
     refined = {c.client for c in report.refinement.clients} if report.refinement else set()
     steps = [
-        Step(f"{do} {few(names)}.", f"{why}{_sure(_of(report, verdict))}", LOOKS[verdict])
+        Step(
+            f"{do} {few(names)}.",
+            f"{why}{_sure(_of(report, verdict, decided=False))}",
+            LOOKS[verdict],
+        )
         for verdict, do, why in ADVICE
-        if (names := _named(report, verdict))
+        if (names := _named(report, verdict, decided=False))
     ]
+    if accepted := [n for v, *_ in ADVICE for n in _named(report, v, decided=True)]:
+        text = "Somebody has decided that; the card of each says why, and until when."
+        steps.append(Step(f"Take {few(accepted)} as accepted.", text, LOOKS["benign"]))
     benign = len(_named(report, "benign"))
     if refined:
         text = f"Use the {many(len(refined), 'refined adapter')} in the output folder."
