@@ -19,7 +19,7 @@ from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.opening import open_entries
+from clair_cli.opening import check_files, open_entries
 from clair_cli.output import publish
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
@@ -158,6 +158,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         return Detection(cohort)
     from clair_cli.detection.full import read_full
     from clair_cli.detection.judging import judged
+    from clair_cli.detection.later import later_round
     from clair_cli.detection.reading import numerics, read_modules, without_failed
 
     on_progress("loading libraries", 1, 1)
@@ -165,6 +166,10 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
         if too_few(cohort):
             return Detection(cohort, stacks, machine=machine)
+        if remark := later_round(cohort, stacks, settings.detection):
+            cohort = replace(cohort, findings=(*cohort.findings, remark))
+            if settings.later_round == "refuse":
+                return Detection(cohort, stacks, machine=machine)
         full = read_full(cohort, settings, machine.device, on_progress)
         if full.failed:
             cohort, stacks, full = without_failed(cohort, stacks, full)
@@ -189,7 +194,7 @@ def reported(
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
-        inputs=inputs(detection.cohort, str(path)),
+        inputs=inputs(detection.cohort, str(path), settings.since),
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
@@ -253,6 +258,9 @@ def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]
     if not path.is_dir():
         raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
     publish.check_output(out, path, settings.overwrite)
+    if settings.since is not None:
+        check_files(settings)
+        publish.check_output(out, settings.since, settings.overwrite, "what --since names")
     if settings.follow_symlinks:
         publish.check_apart(out, path)
     if settings.weights is None:
