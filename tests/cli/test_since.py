@@ -174,7 +174,7 @@ def test_who_gives_back_what_it_was_sent_has_changed_nothing(own: Path) -> None:
     assert verdicts(report)["client-02"] in ("suspicious", "contaminated")
     (client,) = [c for c in report["clients"] if c["id"] == "client-02"]
     assert {m["norm"] for m in client["modules"]} == {0.0}
-    assert CONTAMINATED <= found(report, "contaminated")
+    assert found(report, "contaminated") >= CONTAMINATED
 
 
 def test_another_base_and_other_modules_are_named(own: Path) -> None:
