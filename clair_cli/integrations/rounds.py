@@ -27,8 +27,8 @@ from clair_cli.output import publish
 from clair_cli.output.folders import GLOBAL, REPORT, folder_names
 from clair_cli.pipeline import detect, refine
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import VERDICTS, Report
-from clair_cli.settings import MIN_CLIENTS, Settings, failing_verdicts
+from clair_cli.report import VERDICTS, Report, failing
+from clair_cli.settings import MIN_CLIENTS, Settings
 
 Arrays: TypeAlias = Mapping[str, bytes]
 """Tensor, by PEFT's name -> the .npy file that holds it."""
@@ -157,8 +157,9 @@ class Rounds:
         if self.mode == "exclude":
             return Outcome(out, report)
         mean = _arrays(here / REFINED / GLOBAL)
-        if why := _differs(mean, next(iter(self.start.values()))):
-            return Outcome(out, report, f"the mean cannot be sent: {why}")
+        unlike = _differs(mean, next(iter(self.start.values())))
+        if unlike is not None:
+            return Outcome(out, report, f"the mean cannot be sent: {unlike}")
         own = self._own(here, report, ids) if self.mode == "refined" else {}
         return Outcome(out, report, mean=mean, own=own)
 
@@ -179,17 +180,12 @@ class Rounds:
 
     def _failing(self, report: Report) -> dict[str, str]:
         """Clients that fail the gate of the settings, and all that cannot be read."""
-        failing = {"broken", *failing_verdicts(self.settings.fail_on)}
-        out = {}
-        for client in report.clients:
-            chosen = client.client in self.settings.include
-            accepted = chosen or client.accepted is not None
-            if client.verdict == "broken" or (client.verdict in failing and not accepted):
-                codes = (reason.code for reason in client.reasons)
-                out[client.client] = " ".join([client.verdict, *codes])
-            elif client.client in self.settings.exclude:
-                out[client.client] = "excluded by the settings"
-        return out
+        broken = [c for c in report.clients if c.verdict == "broken"]
+        out = dict.fromkeys(self.settings.exclude, "excluded by the settings")
+        for client in (*broken, *failing(report, self.settings.fail_on)):
+            codes = (reason.code for reason in client.reasons)
+            out[client.client] = " ".join([str(client.verdict), *codes])
+        return {c.client: out[c.client] for c in report.clients if c.client in out}
 
     def _misfit(self, client: str, arrays: Arrays) -> str | None:
         """Why a reply cannot be what the client was sent, trained."""

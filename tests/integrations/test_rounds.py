@@ -97,6 +97,29 @@ def test_the_gate_of_the_settings_decides_who_is_left_out(tmp_path: Path) -> Non
     assert outcome.numbers["contaminated"] == len(BAD)
 
 
+def test_whoever_was_decided_about_is_not_left_out(tmp_path: Path) -> None:
+    included, excluded = sorted(BAD)[0], min(clients().keys() - BAD)
+    settings = Settings(include=(included,), exclude=(excluded,))
+    _, outcome = first_round(tmp_path, settings=settings)
+    assert outcome.left_out.keys() == BAD - {included} | {excluded}
+
+
+def test_the_ledger_gets_every_round(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    rounds, outcome = first_round(tmp_path, "mean", settings=Settings(history=ledger))
+    assert outcome.mean is not None
+    rounds.send(2, dict.fromkeys(clients(), outcome.mean))
+    later = trained_on(as_arrays(dict(outcome.mean)), list(clients()), BAD)
+    second = rounds.judge(2, {n: as_files(t) for n, t in later.items()})
+    assert second.report is not None
+    assert second.report.history is not None
+    evidence = {s.client: s for s in second.report.history.clients}
+    assert {name for name, standing in evidence.items() if standing.convicted} == BAD
+    done = clair("trend", *sorted((tmp_path / "rounds").glob("round-*/report.json")))
+    assert done.returncode == 1
+    assert all(name in done.stdout for name in BAD)
+
+
 def test_the_mean_fits_and_is_that_of_the_benign(tmp_path: Path) -> None:
     rounds, outcome = first_round(tmp_path, "mean")
     assert outcome.mean is not None
