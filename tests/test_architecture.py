@@ -29,8 +29,8 @@ LAYERS = {
 the two lowest neighbours may know each other. There is no circle anywhere."""
 
 DEPTH = {name: depth for depth, row in enumerate(LAYERS.values()) for name in row.split()}
-OF_EXTRAS = {"integrations.flower"}
-"""They import the library of an extra, which need not be there."""
+OF_EXTRAS = {"integrations.flower": "flwr", "integrations.nvflare": "nvflare"}
+"""Modules that import the framework of an extra, which need not be there."""
 TORCH_LADEN = {"detection", "refinement", "linalg"}
 SPEAKERS = {"entry", "cli"}
 GROUND = len(LAYERS) - 2
@@ -105,7 +105,7 @@ def test_torch_is_loaded_only_where_numbers_begin() -> None:
     light = {"detection", "refinement", "detection.calibration", "refinement.calibration"}
     names = sorted(
         m
-        for m in MODULES.keys() - OF_EXTRAS
+        for m in MODULES.keys() - OF_EXTRAS.keys()
         if m in light or (part(m) not in TORCH_LADEN and m != "__init__")
     )
     assert len(names) > 30
@@ -172,10 +172,7 @@ def test_the_checks_above_see_what_they_look_for() -> None:
 
 
 def test_only_the_module_of_an_extra_imports_its_framework() -> None:
-    users = {
-        m
-        for m, p in MODULES.items()
-        if any(n.split(".")[0] == "flwr" for n in imported(SOURCES[p]))
-    }
-    assert users == OF_EXTRAS
-    assert not {m for m, p in MODULES.items() if inner(SOURCES[p]) & OF_EXTRAS}
+    for module, framework in OF_EXTRAS.items():
+        roots = {m: {n.split(".")[0] for n in imported(SOURCES[p])} for m, p in MODULES.items()}
+        assert {m for m, used in roots.items() if framework in used} == {module}
+    assert not {m for m, p in MODULES.items() if inner(SOURCES[p]) & OF_EXTRAS.keys()}
