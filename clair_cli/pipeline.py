@@ -143,6 +143,9 @@ def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort
 
 def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent) -> Detection:
     """Read every module once, decompose the stacks, judge every client."""
+    if settings.exact and cohort.sketch is not None:
+        name = next(a.client for a in cohort.clients if a.sketch is not None)
+        raise UsageError(f"--exact: {name} is a sketch, of which there is no whole update")
     if too_few(cohort):
         return Detection(cohort)
     from clair_cli.detection.full import read_full

@@ -221,6 +221,23 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class SketchWritten:
+    """A sketch that was written to `path`: of a client with so many modules, at this size and seed.
+
+    `left_out` says what of the adapter is not in it.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    client: str
+    modules: int
+    size: int
+    seed: int
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """The words of reason codes."""
 

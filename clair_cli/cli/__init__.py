@@ -17,6 +17,7 @@ from clair_cli.cli import (
     report,
     rules,
     select,
+    sketch,
     verify,
 )
 from clair_cli.cli.given import flag
@@ -27,6 +28,7 @@ from clair_cli.cli.help import (
     PLOT_CODES,
     PRINT_CODES,
     SELECT_CODES,
+    SKETCH_CODES,
     VERIFY_CODES,
     Command,
     usage_message,
@@ -49,6 +51,7 @@ app.command(cls=Command, epilog=EXIT_CODES)(detect.detect)
 app.command(cls=Command, epilog=EXIT_CODES)(refine.refine)
 app.command(cls=Command, epilog=INSPECT_CODES)(inspect.inspect)
 app.command(cls=Command, epilog=SELECT_CODES)(select.select)
+app.command(cls=Command, epilog=SKETCH_CODES)(sketch.sketch)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
 app.command(cls=Command, epilog=PLOT_CODES)(plot.plot)
 app.command(cls=Command, epilog=VERIFY_CODES)(verify.verify)

@@ -27,6 +27,15 @@ Exit codes:
     4  the answer could not be written
    70  internal error"""
 
+SKETCH_CODES = """\b
+Exit codes:
+    0  the sketch was written
+    1  the adapter is broken, or cannot be sketched
+    2  usage: bad option, no such file or folder
+    4  the sketch could not be written
+   70  internal error
+  130  interrupted (143: terminated, 129: hung up); nothing is left behind"""
+
 EXPLAIN_CODES = """\b
 Exit codes:
     0  explained

@@ -7,12 +7,14 @@ Nothing here holds a tensor. `align` checks once what the rest of clair relies o
 from clair_cli.cohort.alignment import align
 from clair_cli.cohort.grouping import By, Group, Groups, grouped
 from clair_cli.cohort.records import (
+    WHOLE,
     Adapter,
     Broken,
     Cohort,
     Entries,
     FullSpec,
     InputFile,
+    Sketching,
     Start,
     TensorSpec,
     UpdateSpec,
@@ -20,6 +22,7 @@ from clair_cli.cohort.records import (
 )
 
 __all__ = [
+    "WHOLE",
     "Adapter",
     "Broken",
     "By",
@@ -29,6 +32,7 @@ __all__ = [
     "Group",
     "Groups",
     "InputFile",
+    "Sketching",
     "Start",
     "TensorSpec",
     "UpdateSpec",

@@ -18,6 +18,7 @@ from clair_cli.cohort.records import (
     set_aside,
 )
 from clair_cli.cohort.whole import align_full, few
+from clair_cli.errors import SketchUnusable
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
@@ -38,8 +39,8 @@ def align(
     clients = sorted(entries.adapters, key=lambda a: natural_key(a.client))
     broken, findings = list(entries.broken), list(entries.findings)
     alike = partial(_other_modules, min_shared=min_shared, same=same)
-    checks: tuple[Check, ...] = (_other_base, _other_shape, _other_start, alike)
-    for check in checks if bases else checks[1:]:
+    checks: tuple[Check, ...] = (_other_sketch, _other_shape, _other_start, alike)
+    for check in (_other_base, *checks) if bases else checks:
         bad, remarks = check(clients)
         broken += bad
         findings += remarks
@@ -83,6 +84,20 @@ def _other_base(clients: list[Adapter]) -> Checked:
         )
         for a in clients
         if a.client in named and named[a.client] != base
+    ], []
+
+
+def _other_sketch(clients: list[Adapter]) -> Checked:
+    """Sketches of another kind than most: nothing can be said of two kinds together."""
+    kinds = {a.client: a.sketch for a in clients if a.sketch is not None}
+    if len(set(kinds.values())) < 2:
+        return [], []
+    usual, votes = Counter(kinds.values()).most_common(1)[0]
+    text = f"but {votes} of {len(kinds)} sketches have {usual}; sketch it again like these"
+    return [
+        set_aside(a, Reason(SketchUnusable.code, f"its sketch has {kinds[a.client]}, {text}"))
+        for a in clients
+        if kinds.get(a.client, usual) != usual
     ], []
 
 
@@ -175,7 +190,7 @@ def _several_groups(aside: int) -> list[Reason]:
 def _other_traits(clients: list[Adapter]) -> list[Reason]:
     """Who differs in how the updates were parametrised: compared all the same, as products."""
     findings = []
-    kinds = {"format": {a.client: a.format for a in clients}}
+    kinds = {"format": {a.client: a.format for a in clients if a.sketch is None}}
     for trait in sorted({t for a in clients for t in a.traits}):
         kinds[trait] = {a.client: a.traits[trait] for a in clients if trait in a.traits}
     for trait, said in kinds.items():

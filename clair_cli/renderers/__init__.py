@@ -16,6 +16,7 @@ from clair_cli.renderers import (
     inspection,
     json,
     selection,
+    sketches,
     survey,
     text,
     verification,
@@ -29,6 +30,7 @@ from clair_cli.results import (
     NotInspected,
     Rules,
     Selection,
+    SketchWritten,
     Survey,
     Verification,
 )
@@ -56,6 +58,7 @@ Record: TypeAlias = (
     | InspectedFolder
     | NotInspected
     | Selection
+    | SketchWritten
     | Verification
     | Explained
     | Rule
@@ -70,6 +73,7 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     InspectedFolder: {"text": inspection.folder_as_text, "json": inspection.as_json},
     NotInspected: {"text": inspection.error_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
+    SketchWritten: {"text": sketches.written_as_text, "json": sketches.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
     Explained: {"text": explanation.as_text, "json": explanation.as_json},
     Rule: {"text": explanation.rule_as_text, "json": explanation.rule_as_json},
