@@ -15,19 +15,33 @@ from typing import Any
 from clair_cli import formats
 from clair_cli._version import __version__
 from clair_cli.baseline import Earlier, against, read_baseline
-from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
+from clair_cli.cohort import (
+    Broken,
+    By,
+    Cohort,
+    Entries,
+    Sketching,
+    Start,
+    align,
+    grouped,
+    natural_key,
+)
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.opening import open_entries
-from clair_cli.output import publish
+from clair_cli.formats import client_name
+from clair_cli.formats.reference import open_reference, write_reference
+from clair_cli.opening import check_files, open_client, open_entries
+from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import Report, gated
-from clair_cli.results import Apart, Survey, Surveyed
+from clair_cli.report import Reason, Report, gated
+from clair_cli.results import Apart, Checked, Fitted, Survey, Surveyed
 from clair_cli.settings import Settings, failing_verdicts
+from clair_cli.sketching import all_sketched, kind_of
+from clair_cli.uploads import fitted, joined, judged_upload, slim, sources_of, unusable
 
 
 def detect(
@@ -119,6 +133,95 @@ def refine(
         report = replace(report, run=clock.run(detection.machine))
         publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
     return report
+
+
+def fit(
+    path: Path | str,
+    out: Path | str,
+    settings: Settings | None = None,
+    kind: Sketching | None = None,
+    on_progress: Progress | None = None,
+    command: str | None = None,
+) -> tuple[Report, Fitted | None]:
+    """Sketch the clients of the folder `path`, judge them by that, and write all as the file `out`.
+
+    The file is written whole or not at all, and not at all without a verdict. Sketches among the
+    clients decide the `kind`. Raises what `detect` raises, UsageError where they are of another `kind`
+    than asked for, and OutputError.
+    """
+    path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
+    clock = _Clock(command)
+    entries = _entries(path, settings, tell)
+    with replaced.scratch(out) as folder:
+        sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
+        detection = examined(_aligned(sketches, settings), settings, tell)
+        report = reported(detection, path, settings, clock)
+        report = replace(report, inputs=sources_of(sketches, str(path)))
+        if report.status == "no_verdict":
+            return report, None
+        with replaced.replacing(out) as fresh:
+            write_reference(fresh, detection.cohort.clients, slim(report))
+    return report, fitted(out, report, detection.cohort.clients)
+
+
+def check(
+    upload: Path | str,
+    against: Path | str,
+    settings: Settings | None = None,
+    update: bool = False,
+    on_progress: Progress | None = None,
+    command: str | None = None,
+) -> tuple[Report | None, Checked]:
+    """Judge one upload jointly with the clients of a folder, or of the reference file `against`.
+
+    The report is on all of them; there is none where the upload cannot be compared, which is in what is
+    said of it. With `update` an upload that passes the gate is put into the reference file, with the new
+    report. Raises UsageError where there is nothing to compare with, and OutputError.
+    """
+    upload, against, settings = Path(upload), Path(against), settings or Settings()
+    tell, clock = on_progress or silent, _Clock(command)
+    if not update:
+        return _checked(upload, against, settings, tell, clock)[:2]
+    if against.is_dir():
+        raise UsageError(f"--update: {str(against)!r} is a folder; put the upload into it yourself")
+    with replaced.locked(against):
+        report, found, cohort = _checked(upload, against, settings, tell, clock)
+        if report is None or found.exit_code:
+            return report, found
+        with replaced.scratch(against) as folder, replaced.replacing(against) as fresh:
+            made = all_sketched(
+                Entries(cohort.clients), kind_of(cohort.clients), folder, settings, tell
+            )
+            write_reference(fresh, made.adapters, slim(report))
+    return report, replace(found, updated=True)
+
+
+def _checked(
+    upload: Path, against: Path, settings: Settings, tell: Progress, clock: _Clock
+) -> tuple[Report | None, Checked, Cohort]:
+    file = None
+    if against.is_dir():
+        members = _entries(against, settings, tell)
+    else:
+        check_files(settings)
+        reference = open_reference(against, settings)
+        file, members = reference.file.sha256, Entries(reference.adapters)
+    nobody = Cohort((), (), {})
+    try:
+        own = open_client(upload, settings)
+    except AdapterError as error:
+        found = Broken(client_name(upload), Reason(error.code, str(error)))
+        return None, unusable(found, str(against), file, len(members.adapters), settings), nobody
+    joint, left = joined(own, members)
+    cohort = _aligned(joint, settings)
+    if (aside := next((b for b in cohort.broken if b.client == own.client), None)) is None:
+        detection = examined(cohort, settings, tell)
+        cohort = detection.cohort
+        aside = next((b for b in cohort.broken if b.client == own.client), None)
+    if aside is not None:
+        return None, unusable(aside, str(against), file, len(members.adapters), settings), nobody
+    report = reported(detection, against, settings, clock)
+    return report, judged_upload(report, own.client, str(against), file, left), cohort
 
 
 # --- the steps

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clair_cli import formats
-from clair_cli.cohort import WHOLE, Adapter, Sketching, Start, natural_key
-from clair_cli.errors import NonFinite, SketchUnusable, contained
+from clair_cli.cohort import WHOLE, Adapter, Broken, Entries, Sketching, Start, natural_key
+from clair_cli.errors import AdapterError, NonFinite, SketchUnusable, UsageError, contained
 from clair_cli.formats.containers import read_bytes
 from clair_cli.formats.deadline import deadline
 from clair_cli.formats.sketch import (
@@ -17,11 +21,15 @@ from clair_cli.formats.sketch import (
     document,
     new_head,
 )
+from clair_cli.output.publish import write_bytes
+from clair_cli.progress import Progress, silent
+from clair_cli.report import Reason
 from clair_cli.settings import Settings
 
 if TYPE_CHECKING:
     from clair_cli.update import LowRankUpdate
 
+DEFAULT = Sketching(64, 0)
 Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
 """Tensor name -> dtype, shape, bytes."""
 
@@ -90,3 +98,45 @@ def _full(adapter: Adapter, name: str) -> tuple[str, tuple[int, ...], bytes]:
         return spec.dtype, spec.shape, bytes(read_bytes(adapter, spec.tensor))
     values = read_full_estimate(adapter, name, 0, spec.size)
     return "F64", spec.shape, values.numpy().tobytes()
+
+
+def all_sketched(
+    entries: Entries,
+    kind: Sketching,
+    folder: Path,
+    settings: Settings,
+    on_progress: Progress = silent,
+) -> Entries:
+    """The same clients as sketches: those that are none are sketched into the empty `folder`.
+
+    Each adapter is read once. Who cannot be sketched is broken, and the others go on.
+    """
+    made: list[Adapter] = []
+    broken = list(entries.broken)
+    for number, adapter in enumerate(entries.adapters):
+        try:
+            if adapter.sketch is None:
+                adapter = _as_file(adapter, kind, folder / f"{number}.safetensors", settings)
+            made.append(adapter)
+        except AdapterError as error:
+            broken.append(Broken(adapter.client, Reason(error.code, str(error))))
+        on_progress("sketching adapters", number + 1, len(entries.adapters))
+    return replace(entries, adapters=tuple(made), broken=tuple(broken))
+
+
+def _as_file(adapter: Adapter, kind: Sketching, file: Path, settings: Settings) -> Adapter:
+    write_bytes(file, sketched(adapter, kind, settings)[1])
+    found = formats.open_adapter(file, settings, adapter.client)
+    return replace(found, notes=(*adapter.notes, *found.notes))
+
+
+def kind_of(adapters: Sequence[Adapter], asked: Sketching | None = None) -> Sketching:
+    """The kind that most sketches among the adapters have, else the one asked for, or the default.
+
+    Raises UsageError where they are of another kind than asked for.
+    """
+    count = Counter(a.sketch for a in adapters if a.sketch is not None).most_common(1)
+    if count and asked is not None and asked != count[0][0]:
+        text = f"there are sketches of {count[0][0]}, which all others are made like"
+        raise UsageError(f"--size: {text}; leave --size and --seed out")
+    return count[0][0] if count else asked or DEFAULT

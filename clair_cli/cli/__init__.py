@@ -8,9 +8,11 @@ import typer
 
 from clair_cli._version import __version__
 from clair_cli.cli import (
+    check,
     completion,
     detect,
     explain,
+    fit,
     inspect,
     plot,
     refine,
@@ -22,8 +24,10 @@ from clair_cli.cli import (
 )
 from clair_cli.cli.given import flag
 from clair_cli.cli.help import (
+    CHECK_CODES,
     EXIT_CODES,
     EXPLAIN_CODES,
+    FIT_CODES,
     INSPECT_CODES,
     PLOT_CODES,
     PRINT_CODES,
@@ -52,6 +56,8 @@ app.command(cls=Command, epilog=EXIT_CODES)(refine.refine)
 app.command(cls=Command, epilog=INSPECT_CODES)(inspect.inspect)
 app.command(cls=Command, epilog=SELECT_CODES)(select.select)
 app.command(cls=Command, epilog=SKETCH_CODES)(sketch.sketch)
+app.command(cls=Command, epilog=FIT_CODES)(fit.fit)
+app.command(cls=Command, epilog=CHECK_CODES)(check.check)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
 app.command(cls=Command, epilog=PLOT_CODES)(plot.plot)
 app.command(cls=Command, epilog=VERIFY_CODES)(verify.verify)

@@ -285,39 +285,6 @@ Adapters = Annotated[
         help="Adapters: each its folder, or its file. Or folders of clients.",
     ),
 ]
-OneAdapter = Annotated[
-    Path, typer.Argument(metavar="ADAPTER", help="An adapter: its folder, or its file.")
-]
-SketchFile = Annotated[
-    Path,
-    option(
-        WRITING,
-        "--output",
-        "-o",
-        metavar="FILE",
-        help="The sketch: its name ends with .safetensors, and the rest is the client's id.",
-    ),
-]
-Size = Annotated[
-    int,
-    option(
-        WRITING,
-        min=8,
-        max=1024,
-        help="Coordinates per side of a module. The error falls with the root of it, and the bytes grow "
-        "with it.",
-    ),
-]
-Seed = Annotated[
-    int,
-    option(
-        WRITING,
-        min=0,
-        max=2**62 - 1,
-        help="What the coordinates are drawn by. Who knows it before training can hide an update from "
-        "the sketch.",
-    ),
-]
 InspectFormat = Annotated[
     Literal["text", "json", "jsonl"],
     option(

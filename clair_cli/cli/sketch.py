@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 from clair_cli.cli import options as o
+from clair_cli.cli import sketching as s
 from clair_cli.cli.delivery import place_for
 from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import fail, print_out
@@ -14,10 +15,10 @@ from clair_cli.results import SketchWritten
 
 
 def sketch(
-    adapter: o.OneAdapter,
-    output: o.SketchFile,
-    size: o.Size = 64,
-    seed: o.Seed = 0,
+    adapter: s.OneAdapter,
+    output: s.SketchFile,
+    size: s.Size = 64,
+    seed: s.Seed = 0,
     read_as: o.ReadAs = None,
     base: o.Base = None,
     config: o.Config = None,

@@ -92,7 +92,11 @@ class SameTensors(Protocol):
         """Remove the unfinished file; after `close` this does nothing."""
 
 
-CONTAINERS: Mapping[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
+CONTAINERS: Mapping[str, Container] = {
+    ".safetensors": safetensors_file,
+    ".npz": npz,
+    ".clair": safetensors_file,
+}
 
 
 def container(name: str) -> Container:

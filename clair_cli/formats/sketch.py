@@ -27,7 +27,7 @@ from clair_cli.formats import factors
 from clair_cli.formats.containers import Contents, Described, read_tensor
 from clair_cli.formats.files import opened, pread
 from clair_cli.formats.interface import FactoredFormat
-from clair_cli.formats.layout import Layout
+from clair_cli.formats.layout import CONFIG, Layout
 from clair_cli.formats.safetensors_file import FLOATS, lay_out
 from clair_cli.records import decode
 from clair_cli.report import Reason
@@ -92,6 +92,19 @@ class Head:
         """How it was drawn."""
         return Sketching(self.size, self.seed, self.version)
 
+    def check(self, where: str) -> None:
+        """Raises Malformed where it says what no sketch is drawn by, or of."""
+        if not SIZES[0] <= self.size <= SIZES[1] or not 0 <= self.seed < 2**62:
+            text = f"a sketch of {self.kind}; sizes are {SIZES[0]} to {SIZES[1]}"
+            raise Malformed(f"{where}: {text}")
+        if not all(isinstance(v, str) for v in self.traits.values()):
+            raise Malformed(f"{where}: traits of the sketch are no words; sketch it again")
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The sha256 of the files of tensors that it was made of."""
+        return frozenset(f.sha256 for f in self.files if f.name != CONFIG)
+
 
 def is_sketch(layout: Layout) -> bool:
     """Whether the file begins as a sketch does, whatever else files may be read as."""
@@ -128,10 +141,7 @@ def parse_head(text: bytes, where: str) -> Head:
         head = decode(Head, data)
     except ValueError as error:
         raise Malformed(f"{where}: metadata of the sketch: {error}; sketch it again") from None
-    if not SIZES[0] <= head.size <= SIZES[1] or not 0 <= head.seed < 2**62:
-        raise Malformed(f"{where}: a sketch of {head.kind}; sizes are {SIZES[0]} to {SIZES[1]}")
-    if not all(isinstance(v, str) for v in head.traits.values()):
-        raise Malformed(f"{where}: traits of the sketch are no words; sketch it again")
+    head.check(where)
     return head
 
 
@@ -155,7 +165,7 @@ def described(head: Head, tensors: Mapping[str, TensorSpec], where: str) -> Desc
             raise Malformed(f"{where}: {name[:200]!r} is too large for a sketch; sketch it again")
     notes = tuple(Reason("CLR115", f"not in the sketch: {said[:500]}") for said in head.left_out)
     traits = {str(name): str(word) for name, word in head.traits.items()}
-    return Described(updates, {}, head.base, notes, traits, full)
+    return Described(updates, {"sketch": head}, head.base, notes, traits, full)
 
 
 def _update(
@@ -269,6 +279,14 @@ def new_head(
         modules=tuple(modules),
         left_out=tuple(left_out),
     )
+
+
+def sources(adapter: Adapter) -> frozenset[str]:
+    """The sha256 of the files of tensors that an adapter is, or that its sketch was made of."""
+    head = adapter.config.get("sketch")
+    if isinstance(head, Head):
+        return head.sources
+    return frozenset(f.sha256 for name, f in adapter.files.items() if name != CONFIG)
 
 
 def _refuse(adapter: Adapter, *_: Any, **__: Any) -> NoReturn:

@@ -24,7 +24,9 @@ from clair_cli.renderers import (
 from clair_cli.renderers.safe import visible
 from clair_cli.report import Report
 from clair_cli.results import (
+    Checked,
     Explained,
+    Fitted,
     InspectedFolder,
     Inspection,
     NotInspected,
@@ -59,6 +61,8 @@ Record: TypeAlias = (
     | NotInspected
     | Selection
     | SketchWritten
+    | Fitted
+    | Checked
     | Verification
     | Explained
     | Rule
@@ -74,6 +78,8 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     NotInspected: {"text": inspection.error_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
     SketchWritten: {"text": sketches.written_as_text, "json": sketches.as_json},
+    Fitted: {"text": sketches.fitted_as_text, "json": sketches.as_json},
+    Checked: {"text": sketches.checked_as_text, "json": sketches.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
     Explained: {"text": explanation.as_text, "json": explanation.as_json},
     Rule: {"text": explanation.rule_as_text, "json": explanation.rule_as_json},
