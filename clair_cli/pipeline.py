@@ -14,6 +14,7 @@ from typing import Any
 
 from clair_cli import formats
 from clair_cli._version import __version__
+from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import (
     Broken,
@@ -25,6 +26,7 @@ from clair_cli.cohort import (
     align,
     grouped,
     natural_key,
+    without_sketches,
 )
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
@@ -34,7 +36,7 @@ from clair_cli.opening import check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
-from clair_cli.progress import Progress, silent
+from clair_cli.progress import Progress, Stopwatch, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Reason, Report, gated
@@ -55,8 +57,9 @@ def detect(
     Raises UsageError (no such folder) or NoVerdict (nothing in it that could be a client); everything
     wrong with single clients, and a missing majority, is in the report. `command` goes into its `run`.
     """
-    path, settings, tell = Path(path), settings or Settings(), on_progress or silent
-    clock, earlier = _Clock(command), _earlier(settings)
+    path, settings = Path(path), settings or Settings()
+    tell = Stopwatch(on_progress or silent)
+    clock, earlier = _Clock(command, tell), _earlier(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
     return reported(detection, path, settings, clock, earlier)
@@ -74,17 +77,23 @@ def detect_groups(
     They are of one base model, unless `by` is "shapes", and their modules have the same shapes. Raises
     what `detect` raises.
     """
-    path, settings, tell = Path(path), settings or Settings(), on_progress or silent
-    found = grouped(_entries(path, settings, tell), by, settings.min_shared_modules)
+    path, settings = Path(path), settings or Settings()
+    found = grouped(
+        _entries(path, settings, on_progress or silent), by, settings.min_shared_modules
+    )
     apart = [Apart(a.client, a.base) for a in found.apart]
     groups = []
-    for group in found.groups:
-        clock = _Clock(command)
+    judged = {a.client for group in found.groups for a in group.entries.adapters}
+    for number, group in enumerate(found.groups):
+        clock = _Clock(command, Stopwatch(on_progress or silent))
         cohort = _aligned(group.entries, settings, by == "base")
         bases = {a.client: a.base for a in group.entries.adapters}
         apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
-        detection = examined(replace(cohort, broken=()), settings, tell)
-        report = reported(detection, path, settings, clock)
+        detection = examined(replace(cohort, broken=()), settings, clock.watch)
+        own = tuple(  # what is about nobody is said once
+            e for e in settings.accept if e.client in bases or not (number or e.client in judged)
+        )
+        report = reported(detection, path, replace(settings, accept=own), clock)
         inputs = {**report.inputs, "group": group.name}
         groups.append(Surveyed(group.name, replace(report, inputs=inputs)))
     broken = tuple((b.client, b.reason) for b in found.rest.broken)
@@ -118,8 +127,9 @@ def refine(
     `out` appears whole or not at all, and not at all where no verdict can be given. Raises what
     `detect` raises, UsageError where `out` cannot be used, and OutputError where writing fails.
     """
-    path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
-    clock, counts = _Clock(command), _check_places(path, out, settings)
+    path, out, settings = Path(path), Path(out), settings or Settings()
+    tell = Stopwatch(on_progress or silent)
+    clock, counts = _Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
@@ -149,8 +159,9 @@ def fit(
     clients decide the `kind`. Raises what `detect` raises, UsageError where they are of another `kind`
     than asked for, and OutputError.
     """
-    path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
-    clock = _Clock(command)
+    path, out, settings = Path(path), Path(out), settings or Settings()
+    tell = Stopwatch(on_progress or silent)
+    clock = _Clock(command, tell)
     entries = _entries(path, settings, tell)
     with replaced.scratch(out) as folder:
         sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
@@ -179,7 +190,8 @@ def check(
     report. Raises UsageError where there is nothing to compare with, and OutputError.
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
-    tell, clock = on_progress or silent, _Clock(command)
+    tell = Stopwatch(on_progress or silent)
+    clock = _Clock(command, tell)
     if not update:
         return _checked(upload, against, settings, tell, clock)[:2]
     if against.is_dir():
@@ -241,20 +253,19 @@ def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
 
 
 def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort:
+    entries = without_sketches(entries) if settings.exact else entries
     return align(entries, settings.min_shared_modules, settings.modules == "same", bases)
 
 
 def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent) -> Detection:
     """Read every module once, decompose the stacks, judge every client."""
-    if settings.exact and cohort.sketch is not None:
-        name = next(a.client for a in cohort.clients if a.sketch is not None)
-        raise UsageError(f"--exact: {name} is a sketch, of which there is no whole update")
     if too_few(cohort):
         return Detection(cohort)
     from clair_cli.detection.full import read_full
     from clair_cli.detection.judging import judged
     from clair_cli.detection.reading import numerics, read_modules, without_failed
 
+    on_progress("loading libraries", 1, 1)
     with numerics(cohort, settings) as machine:
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
         if too_few(cohort):
@@ -278,6 +289,8 @@ def reported(
     from clair_cli.detection.reporting import inputs, population, verdicts
 
     judged = detection.judgement
+    found = population(detection, settings)
+    clients = rated(verdicts(detection), settings.detection, detection.only_copied)
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
@@ -285,10 +298,11 @@ def reported(
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
-        population=population(detection, settings),
-        clients=rated(verdicts(detection), settings.detection),
+        population=found,
+        clients=clients,
     )
     report = report if earlier is None else against(report, earlier)
+    report = accepting(report, settings.accept, clock.started_at.date())
     return gated(report, settings.fail_on)
 
 
@@ -358,14 +372,16 @@ def _check_refinable(cohort: Cohort, settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """When a run began, and by which command."""
+    """When a run began, by which command, and where its time goes."""
 
     command: str | None
+    watch: Stopwatch
     began: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def run(self, machine: Machine) -> dict[str, Any]:
         """All that may differ between equal runs."""
+        self.watch.count("reporting")
         torch = sys.modules.get("torch")
         environment = {
             "python": platform.python_version(),
@@ -377,6 +393,7 @@ class _Clock:
         return {
             "started_at": self.started_at.isoformat(timespec="seconds"),
             "duration_s": time.monotonic() - self.began,
+            "timings": self.watch.timings(),
             "command": self.command,
             "environment": environment,
         }

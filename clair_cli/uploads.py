@@ -12,9 +12,9 @@ from clair_cli.cohort import Adapter, Broken, Entries, natural_key
 from clair_cli.cohort.whole import few
 from clair_cli.errors import AdapterError, NoVerdict
 from clair_cli.formats.sketch import Head, sources
-from clair_cli.report import Reason, Report, Verdict
+from clair_cli.report import Reason, Report, Verdict, failing
 from clair_cli.results import Checked, Fitted
-from clair_cli.settings import Settings, failing_verdicts
+from clair_cli.settings import Settings
 
 NEAR = 1.0
 """Points from the limit within which another draw, or one client more, may turn a verdict."""
@@ -51,7 +51,7 @@ def judged_upload(
     """The part of the joint report that is about the upload; the others fail nothing."""
     verdict = next(c for c in report.clients if c.client == client)
     fail_on = str(report.settings["fail_on"])
-    failed = verdict.verdict in failing_verdicts(fail_on)
+    failed = verdict in failing(report, fail_on)
     return Checked(
         status=report.status,
         exit_code=NoVerdict.exit_code if report.status == "no_verdict" else int(failed),

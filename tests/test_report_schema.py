@@ -177,12 +177,15 @@ SINCE_1_2 = {
     ("clients", "cause"),
     ("clients", "rarity"),
     ("baseline",),
+    ("acceptance",),
+    ("clients", "accepted"),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "global", "rank"),
     *(("population", name) for name in ("agreement", "spectra")),
     *(("population", "modules", name) for name in ("spectrum", "sketch_error")),
     ("inputs", "group"),
+    ("run", "timings"),
     ("clients", "rank"),
 }
 """Fields that older reports lack, with the elements of lists left out of their places."""

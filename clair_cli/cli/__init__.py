@@ -10,6 +10,7 @@ from clair_cli._version import __version__
 from clair_cli.cli import (
     check,
     completion,
+    config,
     detect,
     explain,
     fit,
@@ -22,9 +23,11 @@ from clair_cli.cli import (
     sketch,
     verify,
 )
+from clair_cli.cli.command import Command
 from clair_cli.cli.given import flag
 from clair_cli.cli.help import (
     CHECK_CODES,
+    CONFIG_CODES,
     EXIT_CODES,
     EXPLAIN_CODES,
     FIT_CODES,
@@ -34,7 +37,6 @@ from clair_cli.cli.help import (
     SELECT_CODES,
     SKETCH_CODES,
     VERIFY_CODES,
-    Command,
     usage_message,
 )
 from clair_cli.cli.streams import fail, print_out
@@ -65,6 +67,7 @@ app.command(cls=Command, epilog=EXPLAIN_CODES)(explain.explain)
 app.command(cls=Command, epilog=PRINT_CODES)(rules.rules)
 app.command(cls=Command, epilog=PRINT_CODES)(rules.schema)
 app.command(cls=Command, epilog=PRINT_CODES)(completion.completion)
+app.command(cls=Command, epilog=CONFIG_CODES)(config.config)
 
 
 @app.callback(invoke_without_command=True)

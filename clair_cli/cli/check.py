@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import typer
+
 from clair_cli.cli import options as o
 from clair_cli.cli import sketching as s
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line
 from clair_cli.cli.explain import show
 from clair_cli.cli.given import settings_from
@@ -15,6 +18,7 @@ from clair_cli.results import explained
 
 
 def check(
+    context: typer.Context,
     upload: s.Upload,
     against: s.Against,
     update: s.Update = False,
@@ -37,13 +41,15 @@ def check(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Judge one upload jointly with a cohort: a folder, or a reference file of clair fit.
 
     Only the upload fails: what is said of the cohort's own clients is for clair detect. A broken upload,
     or one that cannot be compared, fails unless --fail-on never.
     """
-    settings = settings_from(locals())
+    settings = settings_from({**locals(), "accept": decisions(context)})
     if explain and format != "text":
         raise UsageError("--explain: is text; JSON has the reasons anyway")
     for path in (upload, against):

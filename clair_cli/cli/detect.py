@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import typer
+
 from clair_cli.cli import options as o
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
-from clair_cli.cli.streams import Progress
+from clair_cli.cli.streams import Progress, add_timings
 
 
 def detect(
+    context: typer.Context,
     folder: o.Folder,
     read_as: o.ReadAs = None,
     base: o.Base = None,
@@ -36,9 +40,12 @@ def detect(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
+    timings: o.Timings = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
-    settings = settings_from(locals())
+    settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
     )
@@ -50,9 +57,13 @@ def detect(
     if group_by is not None:
         with Progress(quiet or no_progress) as progress:
             found = pipeline.detect_groups(folder, group_by, settings, progress, command_line())
-        return goes.deliver_groups(found)
+        code = goes.deliver_groups(found)
+        for group in found.groups:
+            add_timings(group.report, timings)
+        return code
     with Progress(quiet or no_progress) as progress:
         report = pipeline.detect(folder, settings, progress, command_line())
     code = goes.deliver(report)
     add_explained(report, explain)
+    add_timings(report, timings)
     return code

@@ -33,6 +33,8 @@ def fit(
     format: o.Format = "text",
     quiet: o.Quiet = False,
     no_progress: o.NoProgress = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Write what a cohort taught into one file: its sketches, hashes and verdicts.
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import typer
+
 from clair_cli.cli import options as o
 from clair_cli.cli import refining as r
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
-from clair_cli.cli.streams import Progress, print_out
+from clair_cli.cli.streams import Progress, add_timings, print_out
 from clair_cli.renderers.safe import safe_text
 
 
 def refine(
+    context: typer.Context,
     folder: o.Folder,
     out: o.Out,
     overwrite: o.Overwrite = False,
@@ -55,13 +59,16 @@ def refine(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
+    timings: o.Timings = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Detect, then write refined adapters of the benign clients.
 
     They go into the new folder --out, together with the report. A client that is contaminated or
     broken gets none.
     """
-    settings = settings_from(locals())
+    settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
     )
@@ -74,4 +81,5 @@ def refine(
     if report.refinement is not None and goes.talks:
         print_out(f"refined adapters and report: {safe_text(str(out))}\n")
     add_explained(report, explain)
+    add_timings(report, timings)
     return code

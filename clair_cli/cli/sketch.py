@@ -30,6 +30,8 @@ def sketch(
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     format: o.Format = "text",
     quiet: o.Quiet = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Write a small summary of an adapter, by which it can be judged.
 

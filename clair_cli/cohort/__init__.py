@@ -4,7 +4,7 @@ Nothing here holds a tensor. `align` checks once what the rest of clair relies o
 `Cohort` exists in every client with one shape.
 """
 
-from clair_cli.cohort.alignment import align
+from clair_cli.cohort.alignment import align, without_sketches
 from clair_cli.cohort.grouping import By, Group, Groups, grouped
 from clair_cli.cohort.records import (
     WHOLE,
@@ -39,4 +39,5 @@ __all__ = [
     "align",
     "grouped",
     "natural_key",
+    "without_sketches",
 ]

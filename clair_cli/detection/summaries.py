@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clair_cli.cohort import Sketching, UpdateSpec
 from clair_cli.detection.sketches import Sketch, projected
-from clair_cli.update import LowRankUpdate
+from clair_cli.update import LowRankUpdate, faint
 
 
 def summary(update: LowRankUpdate, kind: Sketching) -> LowRankUpdate:
@@ -45,7 +45,9 @@ def _turned(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_sketch(found: LowRankUpdate, spec: UpdateSpec, device: str = "cpu") -> Sketch:
-    """What is compared of a summary; the rows of zero columns count as none."""
+    """What is compared of a summary; rows of zero columns count as none, and faint updates as zero."""
+    if faint(found):
+        found = LowRankUpdate(found.up, torch.zeros_like(found.down), 0.0)
     right = found.down.T
     return Sketch(
         (spec.d_out, spec.d_in),

@@ -7,11 +7,11 @@ them, in bytes: `clients` says whose these are, `report` what was said of the cl
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from clair_cli.formats.containers import MAX_BASE, read_pieces
 from clair_cli.formats.discovery import check_client_name
 from clair_cli.formats.files import hash_file, read_range, shown
 from clair_cli.formats.safetensors_file import BITS, SafetensorsWriter, read_contents
-from clair_cli.formats.sketch import FORMAT, VERSION, Head, SketchedModule, SourceFile
+from clair_cli.formats.sketch import FORMAT, VERSION, Head, SketchedModule, SourceFile, digest
 from clair_cli.formats.sketch import described as described_sketch
 from clair_cli.records import decode
 from clair_cli.report import MAX_BYTES, Report, from_dict, to_dict
@@ -33,6 +33,8 @@ from clair_cli.strict_json import parse_object
 KIND = "clair-reference"
 """What the metadata calls the format."""
 CLIENTS, REPORT = "clients", "report"
+HELD = 2**24
+"""Bytes read at a time."""
 SUFFIX = ".clair"
 """How the name of a reference file ends."""
 
@@ -124,10 +126,10 @@ def _open(path: Path, settings: Settings) -> Reference:
         raise Malformed(f"{path.name}: {error}") from None
     kind = Sketching(found.size, found.seed, found.version)
     modules, slices = _shared_out(found, tensors, path.name)
-    adapters = []
+    hashes, adapters = _hashed(file, slices), []
     for k, member in enumerate(found.members):
         head = _head(found, member, modules[k])
-        adapters.append(_adapter(head, slices[k], file, settings))
+        adapters.append(_adapter(head, slices[k], hashes[k], file, settings))
     names = [a.client for a in adapters]
     if len(set(names)) < len(names):
         raise Malformed(f"{path.name}: holds two clients of one name")
@@ -196,6 +198,22 @@ def _parts(
         yield k, TensorSpec(spec.file, spec.dtype, spec.shape[1:], begin, begin + size)
 
 
+def _hashed(file: InputFile, slices: Slices) -> list[dict[str, str]]:
+    """The sha256 of every tensor of each client, read in the order of the file, HELD bytes at a time."""
+    hashes: list[dict[str, str]] = [{} for _ in slices]
+    places = [(spec, name, k) for k, own in enumerate(slices) for name, spec in own.items()]
+    places.sort(key=lambda place: place[0].begin)
+    data, start = bytearray(), 0
+    last = places[-1][0].end if places else 0
+    for spec, name, k in places:
+        if spec.end > start + len(data):
+            start = spec.begin
+            data = read_range(file, start, max(spec.end, min(start + HELD, last)))
+        part = memoryview(data)[spec.begin - start : spec.end - start]
+        hashes[k][name] = sha256(part).hexdigest()
+    return hashes
+
+
 def _head(found: Contents, member: Member, modules: Sequence[SketchedModule]) -> Head:
     return Head(
         version=found.version,
@@ -213,7 +231,11 @@ def _head(found: Contents, member: Member, modules: Sequence[SketchedModule]) ->
 
 
 def _adapter(
-    head: Head, tensors: dict[str, TensorSpec], file: InputFile, settings: Settings
+    head: Head,
+    tensors: dict[str, TensorSpec],
+    hashes: Mapping[str, str],
+    file: InputFile,
+    settings: Settings,
 ) -> Adapter:
     check_client_name(head.client)
     where = f"{file.name}: {head.client}"
@@ -222,12 +244,11 @@ def _adapter(
     head.check(where)
     found = described_sketch(head, tensors, where)
     check_updates(found.updates, where, settings)
-    said = json.dumps([head.client, [(m.name, m.norm) for m in head.modules]])
     return Adapter(
         client=head.client,
         path=file.path,
         format=FORMAT.name,
-        digest=hashlib.sha256(said.encode()).hexdigest(),
+        digest=digest(hashes, found.updates),
         updates=found.updates,
         tensors=tensors,
         files={file.name: file},

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from clair_cli._version import __version__
@@ -25,7 +26,7 @@ from clair_cli.errors import (
 )
 from clair_cli.formats import factors
 from clair_cli.formats.containers import Contents, Described, read_tensor
-from clair_cli.formats.files import opened, pread
+from clair_cli.formats.files import opened, pread, read_range
 from clair_cli.formats.interface import FactoredFormat
 from clair_cli.formats.layout import CONFIG, Layout
 from clair_cli.formats.safetensors_file import FLOATS, lay_out
@@ -126,7 +127,19 @@ def recognises(contents: Contents) -> bool:
 def describe(contents: Contents, settings: Settings) -> Described:
     """Every module that the metadata names. Raises Malformed, Unsupported, ShapeMismatch."""
     text = contents.metadata.get("sketch", "")
-    return described(parse_head(text.encode(), contents.where), contents.tensors, contents.where)
+    found = described(parse_head(text.encode(), contents.where), contents.tensors, contents.where)
+    (file,) = (contents.files[name] for name, _ in contents.layout.weights)
+    hashes = {
+        name: sha256(read_range(file, spec.begin, spec.end)).hexdigest()
+        for name, spec in contents.tensors.items()
+    }
+    return replace(found, digest=digest(hashes, found.updates))
+
+
+def digest(hashes: Mapping[str, str], updates: Mapping[str, UpdateSpec]) -> str:
+    """Of what a sketch holds, by the sha256 of each tensor: equal for copies, whoever sent them."""
+    norms = sorted((module, spec.scale.hex()) for module, spec in updates.items())
+    return sha256(json.dumps([sorted(hashes.items()), norms]).encode()).hexdigest()
 
 
 def parse_head(text: bytes, where: str) -> Head:
@@ -290,7 +303,7 @@ def sources(adapter: Adapter) -> frozenset[str]:
 
 
 def _refuse(adapter: Adapter, *_: Any, **__: Any) -> NoReturn:
-    text = "a sketch can be judged, and not refined; give the adapter itself"
+    text = "a sketch can be judged, and not refined; give the adapter, or set it aside with --exact"
     raise Unstorable(f"{adapter.client}: {text}")
 
 

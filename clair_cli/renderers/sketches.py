@@ -65,7 +65,8 @@ def _verdict(found: Checked) -> str:
         return f"no verdict: {why}"
     points = "" if said.score is None else f" {said.score:.1f}"
     limit = "" if said.limit is None else f" (limit {said.limit:.1f})"
-    return f"{said.verdict}{points}{limit}"
+    decided = f"; accepted: {said.accepted.reason}" if said.accepted is not None else ""
+    return f"{said.verdict}{points}{limit}{decided}"
 
 
 def _size(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ from tests.helpers.sketches import KIND, change, sketch, sketch_all
 def said(report: Report) -> dict[str, Any]:
     """What a report says but for the files and the time."""
     found = to_dict(report)
+    told = found["population"]["findings"]
+    found["population"]["findings"] = [
+        r for r in told if "compared by sketches" not in r["message"]
+    ]
     for client in found["clients"]:
         client["reasons"] = [r for r in client["reasons"] if r["code"] != "CLR115"]
     return {k: v for k, v in found.items() if k not in ("run", "inputs")}
@@ -123,11 +128,42 @@ def test_a_sketch_is_judged_and_not_refined(tmp_path: Path) -> None:
     sketch_all(tmp_path / "a", tmp_path / "s")
     with pytest.raises(UsageError, match=r"client-1: a sketch can be judged, and not refined"):
         refine(tmp_path / "s", tmp_path / "out")
-    with pytest.raises(UsageError, match=r"--exact: client-1 is a sketch"):
-        detect(tmp_path / "s", Settings(exact=True))
     with pytest.raises(SketchUnusable, match="is a sketch of size 16"):
         sketch(tmp_path / "s" / "client-1.safetensors", tmp_path / "again.safetensors")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_sketch_does_not_decide_for_an_operator_who_wants_whole_updates(
+    tmp_path: Path,
+) -> None:
+    """What a stranger sends must not make all others' comparison coarse unsaid, or stop a run."""
+    save_cohort(tmp_path / "a", 5)
+    sketch(tmp_path / "a" / "client-5", tmp_path / "a" / "client-6.safetensors")
+    report = detect(tmp_path / "a")
+    (said_so,) = [r for r in report.population.findings if "compared by sketches" in r.message]
+    assert "size 16, seed 0, version 1, for the sake of client-6" in said_so.message
+    exact = detect(tmp_path / "a", Settings(exact=True))
+    assert [c.verdict for c in exact.clients] == ["benign"] * 5 + ["broken"]
+    assert exact.clients[-1].reasons[0].code == "CLR124"
+    assert all(m.sketch_error == 0 for m in exact.population.modules)
+    refined = refine(tmp_path / "a", tmp_path / "out", Settings(exact=True))
+    assert refined.refinement is not None
+    assert len(list((tmp_path / "out").glob("client-*"))) == 5
+
+
+def test_copies_of_a_sketch_have_one_voice(tmp_path: Path) -> None:
+    """Whoever sent them, and under whatever name: what most say is not asked of copies."""
+    one = save_dense(tmp_path / "one", truths(1)[0])
+    shutil.copytree(one, tmp_path / "two")
+    files = [
+        sketch(one, tmp_path / "a.safetensors"),
+        sketch(tmp_path / "two", tmp_path / "b.safetensors"),
+    ]
+    assert files[0].read_bytes() != files[1].read_bytes()
+    digests = {open_adapter(file).digest for file in files}
+    assert len(digests) == 1
+    other = sketch(save_dense(tmp_path / "three", truths(2)[1]), tmp_path / "c.safetensors")
+    assert open_adapter(other).digest not in digests
 
 
 def test_sketches_of_another_kind_than_most_are_set_aside(tmp_path: Path) -> None:
