@@ -2,11 +2,12 @@
 
 python -m benchmarks.check --work DIR [--shift 2000] [--only TEXT] [--left-out 10] [--train] [--trained]
 
-Cohorts are those of detection.py from two small pools of trained clients, `--trained` of width 128, and
-drawn ones, whose clients have a known share of a common update. Each is judged by whole adapters and by
-sketches of every size. In the first `--left-out` cohorts every client is left out of the reference in
-turn and checked against the others. Rows go to DIR/rows.jsonl, and what is there is not made again. No
-number of clair's was set by these cohorts; `--shift 0` has others to try things on.
+Cohorts are drawn ones, whose clients have a known share of a common update; the samples, and every
+attack of attacks.py on them; and with `--trained` those of detection.py from two pools of width 128,
+which `--train` makes first. Each is judged by whole adapters and by sketches of every size. In every
+sixth, up to `--left-out` of them, every client is left out of the reference in turn and checked against
+the others. Rows go to DIR/rows.jsonl, and what is there is not made again. No number of clair's was set
+by these cohorts; `--shift 0` has others to try things on.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.attacks import ATTACKS
 from benchmarks.cells import draw, grid, put
 from benchmarks.pools import Pool, quick_pools, train_pool
-from benchmarks.saved import Saved, write
+from benchmarks.saved import Saved, read, write
 from clair_cli import Settings, pipeline
 from clair_cli.cohort import Sketching
 from clair_cli.report import Report
@@ -39,6 +42,8 @@ CHECKED = 64
 SHAPES = ((384, 320), (320, 320), (960, 320), (320, 960))
 """Of the drawn cohorts' modules."""
 RANK, CONTENT = 8, 4
+SAMPLES = Path(__file__).resolve().parent.parent / "sample_adapters"
+README = shutil.ignore_patterns("README.md")
 Row = dict[str, Any]
 
 
@@ -128,6 +133,9 @@ def cohorts(work: Path, shift: int, trained: bool) -> Iterator[tuple[str, Any]]:
                     drawn(folder, c, m, o, s)
 
                 yield name, make
+    yield "samples", lambda folder: shutil.copytree(SAMPLES, folder, ignore=README)
+    for attack in ATTACKS:
+        yield f"samples: {attack.name}", partial(attacked, attack.name, shift)
     if trained:
         pools = {pool.seed: pool for pool in wide(shift)}
         for cell in grid(False, shift):
@@ -139,6 +147,15 @@ def cohorts(work: Path, shift: int, trained: bool) -> Iterator[tuple[str, Any]]:
                 put(draw(cell, work / "pools"), folder)
 
             yield cell.name, made
+
+
+def attacked(name: str, shift: int, folder: Path) -> None:
+    """The six benign samples, and two attackers who know them."""
+    (attack,) = (a for a in ATTACKS if a.name == name)
+    benign = [read(SAMPLES / f"client-{k:02d}") for k in (1, 2, 4, 5, 7, 8)]
+    draws = torch.Generator().manual_seed(shift + 11)
+    for k, adapter in enumerate([*benign, *attack.make(benign[:2], benign[2:], draws)]):
+        write(adapter, folder / f"client-{k + 1:02d}")
 
 
 def said(report: Report) -> dict[str, tuple[str | None, float | None]]:

@@ -134,7 +134,7 @@ def _unsure(report: Report, adapters: Sequence[Adapter]) -> Iterator[str]:
     for group in report.population.minorities:
         text = "differ from the majority in the same way: an upload like them may be either"
         yield f"{few(group.members)} {text}"
-    said = {text: a.client for a in adapters for text in a.config["sketch"].left_out}
-    for text, client in said.items():
-        yield f"not in the sketches, as of {client}: {text}"
+    left_out = {text: a.client for a in adapters for text in a.config["sketch"].left_out}
+    for text, name in left_out.items():
+        yield f"not in the sketches, as of {name}: {text}"
     yield from (f"{r.code} {r.message}" for r in report.population.findings)

@@ -12,7 +12,8 @@ from clair_cli.cli.explain import show
 from clair_cli.cli.given import settings_from
 from clair_cli.cli.streams import Progress, print_out
 from clair_cli.errors import UsageError
-from clair_cli.renderers import RENDERERS, visible
+from clair_cli.renderers import RENDERERS
+from clair_cli.renderers.safe import visible
 from clair_cli.renderers.sketches import checked_as_text
 from clair_cli.results import explained
 
