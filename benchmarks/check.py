@@ -17,12 +17,15 @@ import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,7 @@ from benchmarks.attacks import ATTACKS
 from benchmarks.cells import draw, grid, put
 from benchmarks.pools import Pool, quick_pools, train_pool
 from benchmarks.saved import Saved, read, write
+from benchmarks.speed import make_adapters
 from clair_cli import Settings, pipeline
 from clair_cli.cohort import Sketching
 from clair_cli.report import Report
@@ -261,6 +265,38 @@ def _by_size(rows: list[Row], size: str) -> str:
     return shown + f"| {nearly:.2f} | {worst:.2f} | {close:.2f} ({len(near)}) | {other} |"
 
 
+def speed(work: Path, clients: int = 20, layers: int = 2, repeat: int = 2) -> str:
+    """Seconds of whole commands, one after the other: detect, fit, check; 8B shapes of rank 16."""
+    folder, file = work / "speed", work / "speed.clair"
+    upload = work / f"client-{clients:02d}"
+    if not folder.exists():
+        make_adapters(folder, clients, layers, 16)
+        shutil.move(folder / upload.name, upload)
+    commands = {
+        "detect DIR": ["detect", folder],
+        "fit DIR": ["fit", folder, "-o", file],
+        "check UPLOAD --against DIR": ["check", upload, "--against", folder],
+        "check UPLOAD --against FILE": ["check", upload, "--against", file],
+    }
+    spent: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(repeat):
+        for name, words in commands.items():
+            began = time.perf_counter()
+            code = "import sys; from clair_cli.entry import main; sys.argv[0] = 'clair'; main()"
+            quiet = [sys.executable, "-c", code, *map(str, words), "-q", "--no-progress"]
+            done = subprocess.run(quiet, capture_output=True, check=False)
+            assert done.returncode in (0, 1), done.stderr
+            spent[name].append(time.perf_counter() - began)
+    lines = ["| command | seconds, median | beside detect |", "|---|---|---|"]
+    whole = spent["detect DIR"]
+    for name, found in spent.items():
+        share = median(one / all_of for one, all_of in zip(found, whole, strict=True))
+        lines.append(f"| {name} | {median(found):.1f} | {share:.2f} |")
+    sizes = [sum(f.stat().st_size for f in folder.rglob("*.safetensors")), file.stat().st_size]
+    lines.append(f"\nadapters {sizes[0] / 1e6:.0f} MB, reference {sizes[1] / 1e6:.1f} MB")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
@@ -270,9 +306,13 @@ def main() -> None:
     parser.add_argument("--left-out", type=int, default=10)
     parser.add_argument("--trained", action="store_true")
     parser.add_argument("--train", action="store_true", help="Train the pools first.")
+    parser.add_argument("--speed", action="store_true", help="Time whole commands, and no more.")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
+    if given.speed:
+        print(speed(given.work))
+        return
     if given.train:
         for pool in wide(given.shift):
             for spec in train_pool(pool, given.work / "pools", jobs=1):

@@ -116,7 +116,7 @@ def _other_sketch(clients: list[Adapter]) -> Checked:
         for a in sketches
         if a.sketch != usual
     ]
-    if len(sketches) == len(clients):
+    if 2 * len(sketches) > len(clients):
         return broken, []
     alike = few([a.client for a in sketches if a.sketch == usual])
     said = f"all are compared by sketches of {usual}, for the sake of {alike}"
