@@ -31,7 +31,7 @@ from clair_cli.cohort import (
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.formats import client_name
-from clair_cli.formats.reference import open_reference, write_reference
+from clair_cli.formats.reference import open_reference
 from clair_cli.opening import check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
@@ -43,7 +43,7 @@ from clair_cli.report import Reason, Report, gated
 from clair_cli.results import Apart, Checked, Fitted, Survey, Surveyed
 from clair_cli.settings import Settings, failing_verdicts
 from clair_cli.sketching import all_sketched, kind_of
-from clair_cli.uploads import fitted, joined, judged_upload, slim, sources_of, unusable
+from clair_cli.uploads import aside_of, fitted, joined, judged_upload, keep, sources_of, unusable
 
 
 def detect(
@@ -170,8 +170,7 @@ def fit(
         report = replace(report, inputs=sources_of(sketches, str(path)))
         if report.status == "no_verdict":
             return report, None
-        with replaced.replacing(out) as fresh:
-            write_reference(fresh, detection.cohort.clients, slim(report))
+        keep(out, detection.cohort.clients, report)
     return report, fitted(out, report, detection.cohort.clients)
 
 
@@ -200,11 +199,9 @@ def check(
         report, found, cohort = _checked(upload, against, settings, tell, clock)
         if report is None or found.exit_code:
             return report, found
-        with replaced.scratch(against) as folder, replaced.replacing(against) as fresh:
-            made = all_sketched(
-                Entries(cohort.clients), kind_of(cohort.clients), folder, settings, tell
-            )
-            write_reference(fresh, made.adapters, slim(report))
+        with replaced.scratch(against) as folder:
+            kind, own = kind_of(cohort.clients), Entries(cohort.clients)
+            keep(against, all_sketched(own, kind, folder, settings, tell).adapters, report)
     return report, replace(found, updated=True)
 
 
@@ -219,19 +216,20 @@ def _checked(
         reference = open_reference(against, settings)
         file, members = reference.file.sha256, Entries(reference.adapters)
     nobody = Cohort((), (), {})
+    refused = partial(unusable, str(against), file, len(members.adapters), settings)
     try:
         own = open_client(upload, settings)
     except AdapterError as error:
         found = Broken(client_name(upload), Reason(error.code, str(error)))
-        return None, unusable(found, str(against), file, len(members.adapters), settings), nobody
+        return None, refused(found), nobody
     joint, left = joined(own, members)
     cohort = _aligned(joint, settings)
-    if (aside := next((b for b in cohort.broken if b.client == own.client), None)) is None:
+    if (aside := aside_of(cohort, own.client)) is None:
         detection = examined(cohort, settings, tell)
         cohort = detection.cohort
-        aside = next((b for b in cohort.broken if b.client == own.client), None)
+        aside = aside_of(cohort, own.client)
     if aside is not None:
-        return None, unusable(aside, str(against), file, len(members.adapters), settings), nobody
+        return None, refused(aside), nobody
     report = reported(detection, against, settings, clock)
     return report, judged_upload(report, own.client, str(against), file, left), cohort
 
@@ -253,7 +251,8 @@ def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
 
 
 def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort:
-    entries = without_sketches(entries) if settings.exact else entries
+    whole = settings.exact or settings.since is not None
+    entries = without_sketches(entries) if whole else entries
     return align(entries, settings.min_shared_modules, settings.modules == "same", bases)
 
 
@@ -263,6 +262,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         return Detection(cohort)
     from clair_cli.detection.full import read_full
     from clair_cli.detection.judging import judged
+    from clair_cli.detection.later import later_round
     from clair_cli.detection.reading import numerics, read_modules, without_failed
 
     on_progress("loading libraries", 1, 1)
@@ -270,6 +270,10 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
         if too_few(cohort):
             return Detection(cohort, stacks, machine=machine)
+        if remark := later_round(cohort, stacks, settings.detection):
+            cohort = replace(cohort, findings=(*cohort.findings, remark))
+            if settings.later_round == "refuse":
+                return Detection(cohort, stacks, machine=machine)
         full = read_full(cohort, settings, machine.device, on_progress)
         if full.failed:
             cohort, stacks, full = without_failed(cohort, stacks, full)
@@ -294,7 +298,7 @@ def reported(
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
-        inputs=inputs(detection.cohort, str(path)),
+        inputs=inputs(detection.cohort, str(path), settings.since),
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
@@ -344,6 +348,9 @@ def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]
     if not path.is_dir():
         raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
     publish.check_output(out, path, settings.overwrite)
+    if settings.since is not None:
+        check_files(settings)
+        publish.check_output(out, settings.since, settings.overwrite, "what --since names")
     if settings.follow_symlinks:
         publish.check_apart(out, path)
     if settings.weights is None:

@@ -8,10 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from clair_cli.cohort import Adapter, Broken, Entries, natural_key
+from clair_cli.cohort import Adapter, Broken, Cohort, Entries, natural_key
 from clair_cli.cohort.whole import few
 from clair_cli.errors import AdapterError, NoVerdict
+from clair_cli.formats.reference import write_reference
 from clair_cli.formats.sketch import Head, sources
+from clair_cli.output.replaced import replacing
 from clair_cli.report import Reason, Report, Verdict, failing
 from clair_cli.results import Checked, Fitted
 from clair_cli.settings import Settings
@@ -30,8 +32,13 @@ def joined(own: Adapter, members: Entries) -> tuple[Entries, tuple[str, ...]]:
     return replace(members, adapters=(*kept, own), broken=tuple(left)), tuple(gone)
 
 
+def aside_of(cohort: Cohort, client: str) -> Broken | None:
+    """Why the client is not compared, if it is not."""
+    return next((b for b in cohort.broken if b.client == client), None)
+
+
 def unusable(
-    found: Broken, against: str, file: str | None, members: int, settings: Settings
+    against: str, file: str | None, members: int, settings: Settings, found: Broken
 ) -> Checked:
     """What is said of an upload that is broken, or cannot be compared: it fails unless nothing does."""
     return Checked(
@@ -74,6 +81,12 @@ def _broken(report: Report) -> Iterator[Reason]:
 
 
 # --- what a reference file keeps, and what is said of it
+
+
+def keep(path: Path, adapters: Sequence[Adapter], report: Report) -> None:
+    """The reference file of these sketches at `path`, whole or not at all. Raises OutputError."""
+    with replacing(path) as fresh:
+        write_reference(fresh, adapters, slim(report))
 
 
 def slim(report: Report) -> Report:

@@ -20,6 +20,7 @@ def detect(
     config: o.Config = None,
     alpha: o.Alpha = None,
     reference: o.Reference = None,
+    since: o.Since = None,
     differences: o.Differences = False,
     ignore: o.Ignore = None,
     follow_symlinks: o.Links = False,
@@ -28,6 +29,7 @@ def detect(
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
     group_by: o.GroupBy = None,
+    later_round: o.LaterRound = "note",
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
@@ -47,7 +49,7 @@ def detect(
     """Say which clients are contaminated, where, how sure, and why."""
     settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
-        format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks, since), github=github
     )
     check_explained(explain, goes)
     if group_by is not None:

@@ -40,6 +40,7 @@ def refine(
     config: o.Config = None,
     alpha: o.Alpha = None,
     reference: o.Reference = None,
+    since: o.Since = None,
     differences: o.Differences = False,
     ignore: o.Ignore = None,
     follow_symlinks: o.Links = False,
@@ -47,6 +48,7 @@ def refine(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
+    later_round: o.LaterRound = "note",
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
@@ -70,7 +72,13 @@ def refine(
     """
     settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
-        format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
+        format,
+        output,
+        quiet,
+        verbose,
+        *read_from(folder, follow_symlinks, since),
+        out,
+        github=github,
     )
     check_explained(explain, goes)
     from clair_cli import pipeline  # torch is loaded where numbers begin

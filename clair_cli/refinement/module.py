@@ -68,6 +68,8 @@ class ModuleRefiner:
 
     `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
     `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
+    `sent` is what each client started from, None where that is nothing: Delta_k is then the change
+    since, and what is written is what was sent and the refined change.
     """
 
     def __init__(
@@ -76,14 +78,21 @@ class ModuleRefiner:
         weights: Sequence[float],
         noise: Sequence[LowRankUpdate] = (),
         numbers: RefinementCalibration = REFINEMENT,
+        sent: Sequence[LowRankUpdate | None] = (),
     ) -> None:
-        self.stack, self.numbers = _Coordinates(updates, numbers), numbers
+        began = {id(s): s for s in sent if s is not None}
+        self.stack, self.numbers = _Coordinates([*updates, *began.values()], numbers), numbers
         self.weights, self.noise = weights, noise
-        self.cores = self.stack.cores()
-        mean = sum(w * c for w, c in zip(weights, self.cores, strict=True) if w)
-        assert isinstance(mean, Tensor)
-        self.mean = mean  # (p, q)
-        self.offs = [core - mean for core in self.cores]
+        self.own_ranks = [u.rank for u in updates]
+        cores = self.stack.cores()
+        at = dict(zip(began, cores[len(updates) :], strict=True))
+        nothing = torch.zeros_like(cores[0])
+        self.sent = [at.get(id(s), nothing) for s in sent or updates]  # (p, q) each
+        pairs = zip(cores, self.sent, strict=False)
+        self.cores = [core - was for core, was in pairs] if began else cores
+        self.mean = _weighted(weights, self.cores)  # (p, q)
+        self.sent_mean = _weighted(weights, self.sent) if began else nothing  # (p, q)
+        self.offs = [core - self.mean for core in self.cores]
 
     def refined(
         self,
@@ -100,19 +109,20 @@ class ModuleRefiner:
         aim = self.aims(how, mix, keeps)
         updates: list[LowRankUpdate | None] = []
         moved, lost = [], []
-        own_ranks = [b.shape[1] for b in self.stack.lefts]
-        for core, target, rank, own in zip(self.cores, aim.targets, ranks, own_ranks, strict=True):
+        clients = zip(self.cores, self.sent, aim.targets, ranks, self.own_ranks, strict=True)
+        for core, was, target, rank, own in clients:
             if target is None and rank >= own:
                 updates.append(None)
                 moved.append(0.0)
                 lost.append(0.0)
                 continue
             target = core if target is None else target
-            update, error = self.stack.truncate(target, rank, guide=core)
+            update, error = self.stack.truncate(was + target, rank, guide=was + core)
             updates.append(update)
             moved.append(float((target - core).square().sum()))
             lost.append(error)
-        common, common_lost = self.stack.truncate(self.mean, common_rank or max(ranks), self.mean)
+        whole = self.sent_mean + self.mean
+        common, common_lost = self.stack.truncate(whole, common_rank or max(ranks), whole)
         return RefinedModule(
             updates=tuple(updates),
             common=common,
@@ -147,9 +157,9 @@ class ModuleRefiner:
         return _Aims(targets, kept, energies, amplitude, inside, shares[:SPECTRUM])
 
     def spectra(self, aim: _Aims) -> list[NDArray[np.float64]]:
-        """Squared singular values of what every client is to become, descending."""
-        pairs = zip(self.cores, aim.targets, strict=True)
-        return [squared_spectrum(c if t is None else t) for c, t in pairs]
+        """Squared singular values of what every client is to become, with what was sent, descending."""
+        clients = zip(self.sent, self.cores, aim.targets, strict=True)
+        return [squared_spectrum(was + (c if t is None else t)) for was, c, t in clients]
 
     # --- F
 
@@ -257,6 +267,13 @@ def refine_module(
     """
     how = Shrinkage("left", subspace_rank, 0.0, strength)
     return ModuleRefiner(updates, weights).refined(how, ranks, common_rank)
+
+
+def _weighted(weights: Sequence[float], cores: Sequence[Tensor]) -> Tensor:
+    """sum_k w_k C_k."""
+    return sum(
+        (w * c for w, c in zip(weights, cores, strict=True) if w), torch.zeros_like(cores[0])
+    )
 
 
 class _Coordinates:

@@ -101,6 +101,8 @@ def _gate(report: Report) -> str:
 def _facts(report: Report) -> tuple[tuple[str, str], ...]:
     modules, consensus = report.population.modules, report.population.consensus
     facts = [("folder", safe_text(str(report.inputs.get("root", ""))))]
+    if since := report.inputs.get("since"):
+        facts.append(("changes since", safe_text(str(since.get("root")))))
     if modules:
         facts.append(("compared", many(len(modules), "module")))
         facts.append(("shared rank", span(m.shared_rank for m in modules)))
