@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clair_cli import formats
+from clair_cli import formats, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import (
-    Broken,
     By,
     Cohort,
     Entries,
@@ -30,7 +29,6 @@ from clair_cli.cohort import (
 )
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.formats import client_name
 from clair_cli.formats.reference import open_reference
 from clair_cli.opening import check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
@@ -39,11 +37,10 @@ from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, Stopwatch, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import Reason, Report, gated
+from clair_cli.report import Report, gated
 from clair_cli.results import Apart, Checked, Fitted, Survey, Surveyed
 from clair_cli.settings import Settings, failing_verdicts
 from clair_cli.sketching import all_sketched, kind_of
-from clair_cli.uploads import aside_of, fitted, joined, judged_upload, keep, sources_of, unusable
 
 
 def detect(
@@ -156,8 +153,7 @@ def fit(
     """Sketch the clients of the folder `path`, judge them by that, and write all as the file `out`.
 
     The file is written whole or not at all, and not at all without a verdict. Sketches among the
-    clients decide the `kind`. Raises what `detect` raises, UsageError where they are of another `kind`
-    than asked for, and OutputError.
+    clients decide the `kind`. Raises what `detect` raises, and OutputError.
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
@@ -167,11 +163,11 @@ def fit(
         sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
         detection = examined(_aligned(sketches, settings), settings, tell)
         report = reported(detection, path, settings, clock)
-        report = replace(report, inputs=sources_of(sketches, str(path)))
+        report = replace(report, inputs=uploads.sources_of(sketches, str(path)))
         if report.status == "no_verdict":
             return report, None
-        keep(out, detection.cohort.clients, report)
-    return report, fitted(out, report, detection.cohort.clients)
+        uploads.keep(out, detection.cohort.clients, report)
+    return report, uploads.fitted(out, report, detection.cohort.clients)
 
 
 def check(
@@ -184,31 +180,30 @@ def check(
 ) -> tuple[Report | None, Checked]:
     """Judge one upload jointly with the clients of a folder, or of the reference file `against`.
 
-    The report is on all of them; there is none where the upload cannot be compared, which is in what is
-    said of it. With `update` an upload that passes the gate is put into the reference file, with the new
-    report. Raises UsageError where there is nothing to compare with, and OutputError.
+    The report is on all of them; there is none where the upload cannot be compared. With `update` one
+    that passes the gate is put into the reference file. Raises UsageError and OutputError.
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
-    tell = Stopwatch(on_progress or silent)
-    clock = _Clock(command, tell)
+    clock = _Clock(command, Stopwatch(on_progress or silent))
     if not update:
-        return _checked(upload, against, settings, tell, clock)[:2]
+        return _checked(upload, against, settings, clock)[:2]
     if against.is_dir():
         raise UsageError(f"--update: {str(against)!r} is a folder; put the upload into it yourself")
     with replaced.locked(against):
-        report, found, cohort = _checked(upload, against, settings, tell, clock)
+        report, found, cohort = _checked(upload, against, settings, clock)
         if report is None or found.exit_code:
             return report, found
         with replaced.scratch(against) as folder:
             kind, own = kind_of(cohort.clients), Entries(cohort.clients)
-            keep(against, all_sketched(own, kind, folder, settings, tell).adapters, report)
+            uploads.keep(against, all_sketched(own, kind, folder, settings).adapters, report)
     return report, replace(found, updated=True)
 
 
 def _checked(
-    upload: Path, against: Path, settings: Settings, tell: Progress, clock: _Clock
+    upload: Path, against: Path, settings: Settings, clock: _Clock
 ) -> tuple[Report | None, Checked, Cohort]:
-    file = None
+    """The joint report, what it says of the upload, and all clients that were compared."""
+    file, tell = None, clock.watch
     if against.is_dir():
         members = _entries(against, settings, tell)
     else:
@@ -216,22 +211,21 @@ def _checked(
         reference = open_reference(against, settings)
         file, members = reference.file.sha256, Entries(reference.adapters)
     nobody = Cohort((), (), {})
-    refused = partial(unusable, str(against), file, len(members.adapters), settings)
+    refused = partial(uploads.unusable, str(against), file, len(members.adapters), settings)
     try:
         own = open_client(upload, settings)
     except AdapterError as error:
-        found = Broken(client_name(upload), Reason(error.code, str(error)))
-        return None, refused(found), nobody
-    joint, left = joined(own, members)
+        return None, refused(uploads.broken(upload, error)), nobody
+    joint, left = uploads.joined(own, members)
     cohort = _aligned(joint, settings)
-    if (aside := aside_of(cohort, own.client)) is None:
+    if (aside := uploads.aside_of(cohort, own.client)) is None:
         detection = examined(cohort, settings, tell)
         cohort = detection.cohort
-        aside = aside_of(cohort, own.client)
+        aside = uploads.aside_of(cohort, own.client)
     if aside is not None:
         return None, refused(aside), nobody
     report = reported(detection, against, settings, clock)
-    return report, judged_upload(report, own.client, str(against), file, left), cohort
+    return report, uploads.judged_upload(report, own.client, str(against), file, left), cohort
 
 
 # --- the steps
@@ -251,8 +245,8 @@ def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
 
 
 def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort:
-    whole = settings.exact or settings.since is not None
-    entries = without_sketches(entries) if whole else entries
+    if settings.exact or settings.since is not None:
+        entries = without_sketches(entries)
     return align(entries, settings.min_shared_modules, settings.modules == "same", bases)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from clair_cli.cohort import Adapter, Broken, Cohort, Entries, natural_key
 from clair_cli.cohort.whole import few
 from clair_cli.errors import AdapterError, NoVerdict
+from clair_cli.formats import client_name
 from clair_cli.formats.reference import write_reference
 from clair_cli.formats.sketch import Head, sources
 from clair_cli.output.replaced import replacing
@@ -30,6 +31,11 @@ def joined(own: Adapter, members: Entries) -> tuple[Entries, tuple[str, ...]]:
     kept = [a for a in members.adapters if a.client not in gone]
     left = [b for b in members.broken if b.client != own.client]
     return replace(members, adapters=(*kept, own), broken=tuple(left)), tuple(gone)
+
+
+def broken(upload: Path, error: AdapterError) -> Broken:
+    """An upload that cannot be opened."""
+    return Broken(client_name(upload), Reason(error.code, str(error)))
 
 
 def aside_of(cohort: Cohort, client: str) -> Broken | None:
