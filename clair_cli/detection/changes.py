@@ -19,7 +19,6 @@ from clair_cli.report import Reason
 from clair_cli.settings import DtypeName
 from clair_cli.update import LowRankUpdate, combined, energy, inner
 
-
 ROUNDING = 2.0**-46
 """Energy of a change, of those of what was sent and came back, that storing in float32 alone may make:
 its machine precision, squared. Who gives back what it was sent has changed nothing."""

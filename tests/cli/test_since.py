@@ -131,7 +131,7 @@ def test_a_later_round_can_be_made_an_error(place: Path, tmp_path: Path) -> None
 def test_the_report_says_since_what(place: Path) -> None:
     sent = place / "sent" / "global"
     done = clair("detect", place / "round", "--since", sent)
-    assert done.stdout.startswith(f"8 clients, changes since {sent}, 14 modules")
+    assert done.stdout.startswith(f"8 clients, since {sent}, 14 modules")
     _, report = detect(place / "round", "--since", sent)
     assert report["inputs"]["since"]["root"] == str(sent)
     (one,) = report["inputs"]["since"]["adapters"]
@@ -174,7 +174,7 @@ def test_who_gives_back_what_it_was_sent_has_changed_nothing(own: Path) -> None:
     assert verdicts(report)["client-02"] in ("suspicious", "contaminated")
     (client,) = [c for c in report["clients"] if c["id"] == "client-02"]
     assert {m["norm"] for m in client["modules"]} == {0.0}
-    assert CONTAMINATED <= found(report, "contaminated")
+    assert found(report, "contaminated") >= CONTAMINATED
 
 
 def test_another_base_and_other_modules_are_named(own: Path) -> None:
