@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clair_cli import formats, uploads
+from clair_cli import formats, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
@@ -37,7 +37,7 @@ from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, Stopwatch, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import Report, gated
+from clair_cli.report import Report, gated, over_rounds
 from clair_cli.results import Apart, Checked, Fitted, Survey, Surveyed
 from clair_cli.settings import Settings, failing_verdicts
 from clair_cli.sketching import all_sketched, kind_of
@@ -57,6 +57,7 @@ def detect(
     path, settings = Path(path), settings or Settings()
     tell = Stopwatch(on_progress or silent)
     clock, earlier = _Clock(command, tell), _earlier(settings)
+    _check_history(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
     return reported(detection, path, settings, clock, earlier)
@@ -128,6 +129,7 @@ def refine(
     tell = Stopwatch(on_progress or silent)
     clock, counts = _Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
+    _check_history(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
     _check_refinable(cohort, settings)
@@ -299,6 +301,8 @@ def reported(
         population=found,
         clients=clients,
     )
+    if settings.history is not None:
+        report = history.recorded(report, settings.history)
     report = report if earlier is None else against(report, earlier)
     report = accepting(report, settings.accept, clock.started_at.date())
     return gated(report, settings.fail_on)
@@ -317,7 +321,7 @@ def refined(
     from clair_cli.refinement.plan import plan_refinement
     from clair_cli.refinement.sparing import write_spared
 
-    plan = partial(plan_refinement, detection, report.clients, settings, counts)
+    plan = partial(plan_refinement, detection, over_rounds(report), settings, counts)
     try:
         with numerics(detection.cohort, settings):
             refinement, without = write_spared(plan, stage, on_progress)
@@ -335,6 +339,18 @@ def refined(
 def _earlier(settings: Settings) -> Earlier | None:
     """The baseline, where one is given. Raises UsageError."""
     return None if settings.baseline is None else read_baseline(settings.baseline)
+
+
+def _check_history(settings: Settings) -> None:
+    """Raises UsageError where the ledger cannot take this run's round."""
+    if settings.history is None:
+        return
+    if not history.fits(settings.detection):
+        text = (
+            "evidence was measured with the default constants of detection; leave one of them out"
+        )
+        raise UsageError(f"--history: {text}")
+    history.check(settings.history)
 
 
 def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:

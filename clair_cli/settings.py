@@ -102,6 +102,10 @@ class Settings:
     accept: tuple[Accept, ...] = ()
     """Decisions on clients whose findings do not count for the exit code."""
 
+    history: Path | None = None
+    """A ledger that keeps every client's evidence over the rounds, to which this one is added. Whom it
+    convicts is contaminated for `fail_on` and for the refinement."""
+
     # --- refinement
     refinement: RefinementCalibration = REFINEMENT
     """The numbers that refined weights rest on."""
@@ -231,6 +235,7 @@ RANGES = {
 """Settings that are whole numbers, and from where to where."""
 MACHINE = {
     "baseline",
+    "history",
     "device",
     "threads",
     "engine",

@@ -21,6 +21,7 @@ from clair_cli.cli import (
     rules,
     select,
     sketch,
+    trend,
     verify,
 )
 from clair_cli.cli.command import Command
@@ -61,6 +62,7 @@ app.command(cls=Command, epilog=SKETCH_CODES)(sketch.sketch)
 app.command(cls=Command, epilog=FIT_CODES)(fit.fit)
 app.command(cls=Command, epilog=CHECK_CODES)(check.check)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
+app.command(cls=Command, epilog=EXIT_CODES)(trend.trend)
 app.command(cls=Command, epilog=PLOT_CODES)(plot.plot)
 app.command(cls=Command, epilog=VERIFY_CODES)(verify.verify)
 app.command(cls=Command, epilog=EXPLAIN_CODES)(explain.explain)

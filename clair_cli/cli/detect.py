@@ -9,6 +9,7 @@ from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
+from clair_cli.cli.ledger import History, check_history
 from clair_cli.cli.streams import Progress, add_timings
 
 
@@ -35,6 +36,7 @@ def detect(
     exact: o.Exact = False,
     fail_on: o.FailOn = "contaminated",
     baseline: o.Baseline = None,
+    history: History = None,
     explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
@@ -52,8 +54,9 @@ def detect(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks, since), github=github
     )
     check_explained(explain, goes)
+    check_history(history, *read_from(folder, follow_symlinks))
     if group_by is not None:
-        goes.check_groups(baseline=baseline, explain=explain)
+        goes.check_groups(baseline=baseline, explain=explain, history=history)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     if group_by is not None:

@@ -10,6 +10,7 @@ from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
+from clair_cli.cli.ledger import History, check_history
 from clair_cli.cli.streams import Progress, add_timings, print_out
 from clair_cli.renderers.safe import safe_text
 
@@ -54,6 +55,7 @@ def refine(
     exact: o.Exact = False,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
+    history: History = None,
     explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
@@ -81,6 +83,7 @@ def refine(
         github=github,
     )
     check_explained(explain, goes)
+    check_history(history, *read_from(folder, follow_symlinks), out)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

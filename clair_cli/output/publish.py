@@ -27,6 +27,7 @@ __all__ = [
     "rename_new",
     "replace_bytes",
     "staged",
+    "sync",
     "verify",
     "write_bytes",
     "write_manifest",
@@ -286,11 +287,12 @@ def write_manifest(folder: Path, version: str) -> None:
 def _sync_tree(folder: Path) -> None:
     for top, _, files in os.walk(folder):
         for name in files:
-            _sync(os.path.join(top, name))
-        _sync(top)
+            sync(os.path.join(top, name))
+        sync(top)
 
 
-def _sync(path: str | Path) -> None:
+def sync(path: str | Path) -> None:
+    """The file or folder is on disk when this returns. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -308,7 +310,7 @@ def _publish(staging: Path, out: Path, overwrite: bool) -> None:
     else:
         rename_new(staging, out)
     try:
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as cause:  # published all the same: not a failure, only less durable
         log.warning("%s: could not be synced: %s", out.parent, cause)
 

@@ -131,7 +131,7 @@ def test_a_later_round_can_be_made_an_error(place: Path, tmp_path: Path) -> None
 def test_the_report_says_since_what(place: Path) -> None:
     sent = place / "sent" / "global"
     done = clair("detect", place / "round", "--since", sent)
-    assert done.stdout.startswith(f"8 clients, changes since {sent}, 14 modules")
+    assert done.stdout.startswith(f"8 clients, since {sent}, 14 modules")
     _, report = detect(place / "round", "--since", sent)
     assert report["inputs"]["since"]["root"] == str(sent)
     (one,) = report["inputs"]["since"]["adapters"]
