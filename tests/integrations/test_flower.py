@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("flwr", reason="needs the extra [flower]")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, FedTrimmedAvg, Krum
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -212,6 +213,13 @@ def test_one_reply_never_ends_the_round_of_the_others(tmp_path: Path, what: str)
     assert close(arrays, mean(GOOD - {odd}))
     assert metrics is not None
     assert metrics["clair-left-out"] == len(BAD) + (what != "an error")
+
+
+@pytest.mark.parametrize("what", ["a metric more", "two records of arrays", "no arrays"])
+def test_without_clair_flower_ends_the_run_there(tmp_path: Path, what: str) -> None:
+    given = replies(opened(tmp_path), {min(GOOD): ODD[what]})
+    with pytest.raises(InconsistentMessageReplies):
+        FedAvg().aggregate_train(1, given)
 
 
 def test_a_round_of_errors_is_the_wrapped_strategy_s(tmp_path: Path) -> None:
