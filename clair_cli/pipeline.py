@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from clair_cli import formats, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
+from clair_cli.clock import Clock, Stopwatch
 from clair_cli.cohort import (
     By,
     Cohort,
@@ -27,14 +23,14 @@ from clair_cli.cohort import (
     natural_key,
     without_sketches,
 )
-from clair_cli.detection.record import Detection, Machine, too_few
+from clair_cli.detection.record import Detection, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.formats.reference import open_reference
 from clair_cli.opening import check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
-from clair_cli.progress import Progress, Stopwatch, silent
+from clair_cli.progress import Progress, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report, gated, over_rounds
@@ -56,7 +52,7 @@ def detect(
     """
     path, settings = Path(path), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock, earlier = _Clock(command, tell), _earlier(settings)
+    clock, earlier = Clock(command, tell), _earlier(settings)
     _check_history(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
@@ -83,7 +79,7 @@ def detect_groups(
     groups = []
     judged = {a.client for group in found.groups for a in group.entries.adapters}
     for number, group in enumerate(found.groups):
-        clock = _Clock(command, Stopwatch(on_progress or silent))
+        clock = Clock(command, Stopwatch(on_progress or silent))
         cohort = _aligned(group.entries, settings, by == "base")
         bases = {a.client: a.base for a in group.entries.adapters}
         apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
@@ -127,7 +123,7 @@ def refine(
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock, counts = _Clock(command, tell), _check_places(path, out, settings)
+    clock, counts = Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
     _check_history(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
@@ -139,7 +135,7 @@ def refine(
         return report
     with publish.staged(out, settings.overwrite, path, __version__, seal) as stage:
         report = refined(detection, report, stage, settings, counts, tell)
-        report = replace(report, run=clock.run(detection.machine))
+        report = replace(report, run=clock.run(detection.machine.threads, detection.machine.device))
         publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
     return report
 
@@ -159,7 +155,7 @@ def fit(
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock = _Clock(command, tell)
+    clock = Clock(command, tell)
     entries = _entries(path, settings, tell)
     with replaced.scratch(out) as folder:
         sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
@@ -186,7 +182,7 @@ def check(
     that passes the gate is put into the reference file. Raises UsageError and OutputError.
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
-    clock = _Clock(command, Stopwatch(on_progress or silent))
+    clock = Clock(command, Stopwatch(on_progress or silent))
     if not update:
         return _checked(upload, against, settings, clock)[:2]
     if against.is_dir():
@@ -202,7 +198,7 @@ def check(
 
 
 def _checked(
-    upload: Path, against: Path, settings: Settings, clock: _Clock
+    upload: Path, against: Path, settings: Settings, clock: Clock
 ) -> tuple[Report | None, Checked, Cohort]:
     """The joint report, what it says of the upload, and all clients that were compared."""
     file, tell = None, clock.watch
@@ -282,7 +278,7 @@ def reported(
     detection: Detection,
     path: Path,
     settings: Settings,
-    clock: _Clock,
+    clock: Clock,
     earlier: Earlier | None = None,
 ) -> Report:
     """The report of a detection, gated by `settings.fail_on`, and against an earlier report."""
@@ -293,7 +289,7 @@ def reported(
     clients = rated(verdicts(detection), settings.detection, detection.only_copied)
     report = Report(
         tool={"name": "clair", "version": __version__},
-        run=clock.run(detection.machine),
+        run=clock.run(detection.machine.threads, detection.machine.device),
         inputs=inputs(detection.cohort, str(path), settings.since),
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
@@ -385,32 +381,3 @@ def _check_refinable(cohort: Cohort, settings: Settings) -> None:
             formats.check_writable(adapter, (settings.rank, settings.write) != ("keep", "keep"))
         except OutputError as error:
             raise UsageError(f"{error}; nothing was written") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """When a run began, by which command, and where its time goes."""
-
-    command: str | None
-    watch: Stopwatch
-    began: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-
-    def run(self, machine: Machine) -> dict[str, Any]:
-        """All that may differ between equal runs."""
-        self.watch.count("reporting")
-        torch = sys.modules.get("torch")
-        environment = {
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "torch": getattr(torch, "__version__", None),
-            "threads": machine.threads,
-            "device": machine.device,
-        }
-        return {
-            "started_at": self.started_at.isoformat(timespec="seconds"),
-            "duration_s": time.monotonic() - self.began,
-            "timings": self.watch.timings(),
-            "command": self.command,
-            "environment": environment,
-        }
