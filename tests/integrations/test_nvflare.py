@@ -21,6 +21,8 @@ from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
 from clair_cli.integrations.nvflare import ClairAggregator
+from tests import ROOT
+from tests.docs.pages import blocks
 from tests.helpers.messages import BAD, CONFIG, Tensors, clients, start
 from tests.helpers.superlink import environment
 
@@ -96,6 +98,14 @@ def test_without_a_verdict_the_weights_stay(tmp_path: Path) -> None:
         aggregator.accept(reply(name, clients()[name]), context)
     found = from_shareable(aggregator.aggregate(context)).data
     assert all(np.array_equal(found[k], v) for k, v in start().items())
+
+
+def test_the_job_of_the_page_takes_the_aggregator() -> None:
+    page = ROOT / "docs" / "how-to" / "flower.md"
+    (block,) = [b for b in blocks(page) if "FedJob" in b.text and b.language == "python"]
+    space: dict[str, object] = {}
+    exec(compile(block.text, str(page), "exec"), space)
+    assert space["aggregator_id"] == "aggregator_id"
 
 
 JOB = """
