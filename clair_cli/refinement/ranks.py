@@ -13,7 +13,7 @@ from clair_cli import engines
 from clair_cli.detection.agreement import Array
 from clair_cli.progress import Progress, silent
 from clair_cli.refinement.blame import LeftOut, noted
-from clair_cli.refinement.module import ModuleRefiner, squared_spectrum
+from clair_cli.refinement.module import ModuleRefiner
 from clair_cli.refinement.plan import Group, Plan
 from clair_cli.refinement.refiner import on_module
 
@@ -69,7 +69,7 @@ def _spectra(plan: Plan, clients: bool, gone: Collection[str], module: str) -> _
 def _measured(group: Group | None, refiner: ModuleRefiner) -> tuple[Array, list[list[Array]]]:
     """Of the mean, and of the clients of a group."""
     own = [] if group is None else _of_group(group, refiner)
-    return squared_spectrum(refiner.mean), own
+    return refiner.mean_spectrum(), own
 
 
 def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Array]]:

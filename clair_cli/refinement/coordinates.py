@@ -1,0 +1,301 @@
+"""Coordinates in which the updates of one module are averaged and cut: small matrices instead of large.
+
+Of few columns in all, orthonormal bases of all of them. Of many, those of the clients' mean and of their
+leading deviations, found once by a randomised range finder (Halko, Martinsson & Tropp 2011), and beside
+them each client's own columns: what one client costs does not depend on how many there are. What the
+bases miss of the mean is known by its action on random vectors, which says how far a client is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clair_cli.linalg import eigh
+from clair_cli.refinement.calibration import RefinementCalibration
+from clair_cli.update import LowRankUpdate
+
+PROBES = 8
+"""Random vectors per side by which the error of a mean is estimated: within a third or so, as it is
+spread over many directions."""
+DEVIATIONS = 12
+"""Directions of the clients' deviations that are looked for beside those of the mean."""
+SAMPLE = 8
+"""Clients by which the size of the mean's bases is chosen."""
+NEGLIGIBLE = 1e-5
+"""Of a factor's norm: what of it lies outside of a basis by less is rounding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One side of a client's update: x (p + e) are coordinates in `basis` (d, p) and e directions of its
+    own `columns` (d, r) outside of it, of which there are none where the basis holds all.
+
+    `coords` (p + e, r) are those of the columns in float64, `white` (r, e) makes directions of what the
+    basis leaves of them. `missed` (p + e, s) is what the mean's error makes of random vectors.
+    """
+
+    basis: Tensor
+    columns: Tensor
+    coords: Tensor
+    white: Tensor
+    missed: Tensor
+
+    @property
+    def size(self) -> int:
+        """Coordinates that are the basis's, p."""
+        return self.basis.shape[1]
+
+    def lift(self, x: Tensor) -> Tensor:
+        """Vectors (d, k) of coordinates (p + e, k), in the dtype of the basis."""
+        inside = x[: self.size]
+        if not self.white.shape[1]:
+            return self.basis @ inside.to(self.basis)
+        own = self.white @ x[self.size :]
+        inside = inside - self.coords[: self.size] @ own
+        return self.basis @ inside.to(self.basis) + self.columns @ own.to(self.basis)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One client in its coordinates: Delta_k is `left.coords` times `right.coords`', the mean is `common`
+    with `apart` beside it, its own part outside of the bases, and an error of the energy `rest`."""
+
+    left: Side
+    right: Side
+    common: Tensor
+    apart: Tensor
+    rest: float
+
+    @property
+    def core(self) -> Tensor:
+        """Delta_k, (p, q) in float64."""
+        return self.left.coords @ self.right.coords.T
+
+    @property
+    def mean(self) -> Tensor:
+        """M, (p, q) in float64."""
+        return torch.block_diag(self.common, self.apart) if self.apart.numel() else self.common
+
+    def missed(self, left: Tensor, right: Tensor) -> float:
+        """To first order, by how much an update with these singular vectors (p, k) and (q, k) is off
+        because of the mean's error: ||left' E||^2 + ||E right||^2."""
+        found = (left.T @ self.left.missed).square().sum()
+        found = found + (right.T @ self.right.missed).square().sum()
+        return float(found) / PROBES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coordinates:
+    """The mean as left (d_out, p) `mean` (p, q) right', what it misses by `rest` in energy, and the
+    clients; `columns` is their number in all, `dimensions` how many of these are independent."""
+
+    left: Tensor
+    right: Tensor
+    mean: Tensor
+    rest: float
+    frames: Sequence[Frame]
+    columns: int
+    dimensions: int
+
+
+def coordinates(
+    updates: Sequence[LowRankUpdate],
+    weights: Sequence[float],
+    numbers: RefinementCalibration,
+    exact: bool = False,
+) -> Coordinates:
+    """Of the clients' updates and their mean; exact where asked for, or where columns are few."""
+    count = sum(u.rank for u in updates)
+    few = min(count, len(updates[0].up), updates[0].down.shape[1]) <= numbers.max_columns
+    if exact or few:
+        return _whole(updates, weights)
+    return _compressed(updates, weights, numbers)
+
+
+def _whole(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> Coordinates:
+    """Bases of all columns."""
+    left, lefts = torch.linalg.qr(torch.cat([u.up for u in updates], dim=1))
+    right, rights = torch.linalg.qr(torch.cat([u.down * u.scale for u in updates]).T)
+    sizes, none = [u.rank for u in updates], left.new_zeros(0, dtype=torch.float64)
+    parts = [
+        (b.double(), a.double())
+        for b, a in zip(lefts.split(sizes, dim=1), rights.split(sizes, dim=1), strict=True)
+    ]
+    mean = sum(w * (b @ a.T) for w, (b, a) in zip(weights, parts, strict=True) if w)
+    assert isinstance(mean, Tensor)
+    empty = none.reshape(0, 0)
+    frames = [
+        Frame(Side(left, u.up, b, empty, empty), Side(right, u.down.T, a, empty, empty), mean, empty, 0)
+        for u, (b, a) in zip(updates, parts, strict=True)
+    ]
+    return Coordinates(left, right, mean, 0.0, frames, sum(sizes), left.shape[1])
+
+
+# --- the mean of many
+
+
+def _compressed(
+    updates: Sequence[LowRankUpdate], weights: Sequence[float], numbers: RefinementCalibration
+) -> Coordinates:
+    """Bases of the mean, as large as a sample of the clients says that they have to be."""
+    clients = [_Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
+    most = min(len(updates[0].up), updates[0].down.shape[1], numbers.max_columns)
+    size, step = min(numbers.mean_rank, most), -(-len(clients) // SAMPLE)
+    while True:
+        mean = _Mean.of(clients, size)
+        if size >= most or mean.off(clients[::step]) <= numbers.mean_error:
+            break
+        size = min(2 * size, most)
+    frames = [mean.frame(client) for client in clients]
+    columns = sum(u.rank for u in updates)
+    dimensions = min(columns, len(updates[0].up))
+    return Coordinates(mean.left, mean.right, mean.core, mean.rest, frames, columns, dimensions)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Client:
+    """B (d_out, r), A (r, d_in), the scale between, and what the client counts in the mean."""
+
+    up: Tensor
+    down: Tensor
+    scale: float
+    weight: float
+
+    def image(self, x: Tensor) -> Tensor:
+        """A x with the weight and the scale, (r, k)."""
+        return (self.down @ x) * (self.weight * self.scale)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """B'x with the weight and the scale, (r, k)."""
+        return (self.up.T @ x) * (self.weight * self.scale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mean:
+    """M = left core right' + E, and E of the energy `rest` on random vectors.
+
+    `probes` hold, for either side, what E makes of the other side's random vectors, and this side's own;
+    `at_bases` are coordinates of the former.
+    """
+
+    left: Tensor
+    right: Tensor
+    core: Tensor
+    rest: float
+    probes: tuple[Tensor, Tensor]
+    at_bases: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, clients: Sequence[_Client], size: int) -> _Mean:
+        """By one power iteration over the clients' factors; E has nothing on the left basis."""
+        giving = [c for c in clients if c.weight]
+        first = giving[0]
+        random = torch.Generator().manual_seed(len(first.up) + size)
+
+        def drawn(rows: int, columns: int) -> Tensor:
+            values = torch.randn(rows, columns, generator=random, dtype=torch.float64)
+            return values.to(first.up)
+
+        d_out, d_in = len(first.up), first.down.shape[1]
+        draws = drawn(d_in, PROBES), drawn(d_out, PROBES)
+        image = _times(giving, torch.cat([drawn(d_in, size), draws[0]], dim=1))
+        probed = image[:, size:]
+        basis = _orthonormal(image[:, :size])
+        off = _orthonormal(_spread(giving, drawn))
+        basis = _orthonormal(_times(giving, _orthonormal(_turned(giving, basis))))
+        left = _orthonormal(torch.cat([basis, _deviations(giving, off)], dim=1))
+        turned = _turned(giving, torch.cat([left, draws[1]], dim=1))
+        width = left.shape[1]
+        right, core = torch.linalg.qr(turned[:, :width])
+        missed = (
+            probed - left @ (core.T @ (right.T @ draws[0])),
+            turned[:, width:] - right @ (core @ (left.T @ draws[1])),
+        )
+        rest = sum(float(m.square().sum()) for m in missed) / (2 * PROBES)
+        probes = torch.cat([missed[0], draws[1]], dim=1), torch.cat([missed[1], draws[0]], dim=1)
+        at_bases = (left.T @ missed[0]).double(), (right.T @ missed[1]).double()
+        return cls(left, right, core.T.double(), rest, probes, at_bases)
+
+    def frame(self, client: _Client) -> Frame:
+        """The client beside the mean."""
+        left, own_left, seen = self._side(client.up, 0)
+        right, own_right, found = self._side(client.down.T * client.scale, 1)
+        own = client.weight * own_left @ own_right.T  # of the mean, outside of both bases
+        left.missed[left.size :] -= own @ found
+        right.missed[right.size :] -= own.T @ seen
+        captured = float(own.square().sum())
+        return Frame(left, right, self.core, own, max(self.rest - captured, 0.0))
+
+    def _side(self, columns: Tensor, which: int) -> tuple[Side, Tensor, Tensor]:
+        """A side of a client, what its columns have outside of the basis, and, outside of it, the random
+        vectors that the other side's were drawn for."""
+        basis = (self.left, self.right)[which]
+        inside = basis.T @ columns  # (p, r)
+        beyond = columns - basis @ inside
+        gram = (beyond.T @ beyond).double()
+        values, vectors = eigh(gram)
+        least = NEGLIGIBLE**2 * float(columns.square().sum())
+        real = values > least
+        white = vectors[:, real] * values[real].rsqrt()
+        outside = white.T @ gram  # (e, r)
+        own = white.T @ (beyond.T @ self.probes[which]).double()
+        missed = torch.cat([self.at_bases[which], own[:, :PROBES]])
+        coords = torch.cat([inside.double(), outside])
+        return Side(basis, columns, coords, white, missed), outside, own[:, PROBES:]
+
+    def off(self, clients: Sequence[_Client]) -> float:
+        """How far some clients are off by the error of the mean, if they kept their own directions: the
+        largest of them, relative to their norms."""
+        largest = 0.0
+        for client in clients:
+            frame = self.frame(client)
+            left, right = (torch.linalg.qr(s.coords)[0] for s in (frame.left, frame.right))
+            size = float(frame.core.square().sum())
+            if size > 0:
+                largest = max(largest, (frame.missed(left, right) / size) ** 0.5)
+        return largest
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    basis: Tensor = torch.linalg.qr(columns)[0]
+    return basis
+
+
+def _times(clients: Sequence[_Client], x: Tensor) -> Tensor:
+    """M x, (d_out, k)."""
+    total = clients[0].up.new_zeros(len(clients[0].up), x.shape[1])
+    for client in clients:
+        total.addmm_(client.up, client.image(x))
+    return total
+
+
+def _turned(clients: Sequence[_Client], x: Tensor) -> Tensor:
+    """M'x, (d_in, k)."""
+    total = clients[0].down.new_zeros(clients[0].down.shape[1], x.shape[1])
+    for client in clients:
+        total.addmm_(client.down.T, client.turned(x))
+    return total
+
+
+def _spread(clients: Sequence[_Client], drawn: Callable[[int, int], Tensor]) -> Tensor:
+    """sum_k w_k^(1/2) Delta_k X_k for random X_k, (d_out, DEVIATIONS): its covariance is that of all."""
+    total = clients[0].up.new_zeros(len(clients[0].up), DEVIATIONS)
+    for client in clients:
+        values, vectors = eigh(client.down @ client.down.T)
+        root = (vectors * values.clamp_min(0).sqrt()).to(client.up)
+        x = root @ drawn(client.down.shape[0], DEVIATIONS)
+        total.addmm_(client.up, x * (client.weight**0.5 * client.scale))
+    return total
+
+
+def _deviations(clients: Sequence[_Client], start: Tensor) -> Tensor:
+    """sum_k w_k Delta_k Delta_k' x of `start` (d_out, k)."""
+    total = torch.zeros_like(start)
+    for client in clients:
+        x = client.down @ (client.down.T @ client.turned(start))
+        total.addmm_(client.up, x * client.scale)
+    return total
