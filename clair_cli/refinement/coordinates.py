@@ -23,6 +23,8 @@ PROBES = 8
 spread over many directions."""
 DEVIATIONS = 12
 """Directions of the clients' deviations that are looked for beside those of the mean."""
+SWEEPS = 3
+"""Of the search for these."""
 SAMPLE = 8
 """Clients by which the size of the mean's bases is chosen."""
 NEGLIGIBLE = 1e-5
@@ -142,18 +144,34 @@ def _compressed(
     updates: Sequence[LowRankUpdate], weights: Sequence[float], numbers: RefinementCalibration
 ) -> Coordinates:
     """Bases of the mean, as large as a sample of the clients says that they have to be."""
-    clients = [_Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
+    clients = [
+        _Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)
+    ]
+    giving = [c for c in clients if c.weight]
     most = min(len(updates[0].up), updates[0].down.shape[1], numbers.max_columns)
-    size, step = min(numbers.mean_rank, most), -(-len(clients) // SAMPLE)
-    while True:
-        mean = _Mean.of(clients, size)
-        if size >= most or mean.off(clients[::step]) <= numbers.mean_error:
-            break
+    size, sample = min(numbers.mean_rank, most), clients[:: -(-len(clients) // SAMPLE)]
+    draw = _Draw(giving[0].up)
+    mean = _Mean.of(giving, _gathered(giving, size), draw)
+    while size < most and mean.off(sample) > numbers.mean_error:
         size = min(2 * size, most)
+        more = draw(len(mean.right), size - mean.right.shape[1])
+        mean = _Mean.of(giving, torch.cat([mean.right, more], dim=1), draw)
     frames = [mean.frame(client) for client in clients]
     columns = sum(u.rank for u in updates)
     dimensions = min(columns, len(updates[0].up))
     return Coordinates(mean.left, mean.right, mean.core, mean.rest, frames, columns, dimensions)
+
+
+class _Draw:
+    """Normal random numbers, the same on every device, in the dtype of `like`."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like, self.random = like, torch.Generator().manual_seed(len(like))
+
+    def __call__(self, rows: int, columns: int) -> Tensor:
+        """(rows, columns)."""
+        values = torch.randn(rows, max(columns, 0), generator=self.random, dtype=torch.float64)
+        return values.to(self.like)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,13 +183,9 @@ class _Client:
     scale: float
     weight: float
 
-    def image(self, x: Tensor) -> Tensor:
-        """A x with the weight and the scale, (r, k)."""
-        return (self.down @ x) * (self.weight * self.scale)
-
-    def turned(self, x: Tensor) -> Tensor:
-        """B'x with the weight and the scale, (r, k)."""
-        return (self.up.T @ x) * (self.weight * self.scale)
+    def side(self, which: int) -> Tensor:
+        """B or, with the scale, A', (d, r)."""
+        return self.down.T * self.scale if which else self.up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +193,7 @@ class _Mean:
     """M = left core right' + E, and E of the energy `rest` on random vectors.
 
     `probes` hold, for either side, what E makes of the other side's random vectors, and this side's own;
-    `at_bases` are coordinates of the former.
+    `at_bases` are coordinates of these.
     """
 
     left: Tensor
@@ -190,40 +204,28 @@ class _Mean:
     at_bases: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, clients: Sequence[_Client], size: int) -> _Mean:
-        """By one power iteration over the clients' factors; E has nothing on the left basis."""
-        giving = [c for c in clients if c.weight]
-        first = giving[0]
-        random = torch.Generator().manual_seed(len(first.up) + size)
-
-        def drawn(rows: int, columns: int) -> Tensor:
-            values = torch.randn(rows, columns, generator=random, dtype=torch.float64)
-            return values.to(first.up)
-
-        d_out, d_in = len(first.up), first.down.shape[1]
-        draws = drawn(d_in, PROBES), drawn(d_out, PROBES)
-        image = _times(giving, torch.cat([drawn(d_in, size), draws[0]], dim=1))
-        probed = image[:, size:]
-        basis = _orthonormal(image[:, :size])
-        off = _orthonormal(_spread(giving, drawn))
-        basis = _orthonormal(_times(giving, _orthonormal(_turned(giving, basis))))
-        left = _orthonormal(torch.cat([basis, _deviations(giving, off)], dim=1))
+    def of(cls, giving: Sequence[_Client], start: Tensor, draw: _Draw) -> _Mean:
+        """From the images of `start` (d_in, k) on; E has nothing on the left basis."""
+        d_out, d_in = len(giving[0].up), len(start)
+        draws = draw(d_in, PROBES), draw(d_out, PROBES)
+        image = _times(giving, torch.cat([_orthonormal(start), draws[0]], dim=1))
+        off = _deviations(giving, draw)
+        left = _orthonormal(torch.cat([image[:, :-PROBES], off], dim=1))
         turned = _turned(giving, torch.cat([left, draws[1]], dim=1))
-        width = left.shape[1]
-        right, core = torch.linalg.qr(turned[:, :width])
+        right, core = torch.linalg.qr(turned[:, :-PROBES])
         missed = (
-            probed - left @ (core.T @ (right.T @ draws[0])),
-            turned[:, width:] - right @ (core @ (left.T @ draws[1])),
+            image[:, -PROBES:] - left @ (core.T @ (right.T @ draws[0])),
+            turned[:, -PROBES:] - right @ (core @ (left.T @ draws[1])),
         )
         rest = sum(float(m.square().sum()) for m in missed) / (2 * PROBES)
         probes = torch.cat([missed[0], draws[1]], dim=1), torch.cat([missed[1], draws[0]], dim=1)
-        at_bases = (left.T @ missed[0]).double(), (right.T @ missed[1]).double()
+        at_bases = left.T @ probes[0], right.T @ probes[1]
         return cls(left, right, core.T.double(), rest, probes, at_bases)
 
     def frame(self, client: _Client) -> Frame:
         """The client beside the mean."""
-        left, own_left, seen = self._side(client.up, 0)
-        right, own_right, found = self._side(client.down.T * client.scale, 1)
+        left, own_left, seen = self._side(client.side(0), 0)
+        right, own_right, found = self._side(client.side(1), 1)
         own = client.weight * own_left @ own_right.T  # of the mean, outside of both bases
         left.missed[left.size :] -= own @ found
         right.missed[right.size :] -= own.T @ seen
@@ -238,14 +240,13 @@ class _Mean:
         beyond = columns - basis @ inside
         gram = (beyond.T @ beyond).double()
         values, vectors = eigh(gram)
-        least = NEGLIGIBLE**2 * float(columns.square().sum())
-        real = values > least
+        real = values > NEGLIGIBLE**2 * (inside.square().sum() + gram.trace())
         white = vectors[:, real] * values[real].rsqrt()
+        seen = white.T @ (beyond.T @ self.probes[which]).double()
+        missed = torch.cat([self.at_bases[which][:, :PROBES].double(), seen[:, :PROBES]])
         outside = white.T @ gram  # (e, r)
-        own = white.T @ (beyond.T @ self.probes[which]).double()
-        missed = torch.cat([self.at_bases[which], own[:, :PROBES]])
         coords = torch.cat([inside.double(), outside])
-        return Side(basis, columns, coords, white, missed), outside, own[:, PROBES:]
+        return Side(basis, columns, coords, white, missed), outside, seen[:, PROBES:]
 
     def off(self, clients: Sequence[_Client]) -> float:
         """How far some clients are off by the error of the mean, if they kept their own directions: the
@@ -265,37 +266,49 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return basis
 
 
-def _times(clients: Sequence[_Client], x: Tensor) -> Tensor:
+def _gathered(giving: Sequence[_Client], size: int) -> Tensor:
+    """Sums of the clients' A', (d_in, size), each client's in as many columns as it has, around: they span
+    what most have in common."""
+    total = giving[0].up.new_zeros(size, giving[0].down.shape[1])
+    at = 0
+    for client in giving:
+        for rows in client.down.split(size):
+            where = torch.arange(at, at + len(rows), device=total.device) % size
+            total.index_add_(0, where, rows, alpha=client.weight * client.scale)
+            at += len(rows)
+    return total.T
+
+
+def _times(giving: Sequence[_Client], x: Tensor) -> Tensor:
     """M x, (d_out, k)."""
-    total = clients[0].up.new_zeros(len(clients[0].up), x.shape[1])
-    for client in clients:
-        total.addmm_(client.up, client.image(x))
+    total = x.new_zeros(len(giving[0].up), x.shape[1])
+    for client in giving:
+        total.addmm_(client.up, client.down @ x, alpha=client.weight * client.scale)
     return total
 
 
-def _turned(clients: Sequence[_Client], x: Tensor) -> Tensor:
+def _turned(giving: Sequence[_Client], x: Tensor) -> Tensor:
     """M'x, (d_in, k)."""
-    total = clients[0].down.new_zeros(clients[0].down.shape[1], x.shape[1])
-    for client in clients:
-        total.addmm_(client.down.T, client.turned(x))
+    total = x.new_zeros(giving[0].down.shape[1], x.shape[1])
+    for client in giving:
+        total.addmm_(client.down.T, client.up.T @ x, alpha=client.weight * client.scale)
     return total
 
 
-def _spread(clients: Sequence[_Client], drawn: Callable[[int, int], Tensor]) -> Tensor:
-    """sum_k w_k^(1/2) Delta_k X_k for random X_k, (d_out, DEVIATIONS): its covariance is that of all."""
-    total = clients[0].up.new_zeros(len(clients[0].up), DEVIATIONS)
-    for client in clients:
-        values, vectors = eigh(client.down @ client.down.T)
-        root = (vectors * values.clamp_min(0).sqrt()).to(client.up)
-        x = root @ drawn(client.down.shape[0], DEVIATIONS)
-        total.addmm_(client.up, x * (client.weight**0.5 * client.scale))
-    return total
-
-
-def _deviations(clients: Sequence[_Client], start: Tensor) -> Tensor:
-    """sum_k w_k Delta_k Delta_k' x of `start` (d_out, k)."""
-    total = torch.zeros_like(start)
-    for client in clients:
-        x = client.down @ (client.down.T @ client.turned(start))
-        total.addmm_(client.up, x * client.scale)
-    return total
+def _deviations(giving: Sequence[_Client], draw: _Draw) -> Tensor:
+    """A basis (d_out, DEVIATIONS) of most of what sum_k w_k Delta_k Delta_k' has: random images of each,
+    and what the sum makes of them, SWEEPS times."""
+    covariances = [(c.down @ c.down.T).double() * c.scale**2 for c in giving]
+    found = draw(len(giving[0].up), 0).new_zeros(len(giving[0].up), DEVIATIONS)
+    for client, covariance in zip(giving, covariances, strict=True):
+        values, vectors = eigh(covariance)
+        root = (vectors * values.clamp_min(0).sqrt()).to(found)
+        random = root @ draw(client.down.shape[0], DEVIATIONS)
+        found.addmm_(client.up, random, alpha=client.weight**0.5)
+    for _ in range(SWEEPS):
+        start = _orthonormal(found)
+        found = torch.zeros_like(start)
+        for client, covariance in zip(giving, covariances, strict=True):
+            image = covariance.to(start) @ (client.up.T @ start)
+            found.addmm_(client.up, image, alpha=client.weight)
+    return _orthonormal(found)

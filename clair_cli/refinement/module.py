@@ -386,14 +386,25 @@ def _top_singular(
     rank = min(rank, *core.shape)
     width = rank + numbers.svd_oversampling
     if min(core.shape) <= numbers.exact_svd * width:
-        u, s, vt = torch.linalg.svd(core, full_matrices=False)
-        return u[:, :rank], s[:rank], vt[:rank].T
+        return _leading(core, rank)
     rows = torch.linspace(0, guide.shape[0] - 1, width, dtype=torch.long, device=core.device)
     basis = torch.linalg.qr((guide[rows] @ core.T).T)[0]  # (p, width)
     for _ in range(numbers.svd_sweeps):
         basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis)[0])[0]
     u, s, vt = torch.linalg.svd(basis.T @ core, full_matrices=False)
     return basis @ u[:, :rank], s[:rank], vt[:rank].T
+
+
+def _leading(core: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `rank` leading singular triplets of a small matrix in float64, by the eigenvectors of its
+    smaller Gram matrix: what is below 1e-8 of the largest is rounding."""
+    if core.shape[0] > core.shape[1]:
+        v, s, u = _leading(core.T, rank)
+        return u, s, v
+    u = eigh(core @ core.T)[1].flip(1)[:, :rank]
+    image = core.T @ u
+    s = image.norm(dim=0)
+    return u, s, image / torch.where(s > 0, s, 1)
 
 
 def _participation(off: Tensor, energy: float) -> int:
