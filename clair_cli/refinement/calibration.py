@@ -204,17 +204,17 @@ class RefinementCalibration(Constants):
 
     # --- one module
     max_columns: int = constant(
-        512,
+        2048,
         "columns",
         (8, 2**20),
-        "columns of stacked factors that are kept whole; beyond, the mean is compressed",
+        "columns of stacked factors that are kept whole where the mean's compression is too far off",
         SPEED,
     )
     mean_rank: int = constant(
         32, "directions", (1, 2**20), "that the mean of many is compressed to first", SPEED
     )
     mean_error: float = constant(
-        2e-3,
+        1e-3,
         "of a client's norm",
         (0, 1),
         "that the compressed mean may be off for it; otherwise it gets twice the directions",

@@ -23,8 +23,10 @@ PROBES = 8
 spread over many directions."""
 DEVIATIONS = 12
 """Directions of the clients' deviations that are looked for beside those of the mean."""
-SWEEPS = 3
+SWEEPS = 2
 """Of the search for these."""
+FEW = 4
+"""Times the directions that a mean is compressed to: of fewer columns nothing is won by compressing."""
 SAMPLE = 8
 """Clients by which the size of the mean's bases is chosen."""
 NEGLIGIBLE = 1e-5
@@ -36,13 +38,15 @@ class Side:
     """One side of a client's update: x (p + e) are coordinates in `basis` (d, p) and e directions of its
     own `columns` (d, r) outside of it, of which there are none where the basis holds all.
 
-    `coords` (p + e, r) are those of the columns in float64, `white` (r, e) makes directions of what the
-    basis leaves of them. `missed` (p + e, s) is what the mean's error makes of random vectors.
+    `coords` (p + e, r) are those of what the columns stand for, `inside` (p, r) those of the columns
+    themselves in the basis, and `white` (r, e) makes directions of what it leaves of them. `missed`
+    (p + e, s) is what the mean's error makes of random vectors.
     """
 
     basis: Tensor
     columns: Tensor
     coords: Tensor
+    inside: Tensor
     white: Tensor
     missed: Tensor
 
@@ -52,13 +56,12 @@ class Side:
         return self.basis.shape[1]
 
     def lift(self, x: Tensor) -> Tensor:
-        """Vectors (d, k) of coordinates (p + e, k), in the dtype of the basis."""
-        inside = x[: self.size]
+        """Vectors (k, d) of coordinates (p + e, k), in the dtype of the basis."""
         if not self.white.shape[1]:
-            return self.basis @ inside.to(self.basis)
+            return x.T.to(self.basis) @ self.basis.T
         own = self.white @ x[self.size :]
-        inside = inside - self.coords[: self.size] @ own
-        return self.basis @ inside.to(self.basis) + self.columns @ own.to(self.basis)
+        inside = (x[: self.size] - self.inside @ own).T.to(self.basis)
+        return torch.addmm(inside @ self.basis.T, own.T.to(self.basis), self.columns.T)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,11 +114,11 @@ def coordinates(
     exact: bool = False,
 ) -> Coordinates:
     """Of the clients' updates and their mean; exact where asked for, or where columns are few."""
-    count = sum(u.rank for u in updates)
-    few = min(count, len(updates[0].up), updates[0].down.shape[1]) <= numbers.max_columns
-    if exact or few:
-        return _whole(updates, weights)
-    return _compressed(updates, weights, numbers)
+    count = min(sum(u.rank for u in updates), len(updates[0].up), updates[0].down.shape[1])
+    found = None
+    if not exact and count > FEW * numbers.mean_rank:
+        found = _compressed(updates, weights, numbers)
+    return _whole(updates, weights) if found is None else found
 
 
 def _whole(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> Coordinates:
@@ -130,9 +133,13 @@ def _whole(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> Coordi
     mean = sum(w * (b @ a.T) for w, (b, a) in zip(weights, parts, strict=True) if w)
     assert isinstance(mean, Tensor)
     empty = none.reshape(0, 0)
+
+    def _plain(basis: Tensor, coords: Tensor) -> Side:
+        return Side(basis, basis[:, :0], coords, coords, empty, empty)
+
     frames = [
-        Frame(Side(left, u.up, b, empty, empty), Side(right, u.down.T, a, empty, empty), mean, empty, 0)
-        for u, (b, a) in zip(updates, parts, strict=True)
+        Frame(_plain(left, b), _plain(right, a), mean, empty, 0.0)
+        for b, a in parts
     ]
     return Coordinates(left, right, mean, 0.0, frames, sum(sizes), left.shape[1])
 
@@ -142,24 +149,30 @@ def _whole(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> Coordi
 
 def _compressed(
     updates: Sequence[LowRankUpdate], weights: Sequence[float], numbers: RefinementCalibration
-) -> Coordinates:
-    """Bases of the mean, as large as a sample of the clients says that they have to be."""
-    clients = [
-        _Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)
-    ]
+) -> Coordinates | None:
+    """Bases of the mean, as large as a sample of the clients says that they have to be.
+
+    None where they would be about as large as those of all columns, if these are no more than
+    `max_columns`; of more the error is what it is, and is told.
+    """
+    clients = [_Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
     giving = [c for c in clients if c.weight]
-    most = min(len(updates[0].up), updates[0].down.shape[1], numbers.max_columns)
-    size, sample = min(numbers.mean_rank, most), clients[:: -(-len(clients) // SAMPLE)]
+    columns, d_out, d_in = sum(u.rank for u in updates), len(clients[0].up), clients[0].down.shape[1]
+    dimensions = min(columns, d_out, d_in)
+    few = dimensions <= numbers.max_columns
+    most = dimensions // 2 if few else numbers.max_columns // 4
+    size, sample = numbers.mean_rank, clients[:: -(-len(clients) // SAMPLE)]
     draw = _Draw(giving[0].up)
     mean = _Mean.of(giving, _gathered(giving, size), draw)
-    while size < most and mean.off(sample) > numbers.mean_error:
+    while mean.off(sample) > numbers.mean_error and size < most:
         size = min(2 * size, most)
-        more = draw(len(mean.right), size - mean.right.shape[1])
+        more = draw(d_in, size - mean.right.shape[1])
         mean = _Mean.of(giving, torch.cat([mean.right, more], dim=1), draw)
+    if few and mean.off(sample) > numbers.mean_error:
+        return None
     frames = [mean.frame(client) for client in clients]
-    columns = sum(u.rank for u in updates)
-    dimensions = min(columns, len(updates[0].up))
-    return Coordinates(mean.left, mean.right, mean.core, mean.rest, frames, columns, dimensions)
+    left, right, rest = mean.left, mean.right, mean.rest
+    return Coordinates(left, right, mean.core, rest, frames, columns, min(columns, d_out))
 
 
 class _Draw:
@@ -182,11 +195,6 @@ class _Client:
     down: Tensor
     scale: float
     weight: float
-
-    def side(self, which: int) -> Tensor:
-        """B or, with the scale, A', (d, r)."""
-        return self.down.T * self.scale if which else self.up
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mean:
@@ -224,17 +232,19 @@ class _Mean:
 
     def frame(self, client: _Client) -> Frame:
         """The client beside the mean."""
-        left, own_left, seen = self._side(client.side(0), 0)
-        right, own_right, found = self._side(client.side(1), 1)
+        left, own_left, seen = self._side(client.up, 1.0, 0)
+        right, own_right, found = self._side(client.down.T, client.scale, 1)
         own = client.weight * own_left @ own_right.T  # of the mean, outside of both bases
         left.missed[left.size :] -= own @ found
         right.missed[right.size :] -= own.T @ seen
         captured = float(own.square().sum())
         return Frame(left, right, self.core, own, max(self.rest - captured, 0.0))
 
-    def _side(self, columns: Tensor, which: int) -> tuple[Side, Tensor, Tensor]:
-        """A side of a client, what its columns have outside of the basis, and, outside of it, the random
-        vectors that the other side's were drawn for."""
+    def _side(
+        self, columns: Tensor, scale: float, which: int
+    ) -> tuple[Side, Tensor, Tensor]:
+        """A side of a client, whose columns count by `scale`, what they have outside of the basis, and,
+        outside of it, the random vectors that the other side's were drawn for."""
         basis = (self.left, self.right)[which]
         inside = basis.T @ columns  # (p, r)
         beyond = columns - basis @ inside
@@ -244,9 +254,10 @@ class _Mean:
         white = vectors[:, real] * values[real].rsqrt()
         seen = white.T @ (beyond.T @ self.probes[which]).double()
         missed = torch.cat([self.at_bases[which][:, :PROBES].double(), seen[:, :PROBES]])
-        outside = white.T @ gram  # (e, r)
-        coords = torch.cat([inside.double(), outside])
-        return Side(basis, columns, coords, white, missed), outside, seen[:, PROBES:]
+        inside, outside = inside.double(), scale * (white.T @ gram)
+        coords = torch.cat([scale * inside, outside])
+        side = Side(basis, columns, coords, inside, white, missed)
+        return side, outside, seen[:, PROBES:]
 
     def off(self, clients: Sequence[_Client]) -> float:
         """How far some clients are off by the error of the mean, if they kept their own directions: the

@@ -6,8 +6,9 @@ What F keeps is chosen in `strength`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -86,6 +87,11 @@ class _Aims:
     inside: float
     spectrum: NDArray[np.float64]
 
+    @property
+    def alike(self) -> bool:
+        """Whether nobody keeps anything of its deviation."""
+        return not any(one.all_of or one.up.numel() for one in self.kept)
+
 
 class ModuleRefiner:
     """One module of all clients that get something: coordinates and the mean once, then any shrinkage.
@@ -136,7 +142,8 @@ class ModuleRefiner:
         `mix` (K, K) is F for the side "client"; client k keeps the share `keeps`[k] of what F leaves.
         """
         aim = self.aims(how, mix, keeps)
-        cuts = [self._cut(aim, k, rank) for k, rank in enumerate(ranks)]
+        cut = self._cut_alike(aim) if aim.alike else partial(self._cut, aim)
+        cuts = [cut(k, rank) for k, rank in enumerate(ranks)]
         common, common_lost = self.cut_mean(common_rank or max(ranks))
         return RefinedModule(
             updates=tuple(c.update for c in cuts),
@@ -163,7 +170,7 @@ class ModuleRefiner:
         target, rest = (core, 0.0) if aim.own[k] else self._target(aim, k)
         u, s, v = _top_singular(target, rank, core, self.numbers)
         size, root = float(target.square().sum()), s.sqrt()
-        update = LowRankUpdate(frame.left.lift(u * root), frame.right.lift(v * root).T)
+        update = LowRankUpdate(frame.left.lift(u * root).T, frame.right.lift(v * root))
         error = rest * frame.missed(u, v) ** 0.5 if rest and frame.rest else 0.0
         return _Cut(
             update,
@@ -172,6 +179,20 @@ class ModuleRefiner:
             error=error / size**0.5 if size > 0 else 0.0,
         )
 
+    def _cut_alike(self, aim: _Aims) -> Callable[[int, int], _Cut]:
+        """As `_cut`, where every client becomes the mean: cut once for every rank."""
+        share = 1 + aim.gain
+        cut = lru_cache(maxsize=None)(partial(self.cut_mean, share=share))
+
+        def of(k: int, rank: int) -> _Cut:
+            if aim.own[k]:
+                return self._cut(aim, k, rank)
+            frame, (update, lost) = self.frames[k], cut(rank)
+            moved = float((share * frame.mean - frame.core).square().sum())
+            return _Cut(update, moved + share**2 * frame.rest, lost, 0.0)
+
+        return of
+
     def _target(self, aim: _Aims, k: int) -> tuple[Tensor, float]:
         """What client k is to become, in coordinates, and how much of the mean's error is in it."""
         frame, kept = self.frames[k], aim.kept[k]
@@ -179,15 +200,14 @@ class ModuleRefiner:
         target = (1 + aim.gain) * mean + kept.core(frame.core - mean)
         return target, 1 + aim.gain - kept.all_of
 
-    def cut_mean(self, rank: int) -> tuple[LowRankUpdate, float]:
-        """The mean at this rank, and the squared error."""
-        mean = self.space.mean
+    def cut_mean(self, rank: int, share: float = 1.0) -> tuple[LowRankUpdate, float]:
+        """So much of the mean at this rank, and the squared error."""
+        mean = share * self.space.mean
         u, s, v = _top_singular(mean, rank, mean, self.numbers)
         root, left, right = s.sqrt(), self.space.left, self.space.right
-        error = max(float(mean.square().sum()) - float(s.square().sum()), 0.0) + self.space.rest
-        return LowRankUpdate(
-            left @ (u * root).to(left), ((v * root).to(right).T @ right.T)
-        ), error
+        error = max(float(mean.square().sum()) - float(s.square().sum()), 0.0)
+        update = LowRankUpdate(left @ (u * root).to(left), (v * root).T.to(right) @ right.T)
+        return update, error + share**2 * self.space.rest
 
     def aims(
         self, how: Shrinkage, mix: Tensor | None = None, keeps: Sequence[float] | None = None
