@@ -8,7 +8,7 @@ bases miss of the mean is known by its action on random vectors, which says how 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,8 +66,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One client in its coordinates: Delta_k is `left.coords` times `right.coords`', the mean is `common`
-    with `apart` beside it, its own part outside of the bases, and an error of the energy `rest`."""
+    """One client in its coordinates: Delta_k is `left.coords` times `right.coords`'.
+
+    The mean is `common`, what the client itself adds to it outside of the bases is `apart`, and `rest` is
+    the energy of what these miss of it.
+    """
 
     left: Side
     right: Side
@@ -83,7 +86,12 @@ class Frame:
     @property
     def mean(self) -> Tensor:
         """M, (p, q) in float64."""
-        return torch.block_diag(self.common, self.apart) if self.apart.numel() else self.common
+        if not self.apart.numel():
+            return self.common
+        (p, q), (e, f) = self.common.shape, self.apart.shape
+        mean = self.common.new_zeros(p + e, q + f)
+        mean[:p, :q], mean[p:, q:] = self.common, self.apart
+        return mean
 
     def missed(self, left: Tensor, right: Tensor) -> float:
         """To first order, by how much an update with these singular vectors (p, k) and (q, k) is off
@@ -137,10 +145,7 @@ def _whole(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> Coordi
     def _plain(basis: Tensor, coords: Tensor) -> Side:
         return Side(basis, basis[:, :0], coords, coords, empty, empty)
 
-    frames = [
-        Frame(_plain(left, b), _plain(right, a), mean, empty, 0.0)
-        for b, a in parts
-    ]
+    frames = [Frame(_plain(left, b), _plain(right, a), mean, empty, 0.0) for b, a in parts]
     return Coordinates(left, right, mean, 0.0, frames, sum(sizes), left.shape[1])
 
 
@@ -157,7 +162,11 @@ def _compressed(
     """
     clients = [_Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
     giving = [c for c in clients if c.weight]
-    columns, d_out, d_in = sum(u.rank for u in updates), len(clients[0].up), clients[0].down.shape[1]
+    columns, d_out, d_in = (
+        sum(u.rank for u in updates),
+        len(clients[0].up),
+        clients[0].down.shape[1],
+    )
     dimensions = min(columns, d_out, d_in)
     few = dimensions <= numbers.max_columns
     most = dimensions // 2 if few else numbers.max_columns // 4
@@ -195,6 +204,7 @@ class _Client:
     down: Tensor
     scale: float
     weight: float
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mean:
@@ -240,9 +250,7 @@ class _Mean:
         captured = float(own.square().sum())
         return Frame(left, right, self.core, own, max(self.rest - captured, 0.0))
 
-    def _side(
-        self, columns: Tensor, scale: float, which: int
-    ) -> tuple[Side, Tensor, Tensor]:
+    def _side(self, columns: Tensor, scale: float, which: int) -> tuple[Side, Tensor, Tensor]:
         """A side of a client, whose columns count by `scale`, what they have outside of the basis, and,
         outside of it, the random vectors that the other side's were drawn for."""
         basis = (self.left, self.right)[which]
@@ -278,12 +286,12 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 
 def _gathered(giving: Sequence[_Client], size: int) -> Tensor:
-    """Sums of the clients' A', (d_in, size), each client's in as many columns as it has, around: they span
-    what most have in common."""
+    """Sums of the clients' A', (d_in, size), dealt out column by column: they span what most have in
+    common."""
     total = giving[0].up.new_zeros(size, giving[0].down.shape[1])
     at = 0
     for client in giving:
-        for rows in client.down.split(size):
+        for rows in torch.split(client.down, size):
             where = torch.arange(at, at + len(rows), device=total.device) % size
             total.index_add_(0, where, rows, alpha=client.weight * client.scale)
             at += len(rows)

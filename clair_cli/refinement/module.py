@@ -335,7 +335,9 @@ class ModuleRefiner:
         cov = -mean @ mean.T
         for frame, weight in zip(self.frames, self.weights, strict=True):
             if weight:
-                one, other = (frame.left, frame.right) if side == "left" else (frame.right, frame.left)
+                one, other = (
+                    (frame.left, frame.right) if side == "left" else (frame.right, frame.left)
+                )
                 inside = one.coords[: len(cov)]
                 cov += weight * inside @ (other.coords.T @ other.coords) @ inside.T
         values, vectors = eigh((cov + cov.T) / 2)
