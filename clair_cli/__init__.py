@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from clair_cli.cohort import Adapter, UpdateSpec
     from clair_cli.errors import AdapterError, ClairError, NoVerdict, OutputError, UsageError
     from clair_cli.formats import open_adapter, read_update
-    from clair_cli.pipeline import detect, refine
+    from clair_cli.pipeline import detect, detect_groups, refine
     from clair_cli.refined import Refinement
     from clair_cli.renderers import render
     from clair_cli.report import Reason, Report, Verdict, from_dict, to_dict
+    from clair_cli.results import Survey
     from clair_cli.settings import Settings
     from clair_cli.update import LowRankUpdate
 
@@ -26,9 +27,10 @@ _HOMES = {
     "cohort": ("Adapter", "UpdateSpec"),
     "errors": ("AdapterError", "ClairError", "NoVerdict", "OutputError", "UsageError"),
     "formats": ("open_adapter", "read_update"),
-    "pipeline": ("detect", "refine"),
+    "pipeline": ("detect", "detect_groups", "refine"),
     "renderers": ("render",),
     "refined": ("Refinement",),
+    "results": ("Survey",),
     "report": ("Reason", "Report", "Verdict", "from_dict", "to_dict"),
     "settings": ("Settings",),
     "update": ("LowRankUpdate",),
@@ -46,10 +48,12 @@ __all__ = [
     "Refinement",
     "Report",
     "Settings",
+    "Survey",
     "UpdateSpec",
     "UsageError",
     "Verdict",
     "detect",
+    "detect_groups",
     "from_dict",
     "open_adapter",
     "read_update",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -15,18 +15,19 @@ from typing import Any
 from clair_cli import formats
 from clair_cli._version import __version__
 from clair_cli.baseline import Earlier, against, read_baseline
-from clair_cli.cohort import Cohort, Start, align
+from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.opening import open_entries
 from clair_cli.output import publish
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
-from clair_cli.progress import Progress, silent
+from clair_cli.progress import Progress, Stopwatch, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report, gated
-from clair_cli.settings import Settings
+from clair_cli.results import Apart, Survey, Surveyed
+from clair_cli.settings import Settings, failing_verdicts
 
 
 def detect(
@@ -40,11 +41,58 @@ def detect(
     Raises UsageError (no such folder) or NoVerdict (nothing in it that could be a client); everything
     wrong with single clients, and a missing majority, is in the report. `command` goes into its `run`.
     """
-    path, settings, tell = Path(path), settings or Settings(), on_progress or silent
-    clock, earlier = _Clock(command), _earlier(settings)
+    path, settings = Path(path), settings or Settings()
+    tell = Stopwatch(on_progress or silent)
+    clock, earlier = _Clock(command, tell), _earlier(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
     return reported(detection, path, settings, clock, earlier)
+
+
+def detect_groups(
+    path: Path | str,
+    by: By = "base",
+    settings: Settings | None = None,
+    on_progress: Progress | None = None,
+    command: str | None = None,
+) -> Survey:
+    """Detect in each group of clients of the folder `path` that can be compared: a cohort by itself.
+
+    They are of one base model, unless `by` is "shapes", and their modules have the same shapes. Raises
+    what `detect` raises.
+    """
+    path, settings = Path(path), settings or Settings()
+    found = grouped(
+        _entries(path, settings, on_progress or silent), by, settings.min_shared_modules
+    )
+    apart = [Apart(a.client, a.base) for a in found.apart]
+    groups = []
+    for group in found.groups:
+        clock = _Clock(command, Stopwatch(on_progress or silent))
+        cohort = _aligned(group.entries, settings, by == "base")
+        bases = {a.client: a.base for a in group.entries.adapters}
+        apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
+        detection = examined(replace(cohort, broken=()), settings, clock.watch)
+        report = reported(detection, path, settings, clock)
+        inputs = {**report.inputs, "group": group.name}
+        groups.append(Surveyed(group.name, replace(report, inputs=inputs)))
+    broken = tuple((b.client, b.reason) for b in found.rest.broken)
+    return Survey(
+        folder=str(path),
+        by=by,
+        fail_on=settings.fail_on,
+        groups=tuple(groups),
+        apart=tuple(sorted(apart, key=lambda a: natural_key(a.client))),
+        broken=broken,
+        findings=found.rest.findings,
+        exit_code=_worst(groups, bool(broken) and "broken" in failing_verdicts(settings.fail_on)),
+    )
+
+
+def _worst(groups: Sequence[Surveyed], failed: bool) -> int:
+    """1 where something fails the gate, 3 where nothing has a verdict."""
+    codes = {g.report.exit_code for g in groups}
+    return 1 if failed or 1 in codes else 0 if 0 in codes else NoVerdict.exit_code
 
 
 def refine(
@@ -59,8 +107,9 @@ def refine(
     `out` appears whole or not at all, and not at all where no verdict can be given. Raises what
     `detect` raises, UsageError where `out` cannot be used, and OutputError where writing fails.
     """
-    path, out, settings, tell = Path(path), Path(out), settings or Settings(), on_progress or silent
-    clock, counts = _Clock(command), _check_places(path, out, settings)
+    path, out, settings = Path(path), Path(out), settings or Settings()
+    tell = Stopwatch(on_progress or silent)
+    clock, counts = _Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
@@ -81,12 +130,19 @@ def refine(
 
 def opened(path: Path, settings: Settings, on_progress: Progress = silent) -> Cohort:
     """The clients of the folder that can be compared, known from their headers."""
+    return _aligned(_entries(path, settings, on_progress), settings)
+
+
+def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
     if settings.device == "cuda":
         from clair_cli.detection.reading import check_device
 
         check_device(settings)
-    entries = open_entries(path, settings, on_progress)
-    return align(entries, settings.min_shared_modules, settings.modules == "same")
+    return open_entries(path, settings, on_progress)
+
+
+def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort:
+    return align(entries, settings.min_shared_modules, settings.modules == "same", bases)
 
 
 def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent) -> Detection:
@@ -97,6 +153,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
     from clair_cli.detection.judging import judged
     from clair_cli.detection.reading import numerics, read_modules, without_failed
 
+    on_progress("loading libraries", 1, 1)
     with numerics(cohort, settings) as machine:
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
         if too_few(cohort):
@@ -120,6 +177,7 @@ def reported(
     from clair_cli.detection.reporting import inputs, population, verdicts
 
     judged = detection.judgement
+    found, clients = population(detection, settings), rated(verdicts(detection), settings.detection)
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
@@ -127,8 +185,8 @@ def reported(
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
-        population=population(detection, settings),
-        clients=rated(verdicts(detection), settings.detection),
+        population=found,
+        clients=clients,
     )
     report = report if earlier is None else against(report, earlier)
     return gated(report, settings.fail_on)
@@ -200,14 +258,16 @@ def _check_refinable(cohort: Cohort, settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """When a run began, and by which command."""
+    """When a run began, by which command, and where its time goes."""
 
     command: str | None
+    watch: Stopwatch
     began: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def run(self, machine: Machine) -> dict[str, Any]:
         """All that may differ between equal runs."""
+        self.watch.count("reporting")
         torch = sys.modules.get("torch")
         environment = {
             "python": platform.python_version(),
@@ -219,6 +279,7 @@ class _Clock:
         return {
             "started_at": self.started_at.isoformat(timespec="seconds"),
             "duration_s": time.monotonic() - self.began,
+            "timings": self.watch.timings(),
             "command": self.command,
             "environment": environment,
         }

@@ -13,7 +13,7 @@ from clair_cli.rows import Tabular
 from clair_cli.schema import report_schema, violation
 from clair_cli.settings import canonical_gate, failing_verdicts
 
-SCHEMA_VERSION = "1.5"
+SCHEMA_VERSION = "1.6"
 VerdictName = Literal["benign", "suspicious", "minority", "contaminated", "broken"]
 VERDICTS: tuple[VerdictName, ...] = get_args(VerdictName)
 """From good to bad."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from clair_cli.errors import NoVerdict
+from clair_cli.errors import AdapterError, NoVerdict
 from clair_cli.reasons import RULES, Rule
 from clair_cli.records import key
 from clair_cli.report import Compared, Reason, Report, Verdict
@@ -51,6 +52,11 @@ class Inspection:
     notes: tuple[Reason, ...]
     full: tuple[InspectedFull, ...] = ()
 
+    @property
+    def exit_code(self) -> int:
+        """0: it can be read, and every number in it is finite."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class InspectedClient:
@@ -87,6 +93,68 @@ class InspectedFolder:
     modules: int
     full: tuple[SharedFull, ...]
     findings: tuple[Reason, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a client is broken or not compared."""
+        return int(any(client.error for client in self.clients))
+
+
+@dataclass(frozen=True, slots=True)
+class NotInspected:
+    """What is neither an adapter nor a folder of them, and why."""
+
+    path: str
+    error: Reason
+
+    @property
+    def exit_code(self) -> int:
+        """1: it is broken."""
+        return AdapterError.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """One group of a folder, and the report on it: a cohort by itself."""
+
+    name: str
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A client that can be read, and compared with too few others; `reason` where more is known."""
+
+    client: str
+    base: str | None
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A folder of strangers: the groups that could be judged, and everybody else.
+
+    `by` is what they were grouped by. `broken` are the clients that cannot be read, with the reason.
+    `exit_code` is 1 where `fail_on` fails anywhere, 3 where no group has a verdict, else 0.
+    """
+
+    folder: str
+    by: str
+    fail_on: str
+    groups: tuple[Surveyed, ...]
+    apart: tuple[Apart, ...]
+    broken: tuple[tuple[str, Reason], ...]
+    findings: tuple[Reason, ...]
+    exit_code: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Clients in all and per verdict, those that are comparable with too few others as such."""
+        found = Counter({"clients": len(self.apart) + len(self.broken)})
+        for group in self.groups:
+            found.update(group.report.counts)
+        found["broken"] += len(self.broken)
+        return {**found, "not comparable": len(self.apart)}
 
 
 @dataclass(frozen=True, slots=True)

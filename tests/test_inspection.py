@@ -14,7 +14,7 @@ from clair_cli.opening import open_entries
 from clair_cli.renderers import RENDERERS
 from clair_cli.settings import Settings
 from tests.helpers.adapters import CONFIG, MODULES, PREFIX, factors, write_folder
-from tests.helpers.commands import clair
+from tests.helpers.commands import SAMPLES, clair
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -123,3 +123,23 @@ def test_inspecting_a_folder_exits_1_where_a_client_is_broken_or_another_model_i
     assert done.returncode == 1
     assert ["c-6", "broken"] in [line.split() for line in done.stdout.splitlines()]
     assert "CLR102" in done.stdout
+
+
+def test_many_paths_are_a_line_each_and_a_broken_one_stops_none(tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    paths = [SAMPLES / "client-01", tmp_path / "torn.safetensors", SAMPLES, SAMPLES / "client-02"]
+    done = clair("inspect", *paths, "-f", "jsonl")
+    assert done.returncode == 1
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [f.get("client") for f in found] == ["client-01", None, None, "client-02"]
+    assert found[1]["error"]["code"] == "CLR102"
+    assert len(found[2]["clients"]) == 8
+    text = clair("inspect", *paths).stdout
+    assert "torn.safetensors: broken: CLR102" in text
+    assert text.count("client-01: peft") == text.count("client-02: peft") == 1
+
+
+def test_several_documents_are_not_one_json(tmp_path: Path) -> None:
+    done = clair("inspect", SAMPLES / "client-01", SAMPLES / "client-02", "-f", "json")
+    assert done.returncode == 2
+    assert "jsonl" in done.stderr

@@ -17,7 +17,7 @@ from clair_cli.report import from_dict
 from tests.helpers.commands import CONTAMINATED, clair
 
 OLD = Path(__file__).parent / "old_reports"
-OLD_VERSIONS = ["1.0", "1.1", "1.2", "1.3", "1.4"]
+OLD_VERSIONS = ["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]
 LATER = "it was saved by a clair that did not write it yet"
 
 

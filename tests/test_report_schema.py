@@ -183,6 +183,8 @@ SINCE_1_2 = {
     ("refinement", "global", "rank"),
     *(("population", name) for name in ("agreement", "spectra")),
     *(("population", "modules", name) for name in ("spectrum", "sketch_error")),
+    ("inputs", "group"),
+    ("run", "timings"),
     ("clients", "rank"),
 }
 """Fields that older reports lack, with the elements of lists left out of their places."""

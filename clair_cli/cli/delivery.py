@@ -7,26 +7,34 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from clair_cli.cli import streams
 from clair_cli.cli.places import located
 from clair_cli.errors import UsageError
+from clair_cli.output.folders import folder_names
 from clair_cli.output.publish import append_bytes, linked_folders, replace_bytes
 from clair_cli.renderers import (
     BINARY,
     ENDS,
     LOCATED,
+    RENDERERS,
     REPORTS,
+    FormatName,
     ReportFormat,
     check_format,
     render,
+    survey,
     text,
 )
 from clair_cli.renderers.safe import inert
 from clair_cli.report import Report
+from clair_cli.results import Survey
 
 STDOUT = "-"
 """The path that means stdout."""
+GROUP = "{group}"
+"""What stands for the name of a group in the name of a file."""
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable in which GitHub names the file that becomes the summary of a job."""
 
@@ -71,6 +79,41 @@ class Delivery:
         if self.summary is not None:
             append_bytes(self.summary, _bytes(_document(report, "markdown")) + b"\n")
         return report.exit_code
+
+    def check_groups(self, **given: object) -> None:
+        """Raises UsageError for what cannot be had of several groups at once, options given included."""
+        for name, value in given.items():
+            if value:
+                text = "is about one cohort; save each group with -o json=FILE-{group}.json"
+                raise UsageError(f"--{name}: {text}, and give that to `clair report`")
+        if self.stdout not in (None, *get_args(FormatName)):
+            text = f"of several groups goes to files; give -o {self.stdout}=FILE-{GROUP}"
+            raise UsageError(f"--format: {self.stdout} {text}")
+        for name, path in self.files:
+            if GROUP not in path.name:
+                text = f"every group has a file of its own; put {GROUP} into the name"
+                raise UsageError(f"--output: {name}={path}: {text}")
+
+    def deliver_groups(self, found: Survey) -> int:
+        """Print all groups, write the report of each to its own files, and return the exit code.
+
+        A group's name in that of a file is what `folder_names` makes of it. Raises OutputError.
+        """
+        if self.stdout == "text":
+            color, width = streams.is_colored(), streams.width()
+            streams.print_out(survey.as_text(found, color, self.verbose, width))
+        elif self.stdout is not None:
+            streams.print_out(RENDERERS[self.stdout](found))
+        if self.stdout != "text":
+            streams.tell(survey.verdict_line(found))
+        names = folder_names([group.name for group in found.groups])
+        for group in found.groups:
+            for name, path in self.files:
+                target = path.with_name(path.name.replace(GROUP, names[group.name]))
+                replace_bytes(target, _bytes(_document(group.report, name)))
+            if self.summary is not None:
+                append_bytes(self.summary, _bytes(_document(group.report, "markdown")) + b"\n")
+        return found.exit_code
 
 
 def _document(report: Report, name: ReportFormat, earlier: tuple[Report, ...] = ()) -> str | bytes:

@@ -6,7 +6,7 @@ from clair_cli.cli import options as o
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
-from clair_cli.cli.streams import Progress
+from clair_cli.cli.streams import Progress, add_timings
 
 
 def detect(
@@ -23,6 +23,7 @@ def detect(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
+    group_by: o.GroupBy = None,
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
@@ -35,6 +36,7 @@ def detect(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
+    timings: o.Timings = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
     settings = settings_from(locals())
@@ -42,10 +44,20 @@ def detect(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
     )
     check_explained(explain, goes)
+    if group_by is not None:
+        goes.check_groups(baseline=baseline, explain=explain)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
+    if group_by is not None:
+        with Progress(quiet or no_progress) as progress:
+            found = pipeline.detect_groups(folder, group_by, settings, progress, command_line())
+        code = goes.deliver_groups(found)
+        for group in found.groups:
+            add_timings(group.report, timings)
+        return code
     with Progress(quiet or no_progress) as progress:
         report = pipeline.detect(folder, settings, progress, command_line())
     code = goes.deliver(report)
     add_explained(report, explain)
+    add_timings(report, timings)
     return code

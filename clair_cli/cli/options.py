@@ -115,6 +115,14 @@ Modules = Annotated[
         "are not the same as those of most.",
     ),
 ]
+GroupBy = Annotated[
+    Literal["base", "shapes"] | None,
+    option(
+        COMPUTING,
+        help="Judge strangers in groups: of one base model and the shapes of its modules, or of these "
+        "shapes whatever the base is called. Every group is a cohort with its own report.",
+    ),
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     option(COMPUTING, help="Where to compute; auto takes a CUDA device where there is one."),
@@ -217,7 +225,8 @@ Outputs = Annotated[
         "-o",
         metavar="FORMAT=PATH",
         help="Write the report to a file, too, in any format of -f. The path - is stdout, in place of "
-        "the table: with -q, or with -f of the same format. Repeatable.",
+        "the table: with -q, or with -f of the same format. With --group-by, {group} in the name of the "
+        "file stands for each group. Repeatable.",
     ),
 ]
 GATE = (
@@ -268,12 +277,29 @@ Verbose = Annotated[
 ]
 NoProgress = Annotated[bool, option(SHOWING, "--no-progress", help="Show no progress bar.")]
 
+Timings = Annotated[
+    bool,
+    option(
+        SHOWING, "--timings", help="Say on stderr where the seconds went; the report has it, too."
+    ),
+]
+
 # --- what only one command has
 
-Adapter = Annotated[
-    Path,
+Adapters = Annotated[
+    list[Path],
     typer.Argument(
-        metavar="PATH", help="One adapter: its folder, or its file. Or a folder of clients."
+        metavar="PATH...",
+        help="Adapters: each its folder, or its file. Or folders of clients.",
+    ),
+]
+InspectFormat = Annotated[
+    Literal["text", "json", "jsonl"],
+    option(
+        SHOWING,
+        "--format",
+        "-f",
+        help="What goes to stdout: tables, one JSON document, or one on a line for each path.",
     ),
 ]
 Saved = Annotated[

@@ -7,7 +7,7 @@ from clair_cli.cli import refining as r
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
-from clair_cli.cli.streams import Progress, print_out
+from clair_cli.cli.streams import Progress, add_timings, print_out
 from clair_cli.renderers.safe import safe_text
 
 
@@ -55,6 +55,7 @@ def refine(
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
+    timings: o.Timings = False,
 ) -> int:
     """Detect, then write refined adapters of the benign clients.
 
@@ -74,4 +75,5 @@ def refine(
     if report.refinement is not None and goes.talks:
         print_out(f"refined adapters and report: {safe_text(str(out))}\n")
     add_explained(report, explain)
+    add_timings(report, timings)
     return code

@@ -9,10 +9,14 @@ import time
 from contextlib import suppress
 
 from clair_cli.errors import OutputError
+from clair_cli.renderers import text
 from clair_cli.renderers.safe import inert, safe_text, visible, visible_but_styles
+from clair_cli.report import Report
 
 BEFORE, BETWEEN = 0.5, 0.1
 """Seconds before a progress bar is shown, and between two states of it."""
+STEADY = 2.0
+"""Seconds of one kind of work before its rate is shown."""
 BAR = 24
 """Characters of a full progress bar."""
 
@@ -50,6 +54,12 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def add_timings(report: Report, wanted: bool) -> None:
+    """Say on stderr where the seconds of the run went, if that is wanted."""
+    for line in text.timings(report) if wanted else ():
+        tell(line)
+
+
 def is_terminal() -> bool:
     """Whether a person sees stdout, and no program."""
     return sys.stdout.isatty()
@@ -71,6 +81,7 @@ class Progress:
     def __init__(self, off: bool) -> None:
         self.off = off or not sys.stderr.isatty()
         self.shown_at = time.monotonic() + BEFORE
+        self.what, self.since, self.first = "", 0.0, 0
 
     def __enter__(self) -> Progress:
         return self
@@ -83,10 +94,37 @@ class Progress:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` are done; where `total` is 0 nobody knows how many there are."""
         now = time.monotonic()
+        if what != self.what:
+            self.what, self.since, self.first = what, now, done
         if self.off or now < self.shown_at:
             return
         self.shown_at = now + BETWEEN
         filled = BAR * done // total if total else 0
         bar = f"[{'#' * filled}{'.' * (BAR - filled)}] {done}/{total}" if total else f"step {done}"
-        sys.stderr.write(f"\r\x1b[K{what} {bar}")
+        left = pace(done - self.first, total - done, now - self.since) if total else ""
+        sys.stderr.write(f"\r\x1b[K{what} {bar}{left}")
         sys.stderr.flush()
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """The rate so far and the time that is left at this rate; nothing before it can be told."""
+    if seconds < STEADY or done < 1:
+        return ""
+    rate = done / seconds
+    fast = (
+        f"{rate:.0f}/s"
+        if rate >= 10
+        else f"{rate:.1f}/s"
+        if rate >= 1
+        else f"{1 / rate:.1f} s each"
+    )
+    return f", {fast}, {_span(left / rate)} left"
+
+
+def _span(seconds: float) -> str:
+    """42 s, 3:05, 1:20:00."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

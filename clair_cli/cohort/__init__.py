@@ -5,6 +5,7 @@ Nothing here holds a tensor. `align` checks once what the rest of clair relies o
 """
 
 from clair_cli.cohort.alignment import align
+from clair_cli.cohort.grouping import By, Group, Groups, grouped
 from clair_cli.cohort.records import (
     Adapter,
     Broken,
@@ -21,13 +22,17 @@ from clair_cli.cohort.records import (
 __all__ = [
     "Adapter",
     "Broken",
+    "By",
     "Cohort",
     "Entries",
     "FullSpec",
+    "Group",
+    "Groups",
     "InputFile",
     "Start",
     "TensorSpec",
     "UpdateSpec",
     "align",
+    "grouped",
     "natural_key",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 from clair_cli.cohort.records import (
@@ -18,24 +19,33 @@ from clair_cli.cohort.records import (
 )
 from clair_cli.cohort.whole import align_full, few
 from clair_cli.report import Reason
+from clair_cli.settings import MIN_CLIENTS
+
+Checked = tuple[list[Broken], list[Reason]]
+"""Who is set aside, and remarks on the rest."""
+Check = Callable[[list[Adapter]], Checked]
 
 
-def align(entries: Entries, min_shared: float = 0.5, same: bool = False) -> Cohort:
+def align(
+    entries: Entries, min_shared: float = 0.5, same: bool = False, bases: bool = True
+) -> Cohort:
     """Choose what is compared: clients of one base model, on the modules that all of them have.
 
     A client of another base model (CLR106), with another shape (CLR104), or sharing less than
     `min_shared` of the modules most clients have (CLR107) is set aside as broken; with `same` also one
-    that has any module less or more than they do.
+    that has any module less or more than they do. Without `bases` the name of the base says nothing.
     """
     clients = sorted(entries.adapters, key=lambda a: natural_key(a.client))
     broken, findings = list(entries.broken), list(entries.findings)
     alike = partial(_other_modules, min_shared=min_shared, same=same)
-    for check in (_other_base, _other_shape, _other_start, alike):
+    checks: tuple[Check, ...] = (_other_base, _other_shape, _other_start, alike)
+    for check in checks if bases else checks[1:]:
         bad, remarks = check(clients)
         broken += bad
         findings += remarks
         gone = {b.client for b in bad}
         clients = [a for a in clients if a.client not in gone]
+    findings += _several_groups(len(entries.adapters) - len(clients))
     shared = set.intersection(*(set(a.updates) for a in clients)) if clients else set()
     findings += [*_partial_overlap(clients, shared), *_other_traits(clients)]
     modules = tuple(sorted(shared, key=natural_key))
@@ -46,16 +56,13 @@ def align(entries: Entries, min_shared: float = 0.5, same: bool = False) -> Coho
     return Cohort(tuple(clients), modules, shapes, tuple(broken), tuple(findings), full)
 
 
-Checked = tuple[list[Broken], list[Reason]]
-
-
-def _base_name(base: str) -> str:
+def base_name(base: str) -> str:
     """The last part of a model id or path: honest clients keep one model under different roots."""
     return re.split(r"[\\/]", base.rstrip("\\/"))[-1].casefold()
 
 
 def _other_base(clients: list[Adapter]) -> Checked:
-    named = {a.client: _base_name(a.base) for a in clients if a.base}
+    named = {a.client: base_name(a.base) for a in clients if a.base}
     count = Counter(named.values()).most_common(1)
     if not count or count[0][1] == len(named):
         return [], []
@@ -64,7 +71,7 @@ def _other_base(clients: list[Adapter]) -> Checked:
         bases = Counter(named.values()).most_common()
         said = few([f"{base!r} ({n} of {len(named)} clients)" for base, n in bases])
         text = f"no base model is that of most clients: {said}; compared on shapes alone"
-        return [], [Reason("CLR106", f"{text}: give the clients of one base a folder of their own")]
+        return [], [Reason("CLR106", f"{text}: judge each base by itself with --group-by base")]
     return [
         set_aside(
             a,
@@ -153,6 +160,16 @@ def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Che
             )
             broken.append(set_aside(adapter, Reason("CLR107", text)))
     return broken, []
+
+
+def _several_groups(aside: int) -> list[Reason]:
+    """Enough clients that are unlike the others to be a cohort by themselves."""
+    if aside < MIN_CLIENTS:
+        return []
+    text = f"{aside} clients can be read, and not be compared with the others"
+    return [
+        Reason("CLR304", f"{text}; are there several bases? --group-by base judges each by itself")
+    ]
 
 
 def _other_traits(clients: list[Adapter]) -> list[Reason]:

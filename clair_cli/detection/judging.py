@@ -49,9 +49,11 @@ def _judged(
         stacks, full = tuple(s.select(kept) for s in stacks), full.select(kept)
     solved = decompose(stacks, settings.detection, settings.seed, on_progress)
     judgement = judge(tabulated(cohort, stacks, solved, full), settings)
+    on_progress("judging", 1, 1)
     decomposition = None
     if judgement.identified:
         decomposition = settled(solved, stacks, judgement.consensus, settings)
+        on_progress("decomposing", 1, 1)
     return Detection(cohort, stacks, solved, judgement, decomposition, machine)
 
 

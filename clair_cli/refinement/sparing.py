@@ -31,6 +31,7 @@ def write_spared(
     while True:
         try:
             planned = replace(plan(gone), unfit=frozenset(unfit))
+            on_progress("planning", 1, 1)
             done = write_refined(planned, stage, on_progress)
             break
         except LeftOut as error:

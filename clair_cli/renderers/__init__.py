@@ -16,6 +16,7 @@ from clair_cli.renderers import (
     inspection,
     json,
     selection,
+    survey,
     text,
     verification,
 )
@@ -25,8 +26,10 @@ from clair_cli.results import (
     Explained,
     InspectedFolder,
     Inspection,
+    NotInspected,
     Rules,
     Selection,
+    Survey,
     Verification,
 )
 
@@ -47,14 +50,25 @@ ReportFormat = Literal[
 ]
 """The formats of a report."""
 Record: TypeAlias = (
-    Report | Inspection | InspectedFolder | Selection | Verification | Explained | Rule | Rules
+    Report
+    | Survey
+    | Inspection
+    | InspectedFolder
+    | NotInspected
+    | Selection
+    | Verification
+    | Explained
+    | Rule
+    | Rules
 )
 Renderer = Callable[[Record], str]
 
 TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     Report: {"text": text.render, "json": json.render},
+    Survey: {"text": survey.as_text, "json": survey.as_json},
     Inspection: {"text": inspection.as_text, "json": inspection.as_json},
     InspectedFolder: {"text": inspection.folder_as_text, "json": inspection.as_json},
+    NotInspected: {"text": inspection.error_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
     Explained: {"text": explanation.as_text, "json": explanation.as_json},

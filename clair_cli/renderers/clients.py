@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rich.text import Text
 
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import as_high, folded, many, percent
+from clair_cli.renderers.words import as_high, few, folded, many, percent
 from clair_cli.report import Report, Verdict
 
 STYLES = {
@@ -22,6 +22,10 @@ STYLES = {
 ORDER = ("contaminated", "broken", "minority", "suspicious", "benign")
 FEW = 3
 """Broken clients of one reason that are listed by name."""
+COPY = "CLR205"
+"""The code of a client that is a copy of another."""
+MOST_COPIES = 12
+"""Copies of one adapter that are listed by name."""
 NARROWEST = 60
 """Columns below which breaking lines would help nobody."""
 REASON = " " * 6
@@ -67,9 +71,9 @@ def table(report: Report, verbose: bool, width: int | None) -> list[Text]:
 def _rows(report: Report, verbose: bool) -> list[_Row]:
     shown = [c for c in report.clients if verbose or c.verdict != "benign"]
     shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
-    rows = [_row(client) for client in shown]
     if verbose:
-        return rows
+        return [_row(client) for client in shown]
+    rows = [_row(c[0]) if len(c) == 1 else _set(c) for c in _copied(shown)]
     return _alike(rows) + _benign([c for c in report.clients if c.verdict == "benign"])
 
 
@@ -85,6 +89,43 @@ def _row(client: Verdict) -> _Row:
         reasons.append(as_high(client.rarity))
     name = safe_text(client.client)
     return _Row(client.verdict or "no verdict", name, score, limit, tuple(reasons))
+
+
+def _copied(clients: list[Verdict]) -> list[list[Verdict]]:
+    """The clients in their order, copies of one adapter with one verdict together."""
+    copies = {c.client: c for c in clients if any(r.code == COPY for r in c.reasons)}
+    first: dict[str, str] = {}
+    for client in copies.values():
+        near = client.cause.nearest if client.cause else client.client
+        ends = {
+            _first(first, client.client),
+            _first(first, near if near in copies else client.client),
+        }
+        first |= dict.fromkeys(ends, min(ends))
+    sets: dict[tuple[str, str | None], list[Verdict]] = {}
+    for client in clients:
+        sets.setdefault((_first(first, client.client), client.verdict), []).append(client)
+    return list(sets.values())
+
+
+def _first(first: dict[str, str], client: str) -> str:
+    """The client that stands for all copies of `client`."""
+    while first.get(client, client) != client:
+        client = first[client]
+    return client
+
+
+def _set(copies: list[Verdict]) -> _Row:
+    """One row for copies of one adapter: what is said of all of them."""
+    row = _row(replace(copies[0], reasons=()))
+    names = few([safe_text(c.client) for c in copies], MOST_COPIES)
+    said = [{r.message for r in c.reasons} for c in copies[1:]]
+    common = [r for r in copies[0].reasons if all(r.message in others for others in said)]
+    reasons = ("copies of one adapter", *(safe_text(r.message) for r in common), *row.reasons)
+    scores = sorted(c.score for c in copies if c.score is not None)
+    ends = dict.fromkeys(f"{scores[end]:.1f}" for end in (0, -1)) if scores else ["-"]
+    name = f"set of {len(copies)}: {names}"
+    return replace(row, client=name, score=" - ".join(ends), reasons=reasons)
 
 
 def _alike(rows: list[_Row]) -> list[_Row]:

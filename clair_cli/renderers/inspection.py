@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import aligned, few, many, span
-from clair_cli.results import InspectedClient, InspectedFolder, Inspection
+from clair_cli.results import InspectedClient, InspectedFolder, Inspection, NotInspected
 
 HEAD = ("module", "shape", "rank", "scale", "dtype", "norm")
 FULL = ("trained whole", "shape", "dtype", "norm")
@@ -16,9 +16,19 @@ CLIENTS = ("client", "format", "base", "modules", "rank", "trained whole")
 SHARED = ("trained whole", "shape", "clients that have it")
 
 
-def as_json(found: Inspection | InspectedFolder) -> str:
+def as_json(found: Inspection | InspectedFolder | NotInspected) -> str:
     """One JSON document with a final newline; norms and scales to their last digit."""
     return json.dumps(asdict(found), indent=1, allow_nan=False) + "\n"
+
+
+def as_jsonl(found: Inspection | InspectedFolder | NotInspected) -> str:
+    """The same document on one line."""
+    return json.dumps(asdict(found), allow_nan=False) + "\n"
+
+
+def error_as_text(found: NotInspected) -> str:
+    """One line: what is broken, and why."""
+    return safe_text(f"{found.path}: broken: {found.error.code} {found.error.message}") + "\n"
 
 
 def as_text(found: Inspection) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 
 from rich.console import Console
@@ -59,7 +59,7 @@ def verdict_line(report: Report) -> str:
     new = "" if report.baseline is None else "new "
     if report.exit_code == 1:
         since = ", new since the baseline" if new else ""
-        return f"FAIL: {', '.join(_counted(failing(report, fail_on)))}{since}"
+        return f"FAIL: {', '.join(counted(failing(report, fail_on)))}{since}"
     if fail_on == "never":
         return _done(report)
     at = "of" if "," in fail_on else "at or above"
@@ -103,6 +103,12 @@ def _prose(said: Sequence[str] | Iterator[str], room: int | None, style: str = "
 
 
 def headline(report: Report) -> str:
+    """How much was compared, and of which group of the folder, where it was split."""
+    group = report.inputs.get("group")
+    return f"{safe_text(str(group))}: {_size(report)}" if group else _size(report)
+
+
+def _size(report: Report) -> str:
     modules, environment = report.population.modules, report.run.get("environment", {})
     usable = len(report.clients) - report.counts["broken"]
     if not usable:
@@ -153,6 +159,15 @@ def _modules(report: Report) -> list[str]:
     return [*lines, "", *aligned([("module", "shape", "shared rank", "explained"), *every], (2, 3))]
 
 
+def timings(report: Report) -> list[str]:
+    """What the seconds of the run were spent on, the most first; nothing of a report without it."""
+    spent: Mapping[str, float] = report.run.get("timings") or {}
+    whole = sum(spent.values()) or 1.0
+    most = sorted(spent.items(), key=lambda item: -item[1])
+    rows = [(what, f"{seconds:.2f} s", percent(seconds / whole)) for what, seconds in most]
+    return aligned(rows, right=(1, 2)) if rows else []
+
+
 def accounted(report: Report) -> str:
     """How many clients there are, and of which verdict."""
     counts = report.counts
@@ -166,7 +181,7 @@ def accounted(report: Report) -> str:
     return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart}"
 
 
-def _counted(clients: Sequence[Verdict]) -> list[str]:
+def counted(clients: Sequence[Verdict]) -> list[str]:
     """How many there are of each verdict, worst last named: 39 contaminated, 158 broken."""
     count = Counter(c.verdict for c in clients)
     return [f"{count[v]} {SAID.get(v, v)}" for v in VERDICTS if count[v]]
@@ -177,7 +192,7 @@ def _done(report: Report) -> str:
     refined = {c.client for c in report.refinement.clients} if report.refinement else set()
     found = [c for c in report.clients if c.verdict in ("contaminated", "broken")]
     found = [c for c in found if c.client not in refined]
-    text = " and ".join(_counted(found)) if found else "no contaminated"
+    text = " and ".join(counted(found)) if found else "no contaminated"
     noun = "client" if len(found) == 1 or not found else "clients"
     left = " left out" if found and report.refinement else ""
     return f"done: {text} {noun}{left}; no gate set"

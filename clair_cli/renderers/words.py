@@ -63,10 +63,10 @@ def span(values: Iterable[int]) -> str:
     return f"{found[0]}-{found[-1]}" if len(found) > 1 else f"{found[0]}"
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], most: int = FEW) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - FEW} more" if names[FEW:] else ""
-    return ", ".join(names[:FEW]) + more
+    more = f" and {len(names) - most} more" if names[most:] else ""
+    return ", ".join(names[:most]) + more
 
 
 def folded(text: str, width: int, indent: str = "", more: str = "  ") -> list[str]:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from clair_cli.cli.streams import pace
 from clair_cli.renderers import json as json_renderer
 from tests.conftest import Detected
 from tests.helpers.commands import (
     CLIENTS,
     CONTAMINATED,
     ENVIRONMENT,
+    SAMPLES,
     SCRIPT,
     WEIGHTS,
     change_config,
@@ -323,3 +325,37 @@ def test_the_answer_takes_at_most_twice_the_work_of_its_libraries(
 ) -> None:
     floor = work([sys.executable, "-c", LIBRARIES_ALONE, "x"])
     assert work([str(SCRIPT), *light(name, detected)]) < 2 * floor
+
+
+@pytest.mark.parametrize(
+    ("done", "left", "seconds", "shown"),
+    [
+        (5, 10, 1.0, ""),
+        (0, 10, 60.0, ""),
+        (100, 50, 5.0, ", 20/s, 2 s left"),
+        (30, 300, 10.0, ", 3.0/s, 1:40 left"),
+        (2, 1000, 20.0, ", 10.0 s each, 2:46:40 left"),
+    ],
+)
+def test_long_work_says_its_rate_and_the_time_left(
+    done: int, left: int, seconds: float, shown: str
+) -> None:
+    assert pace(done, left, seconds) == shown
+
+
+@pytest.mark.parametrize("command", ["detect", "refine"])
+def test_timings_say_where_the_seconds_went_and_stand_in_the_report(
+    command: str, tmp_path: Path
+) -> None:
+    out = ["--out", tmp_path / "out"] if command == "refine" else []
+    saved = tmp_path / "report.json"
+    done = clair(command, SAMPLES, *out, "--timings", "-q", "-o", f"json={saved}")
+    run = json.loads(saved.read_text())["run"]
+    assert sum(run["timings"].values()) == pytest.approx(run["duration_s"], rel=0.05)
+    assert {"opening adapters", "reading modules", "judging"} <= set(run["timings"])
+    told = [line.split("  ")[1] for line in done.stderr.splitlines()]
+    assert set(told) == set(run["timings"])
+
+
+def test_without_timings_nothing_is_said_of_them() -> None:
+    assert "reading modules" not in clair("detect", SAMPLES, "-q").stderr
