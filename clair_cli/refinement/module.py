@@ -24,6 +24,8 @@ from clair_cli.update import LowRankUpdate
 
 SPECTRUM = 8
 """Leading shares of a module's deviations that are reported."""
+ROUNDING = 32
+"""Machine precisions: a client nearer to the mean than so many of its norms is the mean."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +115,7 @@ class ModuleRefiner:
         self.space = coordinates(updates, weights, numbers, exact)
         self.frames = self.space.frames
         self.squared = [float(f.core.square().sum()) for f in self.frames]
-        tiny = torch.finfo(updates[0].up.dtype).eps ** 2
+        tiny = (ROUNDING * torch.finfo(updates[0].up.dtype).eps) ** 2
         self.energies = [
             0.0 if (energy := self._energy(f)) <= tiny * size else energy
             for f, size in zip(self.frames, self.squared, strict=True)
