@@ -68,8 +68,8 @@ class Side:
 class Frame:
     """One client in its coordinates: Delta_k is `left.coords` times `right.coords`'.
 
-    The mean is `common`, what the client itself adds to it outside of the bases is `apart`, and `rest` is
-    the energy of what these miss of it.
+    The mean is `common`. What the client itself adds to it outside of the bases is `apart`, and `rest`
+    is the energy of what these miss of it.
     """
 
     left: Side
