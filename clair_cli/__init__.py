@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clair_cli._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from clair_cli.accepted import Accept
     from clair_cli.cohort import Adapter, UpdateSpec
     from clair_cli.errors import AdapterError, ClairError, NoVerdict, OutputError, UsageError
     from clair_cli.formats import open_adapter, read_update
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from clair_cli.update import LowRankUpdate
 
 _HOMES = {
+    "accepted": ("Accept",),
     "cohort": ("Adapter", "UpdateSpec"),
     "errors": ("AdapterError", "ClairError", "NoVerdict", "OutputError", "UsageError"),
     "formats": ("open_adapter", "read_update"),
@@ -38,6 +40,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Accept",
     "Adapter",
     "AdapterError",
     "ClairError",

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from types import FrameType
 
@@ -35,6 +36,7 @@ def main() -> None:
             signal.signal(number, _end)
         _watch_signals()
         _open_streams()
+        _keep_quiet()
         from clair_cli.cli import run
 
         code = run(sys.argv[1:])
@@ -80,6 +82,12 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _keep_quiet() -> None:
+    """Warnings of libraries are for who writes programs: shown with -vv, or as Python's -W says."""
+    if not sys.warnoptions and "-vv" not in sys.argv:
+        warnings.simplefilter("ignore")
 
 
 def _say(text: str, code: int) -> int:

@@ -6,6 +6,7 @@ its environment. What it prints is bounded, read as one number, and trusted no f
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from clair_cli.decimals import decimal
 from clair_cli.errors import UsageError
 
 ADAPTER, CLIENT = "{adapter}", "{client}"
@@ -40,8 +42,6 @@ CODE = re.compile(r"-[A-Za-z]*[ceESr]|--(eval|command|execute|print|exec|split-s
 """Options whose value is code."""
 REPARSES = {"eval", "ssh", "rsh", "mosh", "su", "sg", "runuser", "watch", "parallel", "xargs", "at"}
 """Programs that join their arguments and give them to a shell."""
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
-LONGEST_NUMBER = 64
 TAIL = 16 * 1024
 """Bytes of a command's output that are kept: the number stands at its end."""
 RIGHT = 'write "$CLAIR_CLIENT" or "$CLAIR_ADAPTER" there, with the quotes'
@@ -158,10 +158,14 @@ class Runner:
             said = err.strip().splitlines()[-1:] or [""]
             return Outcome(None, f"exit code {code}: {said[0][:200]}")
         last = (out.split() or [""])[-1]
-        if len(last) > LONGEST_NUMBER or not NUMBER.fullmatch(last) or abs(float(last)) > 1e300:
+        try:
+            score = decimal(last)
+        except ValueError:
+            score = math.inf
+        if abs(score) > 1e300:
             text = "expected a finite number at the end of its output"
             return Outcome(None, f"{text}, found {last[:40]!r}")
-        return Outcome(float(last))
+        return Outcome(score)
 
     def _start(self, words: list[str], adapter: Path, client: str) -> subprocess.Popen[bytes]:
         named = {"CLAIR_CLIENT": client, "CLAIR_ADAPTER": str(adapter)}

@@ -14,6 +14,7 @@ from typing import Any
 
 from clair_cli import formats
 from clair_cli._version import __version__
+from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
 from clair_cli.detection.record import Detection, Machine, too_few
@@ -67,13 +68,17 @@ def detect_groups(
     )
     apart = [Apart(a.client, a.base) for a in found.apart]
     groups = []
-    for group in found.groups:
+    judged = {a.client for group in found.groups for a in group.entries.adapters}
+    for number, group in enumerate(found.groups):
         clock = _Clock(command, Stopwatch(on_progress or silent))
         cohort = _aligned(group.entries, settings, by == "base")
         bases = {a.client: a.base for a in group.entries.adapters}
         apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
         detection = examined(replace(cohort, broken=()), settings, clock.watch)
-        report = reported(detection, path, settings, clock)
+        own = tuple(  # what is about nobody is said once
+            e for e in settings.accept if e.client in bases or not (number or e.client in judged)
+        )
+        report = reported(detection, path, replace(settings, accept=own), clock)
         inputs = {**report.inputs, "group": group.name}
         groups.append(Surveyed(group.name, replace(report, inputs=inputs)))
     broken = tuple((b.client, b.reason) for b in found.rest.broken)
@@ -177,7 +182,8 @@ def reported(
     from clair_cli.detection.reporting import inputs, population, verdicts
 
     judged = detection.judgement
-    found, clients = population(detection, settings), rated(verdicts(detection), settings.detection)
+    found = population(detection, settings)
+    clients = rated(verdicts(detection), settings.detection, detection.only_copied)
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
@@ -189,6 +195,7 @@ def reported(
         clients=clients,
     )
     report = report if earlier is None else against(report, earlier)
+    report = accepting(report, settings.accept, clock.started_at.date())
     return gated(report, settings.fail_on)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is; 0: not known."""
@@ -34,6 +35,6 @@ class Stopwatch:
         self.spent[what] = self.spent.get(what, 0.0) + now - self.last
         self.last = now
 
-    def timings(self) -> Mapping[str, float]:
+    def timings(self) -> list[dict[str, Any]]:
         """Seconds by what they were spent on, in the order in which it began."""
-        return dict(self.spent)
+        return [{"what": what, "seconds": seconds} for what, seconds in self.spent.items()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -70,12 +70,18 @@ def digest(constants: Constants) -> str:
     return sha256(json.dumps(constants.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def rated(verdicts: Iterable[Verdict], constants: Constants) -> tuple[Verdict, ...]:
-    """The verdicts with how rare each score is, where the table rests on the same constants."""
+def rated(
+    verdicts: Iterable[Verdict], constants: Constants, copied: Collection[str] = ()
+) -> tuple[Verdict, ...]:
+    """The verdicts with how rare each score is, where the table rests on the same constants.
+
+    Nothing is said of those who are suspicious as copies alone, `copied`: the table has no copies.
+    """
     if table().constants != digest(constants):
         return tuple(verdicts)
     return tuple(
-        v if v.score is None else replace(v, rarity=table().rarity(v.score)) for v in verdicts
+        v if v.score is None or v.client in copied else replace(v, rarity=table().rarity(v.score))
+        for v in verdicts
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from clair_cli.accepted import Acceptance, Accepted
 from clair_cli.errors import UsageError
+from clair_cli.reasons import RULES
 from clair_cli.records import brief, decode, encode, key
 from clair_cli.refined import Refinement
 from clair_cli.rows import Tabular
@@ -110,6 +112,8 @@ class Verdict:
     rarity: Rarity | None = None
     rank: int | None = None
     """The largest rank of its updates as they were read."""
+    accepted: Accepted | None = None
+    """The decision by which it does not fail the gate."""
     __repr__ = brief
 
 
@@ -266,6 +270,7 @@ class Report(Tabular):
     clients: tuple[Verdict, ...] = ()
     refinement: Refinement | None = None
     baseline: Baseline | None = None
+    acceptance: tuple[Acceptance, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer 1.x report: kept, so that nothing is lost on the way through."""
 
@@ -276,14 +281,27 @@ class Report(Tabular):
         return {"clients": len(said)} | {v: said.count(v) for v in VERDICTS}
 
 
-def failing(report: Report, fail_on: str) -> list[Verdict]:
-    """The clients that `fail_on` is about, but for those that are known or included.
+def is_note(client: Verdict, reason: Reason) -> bool:
+    """A note on this client: on one that is not found odd, or by a code that has not made it so."""
+    if client.verdict in (None, "benign"):
+        return True
+    rule = RULES.get(reason.code)
+    standings = rule.standings if rule else ()
+    if rule is None or client.verdict in standings:
+        return False
+    return reason.code.startswith("CLR1") or set(standings) <= {"note", "remark"}
 
-    What the baseline knows, and whom `settings["include"]` names, somebody has decided about.
+
+def failing(report: Report, fail_on: str) -> list[Verdict]:
+    """The clients that `fail_on` is about, but for those that are known, included or accepted.
+
+    What the baseline knows, whom `settings["include"]` names, and whom an entry accepts, somebody has
+    decided about.
     """
     seen = report.baseline.clients if report.baseline else ()
     known = {c.client for c in seen if c.state == "known"}
     decided = known | set(report.settings.get("include") or ())
+    decided |= {c.client for c in report.clients if c.accepted is not None}
     return [c for c in gate(report, fail_on) if c.client not in decided]
 
 

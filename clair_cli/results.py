@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+from clair_cli.accepted import Accept
 from clair_cli.errors import AdapterError, NoVerdict
 from clair_cli.reasons import RULES, Rule
 from clair_cli.records import key
@@ -218,6 +220,34 @@ class Verification:
     compared: int = 0
     signed: bool = False
     checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a command: its value without a command line, and where that is from.
+
+    `place` is the variable, or the key in the file; None for a default.
+    """
+
+    command: str
+    name: str = field(metadata=key("option"))
+    value: bool | int | float | str | tuple[str, ...] | None
+    source: Literal["environment", "file", "default"]
+    place: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """The options that count, and the decisions; `file` is the one that is obeyed.
+
+    `passed_over` says which files are not, and `unknown` which variables stand for no option.
+    """
+
+    file: str | None
+    options: tuple[Option, ...]
+    accept: tuple[Accept, ...]
+    passed_over: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

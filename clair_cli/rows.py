@@ -36,6 +36,8 @@ COLUMNS: dict[str, Kind] = {
     "head": "number",
     "worst_module": "text",
     "worst_module_score": "number",
+    "accepted": "text",
+    "accepted_until": "text",
     "refined_path": "text",
     "refined_rank": "count",
     "refined_strength": "number",
@@ -102,6 +104,7 @@ def refined(data: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 def _of_client(client: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     cause, rarity = client.get("cause") or {}, client.get("rarity") or {}
+    accepted = client.get("accepted") or {}
     worst: Mapping[str, Any] = max(client["modules"], key=lambda m: m["score"], default={})
     reasons = client["reasons"]
     row = {name: client.get(name) for name in FLAT} | {name: cause.get(name) for name in CAUSE}
@@ -113,6 +116,8 @@ def _of_client(client: Mapping[str, Any], written: Sequence[Mapping[str, Any]]) 
         "cause": cause.get("kind"),
         "worst_module": worst.get("name"),
         "worst_module_score": worst.get("score"),
+        "accepted": accepted.get("reason"),
+        "accepted_until": accepted.get("until"),
     }
     if written:
         names = [c for c in COLUMNS if c.startswith(REFINED)]

@@ -77,9 +77,7 @@ def _in_object(value: Any, schema: Schema, root: Schema, where: str) -> str | No
     for name in schema.get("required", ()):
         if name not in value:
             return f"{_below(where, name)} is missing"
-    known, others = schema.get("properties", {}), schema.get("additionalProperties")
-    rest = {} if others is None else {name: others for name in value if name not in known}
-    for name, inner in {**known, **rest}.items():
+    for name, inner in schema.get("properties", {}).items():
         if name in value and (found := violation(value[name], inner, root, _below(where, name))):
             return found
     return None

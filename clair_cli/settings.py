@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from clair_cli.accepted import Accept
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.errors import SettingError
 from clair_cli.records import brief
@@ -93,6 +94,8 @@ class Settings:
     contaminated, broken), several with commas for exactly these, or never."""
     baseline: Path | None = None
     """An earlier report: only findings that are not in it count for the exit code."""
+    accept: tuple[Accept, ...] = ()
+    """Decisions on clients whose findings do not count for the exit code."""
 
     # --- refinement
     refinement: RefinementCalibration = REFINEMENT
@@ -141,7 +144,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, words in WORDS.items():
             _require(getattr(self, name) in words, name, " or ".join(words), getattr(self, name))
-        for name in ("include", "exclude", "path", "ignore"):
+        for name in ("include", "exclude", "path", "ignore", "accept"):
             _require(isinstance(getattr(self, name), tuple), name, "a tuple", getattr(self, name))
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
@@ -191,7 +194,7 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values; what depends on the machine is left out."""
-        apart = {"detection", "refinement"}
+        apart = {"detection", "refinement", "accept"}  # the report has decisions apart
         names = [f.name for f in fields(self) if f.name not in MACHINE | apart]
         own = {name: getattr(self, name) for name in names}
         return own | self.detection.as_dict() | self.refinement.as_dict()

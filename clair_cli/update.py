@@ -46,6 +46,18 @@ def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowR
     return LowRankUpdate(up, down)
 
 
+def faint(update: LowRankUpdate) -> bool:
+    """Whether inner products with it are lost among the least numbers of its dtype: as good as zero.
+
+    In float32 so are norms below 1e-16. Their squares would be 0 or rounded to a few bits, their
+    products with larger updates not, and then cosines come out as 1. The factors are balanced.
+    """
+    import torch
+
+    size = float(update.up.norm()) * float(update.down.norm()) * update.scale
+    return size**2 < 2**20 * torch.finfo(update.up.dtype).tiny
+
+
 def energy(update: LowRankUpdate) -> float:
     """||Delta W||_F^2 from the factors, without the product."""
     down = update.down * update.scale

@@ -55,10 +55,12 @@ def test_json_and_text_say_the_same(tmp_path: Path) -> None:
     assert data["files"][0][2] in text
 
 
-def with_head(folder: Path, rows: int) -> Path:
+def with_head(folder: Path, rows: int, seed: int = 0) -> Path:
     """An adapter with a saved head of ones of so many rows, and a counter."""
     extra = {"score.weight": torch.ones(rows, 4), "steps": torch.tensor([3, 4])}
-    return write_folder(folder, factors() | {PREFIX + name: t for name, t in extra.items()})
+    return write_folder(
+        folder, factors(seed=seed) | {PREFIX + name: t for name, t in extra.items()}
+    )
 
 
 def test_full_matrices_are_shown_with_their_norms_and_only_the_rest_is_passed_through(
@@ -86,8 +88,8 @@ def test_a_full_matrix_that_is_not_finite_or_too_large_is_found(
 
 
 def test_a_folder_of_clients_says_who_has_which_full_matrix(tmp_path: Path) -> None:
-    for client, rows in {"c-1": 2, "c-2": 2, "c-3": 2, "c-10": 3}.items():
-        with_head(tmp_path / client, rows)
+    for seed, (client, rows) in enumerate({"c-1": 2, "c-2": 2, "c-3": 2, "c-10": 3}.items()):
+        with_head(tmp_path / client, rows, seed)
     found = inspect_folder(tmp_path, open_entries(tmp_path, Settings()), Settings())
     assert [c.client for c in found.clients] == ["c-1", "c-2", "c-3", "c-10"]
     assert {(c.modules, c.ranks, c.full) for c in found.clients} == {(2, (2,), 1)}
@@ -108,13 +110,14 @@ def test_a_folder_of_clients_says_who_has_which_full_matrix(tmp_path: Path) -> N
 def test_inspecting_a_folder_exits_1_where_a_client_is_broken_or_another_model_is(
     tmp_path: Path,
 ) -> None:
-    for client in ("c-1", "c-2", "c-3"):
-        with_head(tmp_path / "round" / client, 2)
+    for k in (1, 2, 3):
+        with_head(tmp_path / "round" / f"c-{k}", 2, seed=k)
     assert clair("inspect", tmp_path / "round").returncode == 0
     config = CONFIG | {"base_model_name_or_path": "a"}
-    for client in ("c-4", "c-5"):
-        write_folder(tmp_path / "round" / client, config=config)
-    write_folder(tmp_path / "round" / "c-6", config=config | {"base_model_name_or_path": "b"})
+    for k in (4, 5):
+        write_folder(tmp_path / "round" / f"c-{k}", factors(seed=k), config)
+    other = config | {"base_model_name_or_path": "b"}
+    write_folder(tmp_path / "round" / "c-6", factors(seed=6), other)
     done = clair("inspect", tmp_path / "round")
     assert (done.returncode, done.stderr) == (1, "")
     assert "c-6: CLR106" in done.stdout

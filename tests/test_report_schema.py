@@ -177,6 +177,8 @@ SINCE_1_2 = {
     ("clients", "cause"),
     ("clients", "rarity"),
     ("baseline",),
+    ("acceptance",),
+    ("clients", "accepted"),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
     ("refinement", "modules", "mean_error"),

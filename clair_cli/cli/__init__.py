@@ -9,6 +9,7 @@ import typer
 from clair_cli._version import __version__
 from clair_cli.cli import (
     completion,
+    config,
     detect,
     explain,
     inspect,
@@ -19,8 +20,10 @@ from clair_cli.cli import (
     select,
     verify,
 )
+from clair_cli.cli.command import Command
 from clair_cli.cli.given import flag
 from clair_cli.cli.help import (
+    CONFIG_CODES,
     EXIT_CODES,
     EXPLAIN_CODES,
     INSPECT_CODES,
@@ -28,7 +31,6 @@ from clair_cli.cli.help import (
     PRINT_CODES,
     SELECT_CODES,
     VERIFY_CODES,
-    Command,
     usage_message,
 )
 from clair_cli.cli.streams import fail, print_out
@@ -56,6 +58,7 @@ app.command(cls=Command, epilog=EXPLAIN_CODES)(explain.explain)
 app.command(cls=Command, epilog=PRINT_CODES)(rules.rules)
 app.command(cls=Command, epilog=PRINT_CODES)(rules.schema)
 app.command(cls=Command, epilog=PRINT_CODES)(completion.completion)
+app.command(cls=Command, epilog=CONFIG_CODES)(config.config)
 
 
 @app.callback(invoke_without_command=True)

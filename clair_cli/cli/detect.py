@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import typer
+
 from clair_cli.cli import options as o
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
@@ -10,6 +13,7 @@ from clair_cli.cli.streams import Progress, add_timings
 
 
 def detect(
+    context: typer.Context,
     folder: o.Folder,
     read_as: o.ReadAs = None,
     base: o.Base = None,
@@ -37,9 +41,11 @@ def detect(
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
     timings: o.Timings = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Say which clients are contaminated, where, how sure, and why."""
-    settings = settings_from(locals())
+    settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
     )

@@ -11,7 +11,7 @@ from clair_cli.cli.delivery import Delivery
 from clair_cli.cli.given import saved_report
 from clair_cli.cli.streams import print_out, tell, width
 from clair_cli.errors import UsageError
-from clair_cli.reasons import RULES
+from clair_cli.reasons import RULES, Rule
 from clair_cli.renderers import RENDERERS, explanation
 from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report
@@ -24,17 +24,18 @@ def explain(
     what: o.Explained,
     clients: o.Clients = None,
     format: o.Format = "text",
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Explain a reason code, or the verdict on a client.
 
     In plain words: what was seen, how rare that is among honest clients, where it is worst, and what
     to do. Reads no adapter.
     """
-    if CODE.fullmatch(what) and not clients:
-        rule = RULES.get(what.upper())
-        if rule is None:
-            raise UsageError(f"{what}: there is no such code; `clair rules` lists them")
-        print_out(RENDERERS[format](rule))
+    if CODE.fullmatch(what) and not Path(what).is_file():
+        if clients:
+            raise UsageError(f"{what}: is a reason code, which is explained alone")
+        print_out(RENDERERS[format](_rule(what.upper())))
         return 0
     if not clients and _is_name(what):
         text = "neither a reason code, such as CLR203, nor a saved report"
@@ -44,6 +45,14 @@ def explain(
         raise UsageError(f"{what}: {missing}")
     show(explained(report, clients or None), format)
     return 0
+
+
+def _rule(code: str) -> Rule:
+    """Raises UsageError, with the nearest code, where there is no such one."""
+    if code not in RULES:
+        near = f"; did you mean {min(RULES, key=lambda c: abs(int(c[3:]) - int(code[3:])))}?"
+        raise UsageError(f"{code}: there is no such code{near} `clair rules` lists them")
+    return RULES[code]
 
 
 def _is_name(what: str) -> bool:

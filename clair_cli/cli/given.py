@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from clair_cli.errors import UsageError
+from clair_cli.decimals import decimal, whole
+from clair_cli.errors import SettingError, UsageError
 from clair_cli.report import MAX_BYTES, Report, from_dict
 from clair_cli.settings import Settings
 from clair_cli.strict_json import parse_object, read_bounded
@@ -21,7 +22,7 @@ def saved_report(path: Path) -> Report:
 def settings_from(given: Mapping[str, Any]) -> Settings:
     """The settings that the arguments of a command ask for; arguments that are no setting are skipped.
 
-    Raises UsageError for what is neither the word nor the number that an option takes.
+    Raises SettingError for what is neither the word nor the number that an option takes.
     """
     names = {f.name for f in fields(Settings)}
     values = {k: v for k, v in given.items() if k in names and v is not None}
@@ -37,7 +38,12 @@ def flag(name: str) -> str:
     return "--" + FLAGS.get(name, name.replace("_", "-"))
 
 
-FLAGS = {"read_as": "as", "write_global": "global", "max_header_bytes": "max-header"}
+FLAGS = {
+    "read_as": "as",
+    "config": "adapter-config",
+    "write_global": "global",
+    "max_header_bytes": "max-header",
+}
 """Settings whose option has another name."""
 
 
@@ -49,7 +55,7 @@ def _number_or(
             return value if value in words else kind(value)
         except ValueError:
             text = f"expected {', '.join(words)} or a number, got {value!r}"
-            raise UsageError(f"{flag(name)}: {text}") from None
+            raise SettingError(f"{name}: {text}") from None
 
     return parse
 
@@ -57,10 +63,10 @@ def _number_or(
 def _bytes(value: str) -> int:
     number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
     try:
-        return int(float(number) * UNITS.get(unit, 1))
+        return int(decimal(number) * UNITS.get(unit, 1))
     except (ValueError, OverflowError):
         text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
-        raise UsageError(f"{flag('max_memory')}: {text}") from None
+        raise SettingError(f"max_memory: {text}") from None
 
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -68,14 +74,14 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _strengths(value: str) -> tuple[Any, ...]:
-    return tuple(map(_number_or("path", float, "auto"), map(str.strip, value.split(","))))
+    return tuple(map(_number_or("path", decimal, "auto"), map(str.strip, value.split(","))))
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "subspace_rank": _number_or("subspace_rank", int, "auto"),
-    "strength": _number_or("strength", float, "auto"),
-    "rank": _number_or("rank", int, "keep", "auto", "exact"),
-    "global_rank": _number_or("global_rank", int, "auto", "exact"),
+    "subspace_rank": _number_or("subspace_rank", whole, "auto"),
+    "strength": _number_or("strength", decimal, "auto"),
+    "rank": _number_or("rank", whole, "keep", "auto", "exact"),
+    "global_rank": _number_or("global_rank", whole, "auto", "exact"),
     "path": _strengths,
     "max_memory": _bytes,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from typer.core import TyperCommand
+from clair_cli.cli.configuration import origin
 
 EXIT_CODES = """\b
 Exit codes:
@@ -24,6 +24,13 @@ Exit codes:
     0  the adapter can be read, and every number in it is finite
     1  the adapter is broken, or one of the folder is or is not compared
     2  usage: bad option, no such file or folder
+    4  the answer could not be written
+   70  internal error"""
+
+CONFIG_CODES = """\b
+Exit codes:
+    0  shown
+    2  usage: no such command, or a file with a key or a value that none has
     4  the answer could not be written
    70  internal error"""
 
@@ -72,20 +79,6 @@ NEAR = 0.6
 """Likeness from which on another option is what was meant, as difflib measures it."""
 
 
-class Command(TyperCommand):
-    """A command whose help lists its options in groups."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section per group, in the order in which the groups come up."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
-                groups.setdefault(group_of(param), []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
 def group_of(param: Any) -> str:
     """The title under which the help lists a parameter."""
     if param.param_type_name == "argument":
@@ -110,6 +103,7 @@ def _complaint(error: Any) -> str:
     if param is not None and error.message:
         option = param.param_type_name == "option"
         name = param.opts[0] if option else param.metavar or param.human_readable_name
+        name = origin(error.ctx, param.name) or name if error.ctx else name
         said = error.message.removeprefix("Value error, ").rstrip(".")
         return f"{name}: {said[:1].lower()}{said[1:]}"
     said = str(error.format_message()).rstrip(".")

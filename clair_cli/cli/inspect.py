@@ -29,6 +29,8 @@ def inspect(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     format: o.InspectFormat = "text",
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Show what adapters hold, or the adapters of a folder.
 

@@ -12,10 +12,13 @@ from typing import Any
 
 from clair_cli._version import __version__
 from clair_cli.cli import app
-from clair_cli.cli.reference import parameters, usage
+from clair_cli.cli.parameters import parameters
+from clair_cli.cli.reference import usage
 from clair_cli.cli.streams import print_out
 
 ENVIRONMENT = {
+    "CLAIR_FAIL_ON": "Stands for --fail-on, and so for every option; CLAIR_DETECT_FAIL_ON for that of "
+    "detect alone.",
     "NO_COLOR": "Where it is set, no colours are used.",
     "OMP_NUM_THREADS": "Threads of the linear algebra, where --threads does not say.",
 }

@@ -13,6 +13,7 @@ from clair_cli.settings import Settings
 
 READING, COMPUTING = "What is read", "What is compared, and where"
 WRITING, SHOWING, GATING = "What is written", "What is shown", "What fails"
+CONFIGURING = "Where options come from"
 
 MAX_HEADER = Settings().max_header_bytes
 MAX_MEMORY = f"{Settings().max_memory >> 30}G"
@@ -45,7 +46,9 @@ Base = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    option(READING, help="An adapter_config.json for files that come without one."),
+    option(
+        READING, "--adapter-config", help="An adapter_config.json for files that come without one."
+    ),
 ]
 Alpha = Annotated[
     float | None, option(READING, help="The lora_alpha of files that come without a config.")
@@ -287,6 +290,22 @@ Timings = Annotated[
     ),
 ]
 
+# --- where options come from
+
+ConfigFile = Annotated[
+    Path | None,
+    option(
+        CONFIGURING,
+        "--config",
+        metavar="FILE",
+        help="Take options and accepted clients from this TOML file. The default is the nearest "
+        "clair.toml, or pyproject.toml with a table tool.clair, from the working folder upwards.",
+    ),
+]
+NoConfig = Annotated[
+    bool, option(CONFIGURING, "--no-config", help="Take options and accepted clients from no file.")
+]
+
 # --- what only one command has
 
 Adapters = Annotated[
@@ -363,6 +382,17 @@ Explained = Annotated[
 Clients = Annotated[
     list[str] | None,
     typer.Argument(metavar="CLIENT", help="Clients of the report; all that are not benign."),
+]
+Show = Annotated[
+    Literal["show"], typer.Argument(metavar="show", help="Show every option and where it is from.")
+]
+OfCommand = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="COMMAND",
+        help="A command, of which every option is shown; of all commands those that are not at their "
+        "default.",
+    ),
 ]
 SchemaOf = Annotated[
     str, typer.Argument(metavar="DOCUMENT", help="The document whose schema is printed.")

@@ -40,7 +40,8 @@ def _top(folder: Path) -> Path:
 
 
 def _file(folder: Path, client: str, listed: dict[str, Any]) -> Path | None:
-    """The first file of a client that is there, else its folder; None where there is nothing."""
+    """The first file of a client that is there, else its folder, else a file of its name that could
+    not be read; None where there is nothing."""
     if "/" in client or "\0" in client or client in ("", ".", ".."):
         return None
     own = folder / client
@@ -52,7 +53,9 @@ def _file(folder: Path, client: str, listed: dict[str, Any]) -> Path | None:
             for place in (own / name, *(p / name for p in deeper), folder / name):
                 if place.is_file():
                     return place
-        return own if own.exists() else None
+        if own.exists():
+            return own
+        return next((p for p in sorted(folder.iterdir()) if p.stem == client and p.is_file()), None)
     except (OSError, ValueError):  # a name that no file can have
         return None
 

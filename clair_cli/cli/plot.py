@@ -15,6 +15,8 @@ def plot(
     kind: o.Kind,
     output: o.Figure,
     width: o.Width = plots.COLUMN,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Draw one part of a saved report as a figure for a paper.
 

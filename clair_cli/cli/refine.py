@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import typer
+
 from clair_cli.cli import options as o
 from clair_cli.cli import refining as r
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
@@ -12,6 +15,7 @@ from clair_cli.renderers.safe import safe_text
 
 
 def refine(
+    context: typer.Context,
     folder: o.Folder,
     out: o.Out,
     overwrite: o.Overwrite = False,
@@ -56,13 +60,15 @@ def refine(
     verbose: o.Verbose = 0,
     no_progress: o.NoProgress = False,
     timings: o.Timings = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Detect, then write refined adapters of the benign clients.
 
     They go into the new folder --out, together with the report. A client that is contaminated or
     broken gets none.
     """
-    settings = settings_from(locals())
+    settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
         format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
     )

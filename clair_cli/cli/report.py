@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
+import typer
+
+from clair_cli.acceptance import accepting
 from clair_cli.baseline import against, read_baseline
 from clair_cli.cli import options as o
+from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import delivery
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import saved_report
@@ -12,6 +18,7 @@ from clair_cli.report import gated
 
 
 def report(
+    context: typer.Context,
     paths: o.Saved,
     fail_on: o.Regate = None,
     baseline: o.Baseline = None,
@@ -21,6 +28,8 @@ def report(
     github: o.GitHub = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Show and gate a saved report again, without reading adapters.
 
@@ -34,6 +43,8 @@ def report(
     *earlier, saved = map(saved_report, paths)
     if baseline is not None:
         saved = against(saved, read_baseline(baseline))
+    today = datetime.now(timezone.utc).date()  # a decision that has ended since counts no more
+    saved = accepting(saved, decisions(context) or saved.acceptance, today)
     shown = gated(saved, fail_on or str(saved.settings["fail_on"]))
     code = goes.deliver(shown, tuple(earlier))
     add_explained(saved, explain)

@@ -11,7 +11,11 @@ from clair_cli.results import Rules
 from clair_cli.schema import schema_texts
 
 
-def rules(format: o.Format = "text") -> int:
+def rules(
+    format: o.Format = "text",
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
+) -> int:
     """List every reason code: how severe it is, and what it says."""
     print_out(RENDERERS[format](Rules(tuple(RULES.values()))))
     return 0

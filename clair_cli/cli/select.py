@@ -23,6 +23,8 @@ def select(
     format: o.Format = "text",
     quiet: o.Quiet = False,
     no_progress: o.NoProgress = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Keep every client's best strength, by a command of yours.
 

@@ -19,6 +19,8 @@ def verify(
     key: o.PublicKey = None,
     format: o.Format = "text",
     quiet: o.Quiet = False,
+    config_file: o.ConfigFile = None,
+    no_config: o.NoConfig = False,
 ) -> int:
     """Compare a folder that clair has written with its manifest.
 

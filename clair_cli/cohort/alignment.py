@@ -9,13 +9,16 @@ from functools import partial
 
 from clair_cli.cohort.records import (
     Adapter,
+    Answer,
     Broken,
     Cohort,
     Entries,
     Start,
     UpdateSpec,
     natural_key,
+    once,
     set_aside,
+    votes,
 )
 from clair_cli.cohort.whole import align_full, few
 from clair_cli.report import Reason
@@ -61,15 +64,18 @@ def base_name(base: str) -> str:
     return re.split(r"[\\/]", base.rstrip("\\/"))[-1].casefold()
 
 
+def _base(adapter: Adapter) -> str:
+    return base_name(adapter.base or "")
+
+
 def _other_base(clients: list[Adapter]) -> Checked:
-    named = {a.client: base_name(a.base) for a in clients if a.base}
-    count = Counter(named.values()).most_common(1)
-    if not count or count[0][1] == len(named):
+    speaking = [a for a in clients if a.base]
+    bases = votes(speaking, _base).most_common()
+    if len(bases) < 2:
         return [], []
-    base, votes = count[0]
-    if 2 * votes <= len(named):
-        bases = Counter(named.values()).most_common()
-        said = few([f"{base!r} ({n} of {len(named)} clients)" for base, n in bases])
+    (base, most), voters = bases[0], sum(n for _, n in bases)
+    if 2 * most <= voters:
+        said = few([f"{base!r} ({n} of {voters} clients)" for base, n in bases])
         text = f"no base model is that of most clients: {said}; compared on shapes alone"
         return [], [Reason("CLR106", f"{text}: judge each base by itself with --group-by base")]
     return [
@@ -77,25 +83,21 @@ def _other_base(clients: list[Adapter]) -> Checked:
             a,
             Reason(
                 "CLR106",
-                f"adapter_config.json: base model is {a.base!r}, but {votes} of {len(named)} clients "
+                f"its base model is {a.base!r}, but {most} of {voters} clients "
                 f"use {base!r}; retrain on that base or leave this client out",
             ),
         )
-        for a in clients
-        if a.client in named and named[a.client] != base
+        for a in speaking
+        if _base(a) != base
     ], []
 
 
 def _other_shape(clients: list[Adapter]) -> Checked:
-    votes: dict[str, Counter[tuple[int, int]]] = {}
-    for adapter in clients:
-        for module, spec in adapter.updates.items():
-            votes.setdefault(module, Counter())[(spec.d_out, spec.d_in)] += 1
-    usual = {m: c.most_common(1)[0][0] for m, c in votes.items()}
+    usual = _usual(clients, _shape)
     broken = []
     for adapter in clients:
         for module, spec in adapter.updates.items():
-            if (spec.d_out, spec.d_in) != usual[module]:
+            if _shape(module, adapter) != usual[module]:
                 text = (
                     f"{adapter.tensors[spec.file_key].file}: {module!r} is {spec.d_out} x {spec.d_in}, "
                     f"in the other clients {usual[module][0]} x {usual[module][1]}; "
@@ -108,15 +110,11 @@ def _other_shape(clients: list[Adapter]) -> Checked:
 
 def _other_start(clients: list[Adapter]) -> Checked:
     """Differences mean something where the part that clients share is the same."""
-    starts: dict[str, dict[str, tuple[str, int, float]]] = {}
-    for adapter in clients:
-        for module, s in adapter.updates.items():
-            starts.setdefault(module, {})[adapter.client] = _init(adapter, s), s.rank, s.scale
-    usual = {m: Counter(found.values()).most_common(1)[0][0] for m, found in starts.items()}
+    usual = _usual(clients, _began)
     broken = []
     for adapter in clients:
         for module in adapter.updates:
-            own, most = starts[module][adapter.client], usual[module]
+            own, most = _began(module, adapter), usual[module]
             if own != most and (own[0] or most[0]):
                 text = (
                     f"{module!r} began otherwise than in most clients ({_start(own)}, not "
@@ -126,6 +124,25 @@ def _other_start(clients: list[Adapter]) -> Checked:
                 broken.append(set_aside(adapter, Reason("CLR104", text)))
                 break
     return broken, []
+
+
+def _usual(clients: list[Adapter], said: Callable[[str, Adapter], Answer]) -> dict[str, Answer]:
+    """What most say of each module that anybody has."""
+    having: dict[str, list[Adapter]] = {}
+    for adapter in clients:
+        for module in adapter.updates:
+            having.setdefault(module, []).append(adapter)
+    return {m: votes(who, partial(said, m)).most_common(1)[0][0] for m, who in having.items()}
+
+
+def _shape(module: str, adapter: Adapter) -> tuple[int, int]:
+    spec = adapter.updates[module]
+    return spec.d_out, spec.d_in
+
+
+def _began(module: str, adapter: Adapter) -> tuple[str, int, float]:
+    spec = adapter.updates[module]
+    return _init(adapter, spec), spec.rank, spec.scale
 
 
 def _init(adapter: Adapter, spec: UpdateSpec) -> str:
@@ -140,8 +157,9 @@ def _start(found: tuple[str, int, float]) -> str:
 
 
 def _other_modules(clients: list[Adapter], min_shared: float, same: bool) -> Checked:
-    count = Counter(m for a in clients for m in a.updates)
-    usual = {m for m, c in count.items() if 2 * c > len(clients)}
+    voters = once(clients)
+    count = Counter(m for a in voters for m in a.updates)
+    usual = {m for m, c in count.items() if 2 * c > len(voters)}
     broken = []
     for adapter in clients:
         missing = sorted(usual - set(adapter.updates), key=natural_key)

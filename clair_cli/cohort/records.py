@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clair_cli.records import brief
 from clair_cli.report import Reason
+
+Answer = TypeVar("Answer", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,18 @@ class Entries:
     adapters: tuple[Adapter, ...]
     broken: tuple[Broken, ...] = ()
     findings: tuple[Reason, ...] = ()
+
+
+def once(clients: Sequence[Adapter]) -> list[Adapter]:
+    """The first of all that hold the same, byte by byte: what most clients hold is asked of those."""
+    return list({a.digest: a for a in reversed(clients)}.values())[::-1]
+
+
+def votes(clients: Iterable[Adapter], said: Callable[[Adapter], Answer]) -> Counter[Answer]:
+    """How many different uploads go with each answer. Copies of one have one vote for each answer that
+    they give: so many of them outvote nobody, and one that says otherwise does not silence its original.
+    """
+    return Counter(answer for _, answer in dict.fromkeys((a.digest, said(a)) for a in clients))
 
 
 def set_aside(adapter: Adapter, reason: Reason) -> Broken:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from clair_cli.cohort.records import Adapter, natural_key
+from clair_cli.cohort.records import Adapter, natural_key, once
 from clair_cli.report import Reason
 
 Full = dict[str, tuple[int, ...]]
@@ -21,10 +21,12 @@ def align_full(clients: list[Adapter]) -> tuple[Full, list[Adapter], list[Reason
     """
     found: Full = {}
     odd: dict[str, Mapping[str, Shape]] = {}
+    voters = once(clients)
     for name in sorted({n for a in clients for n in a.full}, key=natural_key):
         shapes = {a.client: a.shape_of(name) for a in clients}
-        usual, votes = Counter(s for s in shapes.values() if s is not None).most_common(1)[0]
-        if 2 * votes > len(clients):
+        said = [s for a in voters if (s := shapes[a.client]) is not None]
+        usual, votes = Counter(said).most_common(1)[0]
+        if 2 * votes > len(voters):
             found[name] = usual
         left_out = usual if name in found else None
         odd[name] = {client: s for client, s in shapes.items() if s != left_out}

@@ -38,20 +38,13 @@ def agreement(inner: Array, overlap: Array, d_out: Array) -> Array:
     fourth = np.sqrt(np.einsum("mkk->mk", overlap).clip(min=0))
     raw = _over(overlap, fourth[:, :, None] * fourth[:, None, :])
     rank = np.sqrt(effective_ranks(inner, overlap))
-    chance = (rank[:, :, None] * rank[:, None, :] / d_out[:, None, None]).clip(max=1 - 1e-6)
+    return beyond_chance(raw, rank[:, :, None] * rank[:, None, :] / d_out[:, None, None])
+
+
+def beyond_chance(raw: Array, chance: Array) -> Array:
+    """The overlaps `raw` on the scale on which `chance` is 0 and 1 remains 1."""
+    chance = chance.clip(max=1 - 1e-6)
     return np.asarray((raw - chance) / (1 - chance))
-
-
-def chance_cosines(overlap: Array, norms: Array, d_in: Array) -> Array:
-    """Standard deviation (K, K) of the cosine of whole adapters whose row spaces are strangers.
-
-    With D_j turned by a random rotation Q of its input, the mean of <D_i, D_j Q>^2 over Q is
-    ||D_i' D_j||^2 / d_in (Haar measure). `overlap` (modules, K, K) and `norms` (modules, K) are in the
-    unit of each module, `d_in` is (modules,).
-    """
-    length = np.sqrt((norms**2).sum(axis=0))
-    spread = np.sqrt((overlap / d_in[:, None, None]).sum(axis=0))
-    return _over(spread, length[:, None] * length)
 
 
 def levelled(inner: Array, members: Mask | None = None) -> Array:
@@ -95,7 +88,8 @@ def initialisation(
 
 def pairs(kernel: Array, members: Mask) -> Array:
     """The entries of a symmetric kernel (K, K) for every two different members, each pair once."""
-    return kernel[np.ix_(members, members)][np.triu_indices(int(members.sum()), 1)]
+    inside = kernel[np.ix_(members, members)]
+    return np.asarray(inside[np.tri(len(inside), k=-1, dtype=bool)])
 
 
 def chance_deviation(d_out: Array) -> float:
@@ -105,41 +99,6 @@ def chance_deviation(d_out: Array) -> float:
     sqrt(2) / d_out, whatever the rank r.
     """
     return float(np.sqrt((2 / d_out**2).sum()) / len(d_out))
-
-
-def split(kernel: Array) -> tuple[Mask, float]:
-    """The larger of the two groups that the top eigenvector of the centred kernel tells apart.
-
-    Returns a mask (K,) and the ratio of the two largest eigenvalues: 1.3 and more for a real split,
-    near 1 for an invented one.
-    """
-    count = len(kernel)
-    centre = np.eye(count) - 1 / count
-    values, vectors = np.linalg.eigh(centre @ kernel @ centre)
-    side = vectors[:, -1] > 0
-    larger = side if 2 * side.sum() > count else ~side
-    if 2 * larger.sum() == count:  # a tie goes to the group that agrees more with itself
-        larger = max(side, ~side, key=lambda g: support(kernel, g).mean())
-    ratio = values[-1] / max(values[-2], 1e-12 * abs(values[-1])) if count > 2 else 1.0
-    return larger, float(ratio)
-
-
-def coherent(kernel: Array, size: int) -> Mask:
-    """A subset of `size` clients that agree most with each other, (K,) mask.
-
-    Grown from every client by adding whoever the group agrees with most; the group whose weakest
-    member has most support wins, so that a tight minority cannot win by filling up with strangers.
-    """
-    seeds = np.arange(len(kernel))
-    groups = np.eye(len(kernel), dtype=bool)  # one per seed
-    total = kernel.copy()  # [seed, k]: what k has in common with the group so far
-    for _ in range(size - 1):
-        chosen = np.where(groups, -np.inf, total).argmax(axis=1)
-        groups[seeds, chosen] = True
-        total += kernel[chosen]
-    own = kernel.diagonal()
-    weakest = np.where(groups, total - own, np.inf).min(axis=1)
-    return np.asarray(groups[int(weakest.argmax())])
 
 
 def support(kernel: Array, group: Mask) -> Array:

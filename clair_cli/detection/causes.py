@@ -11,20 +11,39 @@ the energy of what they share, free of noise. Of client k, left out of its own r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clair_cli.detection import agreement
+from clair_cli.detection import residuals
 from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.blocks import blocks
+from clair_cli.detection.linkage import linked
+from clair_cli.detection.references import References, Table
 from clair_cli.detection.scales import robust_scale
 
 ROUNDING = 1e-8
 """Error, in energies of what is shared, that is rounding: nobody has company in it."""
 LEAST = 1e-6
 """Size below which an update is as good as zero, in usual sizes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shares:
+    """`Causes` against B groups without the company, (B, K) each, and what that is made of.
+
+    `part` and `length` are what a client has along the shared content and how long its rest is, in the
+    unit of the inner products.
+    """
+
+    content: Array
+    error: Array
+    size: Array
+    kept: Array
+    part: Array
+    length: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,32 +61,51 @@ class Causes:
     company: Array
 
 
-def causes(whole: Array, group: Mask) -> Causes | None:
-    """From inner products `whole` (K, K) against `group` (K,); None where its members share nothing."""
-    norm = np.sqrt(whole.diagonal().clip(min=0))
-    usual = float(np.median(norm[group]))
-    shared = float(agreement.pairs(whole, group).mean()) if group.sum() > 1 else 0.0
-    if shared <= 0 or usual <= 0:
+def shares(whole: Table, groups: References) -> Shares | None:
+    """From inner products against several groups; None where their members share nothing."""
+    norm = np.sqrt(whole.diagonal.clip(min=0))
+    usual = groups.median(norm)
+    sums = groups.sums(whole)
+    own = whole.diagonal * groups.masks
+    pairs = np.maximum(groups.counts * (groups.counts - 1.0), 1).astype(sums.dtype)
+    shared = (((sums - whole.diagonal) * groups.masks).sum(axis=1) / pairs)[:, None]
+    if not groups.agreed((shared > 0) & (usual > 0)):
         return None
-    content = agreement.support(whole, group) / shared
-    rest = whole / shared - np.outer(content, content)
-    error = rest.diagonal().clip(min=0)
-    error = np.where(error > ROUNDING, error, 0.0)
-    length = np.sqrt(error[:, None] * error)
-    company = np.divide(rest, length, out=np.zeros_like(rest), where=length > 0)
-    cut = np.maximum(np.minimum(norm, usual), LEAST * usual)
-    kept = agreement.support(whole / np.outer(cut, cut), group)
-    middle = float(np.median(kept[group]))
-    if middle <= 0:
+    content = (sums - own) * groups.each(sums.dtype) / shared
+    error = whole.diagonal / shared - content**2
+    error = np.where(error > ROUNDING, error, 0)
+    kept = groups.weighted(whole, "cut", usual[:, 0], norm, _cut)
+    middle = groups.median(kept)
+    if not groups.agreed(middle > 0):
         return None
-    typical = float(np.median(error[group]))
-    return Causes(
+    typical = groups.median(error)
+    root = np.sqrt(shared)
+    return Shares(
         content,
-        error / typical if typical > 0 else error,
+        error / np.where(typical > 0, typical, 1),
         norm / usual,
         kept / middle,
-        company.clip(-1, 1),
+        content * root,
+        np.sqrt(error) * root,
     )
+
+
+def _cut(norm: Array, usual: float) -> Array:
+    """Factors (K,) that cut updates to the usual size."""
+    return np.asarray(1 / np.maximum(np.minimum(norm, usual), LEAST * usual))
+
+
+def causes(whole: Array | Table, group: Mask) -> Causes | None:
+    """From inner products `whole` (K, K) against `group` (K,); None where its members share nothing."""
+    table = whole if isinstance(whole, Table) else Table(whole)
+    found = shares(table, References(group[None]))
+    return None if found is None else with_company(found, table)
+
+
+def with_company(found: Shares, whole: Table) -> Causes:
+    """The causes of one group."""
+    company = residuals.cosines(whole.values, found.part[0], found.length[0])
+    return Causes(found.content[0], found.error[0], found.size[0], found.kept[0], company)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,44 +126,63 @@ def addition(company: Array, able: Mask, least: float, apart: float) -> Company 
     """
     who = np.flatnonzero(able)
     best = None
-    for _, found, _ in linked(company, who):
-        members = np.array(found)
-        others = np.setdiff1d(who, members)
-        if len(members) >= len(others) or len(others) < 3:
+    nearest, partner = _nearest(company, who)
+    for merge in linked(company, who):
+        inside, left = merge.members, len(who) - len(merge.members)
+        if len(inside) >= left or left < 3:
             continue
-        pairs = company[np.ix_(others, others)][np.triu_indices(len(others), 1)]
-        inside = company[np.ix_(members, members)][np.triu_indices(len(members), 1)]
-        cosine = float(inside.mean())
-        nearest = float(company[np.ix_(others, members)].mean(axis=1).max())
-        if cosine <= pairs.max() or nearest > apart * cosine:
+        outside = able.copy()
+        outside[inside] = False
+        # two outside that are as alike have each a nearest as near: only those are looked at
+        near = outside & (nearest >= merge.cosine + LEAST)
+        if (near & outside[partner]).any() or _any_pair(company, near, merge.cosine + LEAST):
             continue
-        unit = max(robust_scale(pairs), least)
-        score = (cosine - float(np.median(pairs))) / unit * math.sqrt(len(members) - 1)
-        if best is None or score > best.score:
-            best = Company(tuple(found), cosine, score)
+        found = _company(company, sorted(inside), np.flatnonzero(outside), least, apart)
+        if found is not None and (best is None or found.score > best.score):
+            best = found
     return best
 
 
-def linked(
-    kernel: Array, who: NDArray[np.intp]
-) -> Iterator[tuple[float, list[int], list[list[int]]]]:
-    """Average linkage over `who`: how alike two clusters are, what they become, all that are left."""
-    clusters: list[list[int]] = [[int(k)] for k in who]
-    sums = kernel[np.ix_(who, who)].astype(float)
-    sizes = np.ones(len(who))
-    np.fill_diagonal(sums, -np.inf)
-    while len(clusters) > 1:
-        means = sums / np.outer(sizes, sizes)
-        i, j = sorted(divmod(int(means.argmax()), len(clusters)))
-        alike = float(means[i, j])
-        clusters[i] = sorted(clusters[i] + clusters.pop(j))
-        sums[i] += np.where(np.isfinite(sums[j]), sums[j], 0)
-        sums[:, i] = sums[i]
-        sums[i, i] = -np.inf
-        sizes[i] += sizes[j]
-        sums = np.delete(np.delete(sums, j, 0), j, 1)
-        sizes = np.delete(sizes, j)
-        yield alike, clusters[i], clusters.copy()
+def _any_pair(company: Array, who: Mask, least: float) -> bool:
+    """Whether two of `who` (K,) have at least this entry."""
+    near = np.flatnonzero(who)
+    for rows in blocks(len(near)):
+        pairs = company[np.ix_(near[rows], near)]
+        pairs[np.arange(len(pairs)), np.arange(len(near))[rows]] = -np.inf
+        if (pairs >= least).any():
+            return True
+    return False
+
+
+def _nearest(company: Array, who: NDArray[np.intp]) -> tuple[Array, NDArray[np.intp]]:
+    """Of each of `who` the largest entry with another of them, and whose that is, (K,)."""
+    largest, partner = np.full(len(company), -np.inf), np.zeros(len(company), int)
+    for rows in blocks(len(who), len(company)):
+        near = company[who[rows]][:, who]
+        near[np.arange(len(near)), np.arange(len(who))[rows]] = -np.inf
+        places = near.argmax(axis=1)
+        largest[who[rows]], partner[who[rows]] = near.max(axis=1), who[places]
+    return largest, partner
+
+
+def _company(
+    company: Array, found: list[int], others: NDArray[np.intp], least: float, apart: float
+) -> Company | None:
+    """These members against all others, None where they are no more alike than those."""
+    members = np.array(found)
+    cosine = float(_pairs(company, members).mean())
+    if float(company[members].sum(axis=0, dtype=float)[others].max()) > apart * cosine * len(found):
+        return None
+    pairs = _pairs(company, others)
+    if cosine <= pairs.max():
+        return None
+    unit = max(robust_scale(pairs), least)
+    score = (cosine - float(np.median(pairs))) / unit * math.sqrt(len(members) - 1)
+    return Company(tuple(found), cosine, score)
+
+
+def _pairs(kernel: Array, who: NDArray[np.intp]) -> Array:
+    return np.asarray(kernel[np.ix_(who, who)][np.tri(len(who), k=-1, dtype=bool)])
 
 
 def sides(
@@ -139,15 +196,14 @@ def sides(
     who = np.flatnonzero(present)
     if len(who) < 2:
         return []
-    near = kernel[np.ix_(who, who)].astype(float)
-    np.fill_diagonal(near, -np.inf)
-    least = max(share * float(np.median(near.max(axis=1))), least)
-    groups: list[list[int]] = []
-    for alike, _, clusters in linked(kernel, who):
-        if alike < least:
+    least = max(share * float(np.median(_nearest(kernel, who)[0][who])), least)
+    groups: dict[int, list[int]] = {}  # by their first member
+    for merge in linked(kernel, who):
+        if merge.alike < least:
             break
-        groups = clusters
-    return sorted((tuple(g) for g in groups if len(g) > 1), key=lambda g: (-len(g), g))
+        groups.pop(merge.second, None)
+        groups[merge.first] = merge.members
+    return sorted((tuple(sorted(g)) for g in groups.values()), key=lambda g: (-len(g), g))
 
 
 def named(names: Sequence[str], members: Sequence[int], most: int = 5) -> str:

@@ -14,8 +14,10 @@ import numpy as np
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.causes import named, sides
+from clair_cli.detection.coherence import coherent
 from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
+from clair_cli.detection.references import References
 from clair_cli.detection.scales import robust_scale
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
@@ -27,6 +29,8 @@ class Consensus:
     def __init__(self, distances: Distances) -> None:
         self.distances, self.tables, self.numbers = distances, distances.tables, distances.numbers
         self.zero, self.distinct = distances.zero, distances.distinct
+        self.settled = distances.distinct
+        """The group (K,) that the last search ended at."""
 
     def settle(self, present: Mask) -> tuple[Mask, Reason | None]:
         """The consensus (K,) among the distinct clients `present`, or why there is none."""
@@ -43,9 +47,10 @@ class Consensus:
             if step >= self.numbers.growing_rounds:
                 # from here on it only shrinks: colluders could take turns for ever
                 after &= group
-            settled, group = bool((after == group).all()), after
-            if settled or group.sum() < MIN_CLIENTS:
+            same, group = bool((after == group).all()), after
+            if same or group.sum() < MIN_CLIENTS:
                 break
+        self.settled = group
         return group, self.unidentified(group, count)
 
     def start(self, present: Mask) -> Mask:
@@ -54,55 +59,54 @@ class Consensus:
         among = np.flatnonzero(present & self.tables.members)
         if len(among) < need:
             among = np.flatnonzero(present)
-        core = agreement.coherent(self.distances.likeness[np.ix_(among, among)], need)
+        core = coherent(self.distances.likeness[np.ix_(among, among)], need)
         group = np.zeros(len(present), bool)
         group[among[core]] = True
         return group
 
-    def worst(self, evidence: Sequence[Evidence]) -> Array:
-        """The largest score of the evidence that can contaminate, (K,)."""
-        scores = np.max([e.scores for e in evidence if e.decisive], axis=0)
-        return np.where(self.zero, self.numbers.score_cap, scores)
-
-    def same_without(self, out: Mask) -> Mask:
-        """[j, k]: whether k is `out` or not also when j, and whatever copies it, is left out.
-
-        One client less widens every limit, so whoever is out stays out until inside the consensus.
-        """
-        same = np.ones((len(out), len(out)), bool)
-        for j in np.flatnonzero(self.distinct):
-            present = self.distinct.copy()
-            present[j] = False
-            group, problem = self.settle(present)
-            again = ~out
-            if problem is None:
-                least = np.where(out, self.numbers.inside, self.numbers.limit)
-                again = self.worst(self.distances.decisive(group)) >= least
-            same[j] = (again == out) | self.zero | (self.distances.originals == j)
-        return same
+    def worst(self, evidence: Sequence[Evidence], most: bool = False) -> Array:
+        """The largest score of the evidence that can contaminate, (K,) or (B, K); or what bounds it."""
+        scores = [
+            e.most if most and e.most is not None else e.scores for e in evidence if e.decisive
+        ]
+        return np.where(self.zero, self.numbers.score_cap, np.max(scores, axis=0))
 
     def unidentified(self, group: Mask, count: int) -> Reason | None:
         """Why no verdict can be given on `count` distinct clients, if so."""
         with_it = int(group.sum() + self.distances.stragglers(group).sum())
         if 2 * with_it <= count or group.sum() < MIN_CLIENTS:
             return self.no_majority(group)
-        usual, spread = self.agreement_of(group)
-        chance = agreement.chance_deviation(self.tables.d_out)
-        least = self.numbers.clear_of_chance * chance
-        if usual <= least:
+        usual, spread = (float(x[0, 0]) for x in self._usual(self.distances.single(group)))
+        if usual <= self._least():
             text = (
                 "the clients share no output directions beyond chance; nothing to compare against"
             )
-            return Reason("CLR302", text, usual, least)
-        kept = self.distances.kept(group)
-        # noise makes clients agree unevenly, and strangers stand out all the same
-        if kept is not None:
-            spread = robust_scale(kept[group])
+            return Reason("CLR302", text, usual, self._least())
         most = 1 / self.numbers.limit
         if spread >= most:
             text = "the clients agree so unevenly that even a stranger would not stand out"
             return Reason("CLR302", text, spread, most)
         return None
+
+    def no_verdict(self, groups: References, count: int) -> Mask:
+        """Whether no verdict can be given against each of several groups, (B,)."""
+        with_it = groups.counts + self.distances.stragglers(groups).sum(axis=1)
+        usual, spread = (x[:, 0] for x in self._usual(groups))
+        few = (2 * with_it <= count) | (groups.counts < MIN_CLIENTS)
+        return np.asarray(few | (usual <= self._least()) | (spread >= 1 / self.numbers.limit))
+
+    def _least(self) -> float:
+        """The agreement that is more than chance."""
+        return self.numbers.clear_of_chance * agreement.chance_deviation(self.tables.d_out)
+
+    def _usual(self, groups: References) -> tuple[Array, Array]:
+        """The members' usual agreement and how unevenly they agree, (B, 1) each."""
+        agreed, kept = self.distances.agreed(groups), self.distances.kept(groups)
+        usual = groups.median(agreed)
+        positive = np.where(usual > 0, usual, 1.0)
+        # noise makes clients agree unevenly, and strangers stand out all the same
+        spread = groups.scale(agreed / positive if kept is None else kept)
+        return usual, spread
 
     def no_majority(self, group: Mask) -> Reason:
         """That the members and who follows them are too few, and the groups that there are."""
@@ -116,7 +120,7 @@ class Consensus:
 
     def agreement_of(self, group: Mask) -> tuple[float, float]:
         """The members' usual agreement with each other, and the robust spread relative to it."""
-        values = agreement.support(self.distances.kernel, group)[group]
+        values = self.distances.agreed(group)[group]
         usual = float(np.median(values))
         return usual, robust_scale(values / usual) if usual > 0 else math.inf
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
+from clair_cli.detection.copies import alike
 from clair_cli.update import LowRankUpdate
 
 
@@ -18,7 +19,7 @@ def centred(
 
     A common update near the geometric median is taken off, and one entry beyond all others added,
     of `numbers.lift` times the median energy of what is left: so that clients agree by how little
-    they differ, and those that differ as usual get the cosine lift / (1 + lift).
+    they differ, and those that differ as usual get the cosine lift / (1 + lift). Copies count once.
     """
     up = [u.up.double() for u in updates]
     down = [u.down.double() * u.scale for u in updates]
@@ -26,7 +27,7 @@ def centred(
     fine = [bool(torch.isfinite(b).all() and torch.isfinite(a).all()) for b, a in both]
     if not any(fine):
         return list(updates)
-    weights, energy = _geometric_median(up, down, torch.tensor(fine), numbers.median_steps)
+    weights, energy = _geometric_median(up, down, torch.tensor(fine), numbers)
     whole_up = torch.cat([w * b for w, b, ok in zip(weights, up, fine, strict=True) if ok], dim=1)
     whole_down = torch.cat([a for a, ok in zip(down, fine, strict=True) if ok])
     size = 2 * max(u.rank for u in updates)
@@ -47,7 +48,7 @@ def centred(
 
 
 def _geometric_median(
-    up: Sequence[Tensor], down: Sequence[Tensor], fine: Tensor, steps: int
+    up: Sequence[Tensor], down: Sequence[Tensor], fine: Tensor, numbers: DetectionCalibration
 ) -> tuple[Tensor, Tensor]:
     """Weights (K,) of the geometric median of the products, and their median squared distance to it."""
     gram = fine.new_zeros((len(up), len(up)), dtype=torch.float64)
@@ -55,14 +56,24 @@ def _geometric_median(
     for i in who:
         for j in who:
             gram[i, j] = ((up[i].T @ up[j]) * (down[i] @ down[j].T)).sum().cpu()
-    weights = fine.double() / fine.sum()
+    counted = fine.clone()
+    counted[fine] = _distinct(gram[fine][:, fine], numbers.duplicate)
+    weights = counted.double() / counted.sum()
     least = torch.finfo(gram.dtype).eps * gram.diagonal().max().clamp_min(1e-300)
-    for _ in range(steps):  # Weiszfeld
+    for _ in range(numbers.median_steps):  # Weiszfeld
         towards = gram @ weights
         square = (gram.diagonal() - 2 * towards + weights @ towards).clamp_min(least)
-        weights = fine / square.sqrt()
+        weights = counted / square.sqrt()
         weights = weights / weights.sum()
-    return weights, square[fine].median()
+    return weights, square[counted].median()
+
+
+def _distinct(gram: Tensor, share: float) -> Tensor:
+    """Whose update (K,) is nobody's copy, from inner products (K, K)."""
+    energy = gram.diagonal()
+    distance = (energy[:, None] + energy - 2 * gram).clamp_min(0).sqrt().numpy()
+    names = [str(k) for k in range(len(gram))]
+    return torch.from_numpy(alike(distance, names, share, 0.0).first)
 
 
 def _lifted(up: Tensor, down: Tensor, lift: float, like: LowRankUpdate) -> LowRankUpdate:

@@ -8,8 +8,10 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.blocks import blocks
 from clair_cli.detection.causes import Company, addition, sides
 from clair_cli.detection.consensus import Consensus
+from clair_cli.detection.residuals import inverse
 
 
 class Groups:
@@ -58,7 +60,7 @@ class Groups:
         able &= ~self._copied(able) & ~distances.elsewhere(self.group)
         able &= distances.of_usual_rank(self.group)
         further = (why.content >= n.grown) & (why.error >= n.hasty * why.content**2)
-        for who in (able, able & ~further):
+        for who in (able, able & ~further) if (able & further).any() else (able,):
             found = addition(why.company, who, n.addition_floor, n.addition_apart)
             if found is not None and self._striking(
                 found, bool(further[list(found.members)].any())
@@ -93,11 +95,14 @@ class Groups:
         """
         n, why = self.numbers, self.distances.causes(self.group)
         assert why is not None
-        ratio = np.sqrt(why.error / np.maximum(why.error, np.finfo(float).tiny)[:, None])
-        inside = why.company * ratio  # [i, j]: share of the rest of i that j has, too
-        inside = np.where(np.eye(len(able), dtype=bool) | ~able, 0.0, inside)
+        length, most = np.sqrt(why.error), np.zeros(len(able))
+        one = inverse(length)
+        for rows in blocks(len(able)):  # [i, j]: share of the rest of i that j has, too
+            inside = why.company[rows] * (one[rows, None] * np.where(able, length, 0.0))
+            inside[np.arange(len(inside)), np.arange(len(able))[rows]] = 0.0
+            most[rows] = inside.max(axis=1)
         usual = (why.error < n.noisy) & (why.kept > n.kept_whole)
-        found: Mask = usual & (inside.max(axis=1) > n.copied)
+        found: Mask = usual & (most > n.copied)
         return found
 
     def minorities(self, scores: Array) -> tuple[tuple[int, ...], ...]:

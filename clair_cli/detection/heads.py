@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clair_cli.detection import agreement
-from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection import agreement, residuals
+from clair_cli.detection.agreement import Array
 from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.causes import LEAST
-from clair_cli.detection.scales import robust_scale
+from clair_cli.detection.references import Measuring, References, Table, measured
 
 if TYPE_CHECKING:
     from clair_cli.detection.tables import Tables
@@ -31,86 +31,92 @@ FEWEST = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadEvidence:
-    """Of each client (K,): the share `kept` of what the members' matrices have in common, its score."""
+    """Of each client (B, K): the share `kept` of what the members' matrices share, and its score."""
 
     kept: Array
     scores: Array
     unit: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Heads:
+class Heads(Measuring):
     """The full matrices of K clients; `inner` (F, K, K), `present` (F, K), `sizes` (F,) elements."""
 
-    names: tuple[str, ...]
-    inner: Array
-    present: Mask
-    sizes: Array
-    numbers: DetectionCalibration
-
-    @classmethod
-    def of(cls, tables: Tables, numbers: DetectionCalibration) -> Heads:
+    def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
         """Those of a cohort, none where it has no full matrices."""
-        full = tables.full
-        if full is None:
-            count = len(tables.clients)
-            none = np.zeros((0, count, count)), np.zeros((0, count), bool), np.zeros(0)
-            return cls((), *none, numbers)
-        return cls(full.names, full.inner, full.present, full.sizes.astype(float), numbers)
+        full, self.numbers = tables.full, numbers
+        self.names = () if full is None else full.names
+        self.tables = [] if full is None else [Table(inner) for inner in full.inner]
+        self.cosines = [] if full is None else [Table(x) for x in agreement.cosines(full.inner)]
+        self.present = np.zeros((0, 0), bool) if full is None else full.present
+        self.sizes = np.zeros(0) if full is None else full.sizes.astype(float)
 
-    def judged(self, group: Mask) -> list[int]:
-        """The matrices in which the members (K,) agree by more than chance, and not by hardly moving."""
+    def _having(self, groups: References, f: int) -> References:
+        """The members that have this matrix."""
+        key = f"having {f}"
+        if key not in groups.remembered:
+            present = self.present[f]
+            groups.remembered[key] = References(groups.masks & present, groups.base & present)
+        found: References = groups.remembered[key]
+        return found
+
+    @measured
+    def judged(self, groups: References) -> list[int]:
+        """The matrices in which the members agree by more than chance, and not by hardly moving."""
         found = []
-        for f, inner in enumerate(self.inner):
-            members = group & self.present[f]
-            if members.sum() < FEWEST:
+        for f, table in enumerate(self.cosines):
+            members = self._having(groups, f)
+            if not groups.agreed(members.counts >= FEWEST):
                 continue
-            alike = float(np.median(agreement.pairs(_cosines(inner), members)))
             chance = self.numbers.clear_of_chance / math.sqrt(max(self.sizes[f], 1.0))
-            if chance < alike < self.numbers.head_same:
+            same = self.numbers.head_same
+            low, high = members.pair_median(table, diagonal=False)
+            alike = np.full(len(groups.masks), chance < low and high < same)
+            if not alike.all() and high > chance and low < same:  # the bounds do not tell
+                for b in range(len(alike)):
+                    usual = members.exact_pair_median(table, b, diagonal=False)
+                    alike[b] = chance < usual < same
+            if groups.agreed(alike):
                 found.append(f)
         return found
 
-    def kept(self, group: Mask) -> Array | None:
-        """Share (K,) of what the members have in common, NaN for clients without; None if unknown."""
-        known = self.judged(group)
+    @measured
+    def kept(self, groups: References) -> Array | None:
+        """Share of what the members have in common, NaN for clients without; None if unknown."""
+        known = self.judged(groups)
         if not known:
             return None
-        values, usual = np.zeros(len(group)), np.zeros(len(group))
+        values, usual = np.zeros(groups.masks.shape), np.zeros(groups.masks.shape)
         for f in known:
-            present, members = self.present[f], group & self.present[f]
-            norm = np.sqrt(self.inner[f].diagonal().clip(min=0))
-            typical = float(np.median(norm[members]))
-            cut = np.clip(norm, LEAST * typical, typical)
-            cut = np.maximum(cut, norm / LARGE)  # of an enormous one only the direction counts
-            own = agreement.support(self.inner[f] / np.outer(cut, cut), members)
+            present, members, table = self.present[f], self._having(groups, f), self.tables[f]
+            norm = np.sqrt(table.diagonal.clip(min=0))
+            own = members.weighted(table, "cut", members.median(norm)[:, 0], norm, _cut)
             values += np.where(present, own, 0.0)
-            usual += np.where(present, np.median(own[members]), 0.0)
+            usual += np.where(present, members.median(own), 0.0)
         return np.asarray(
-            np.divide(values, usual, out=np.full(len(group), np.nan), where=usual > 0)
+            np.divide(values, usual, out=np.full(usual.shape, np.nan), where=usual > 0)
         )
 
-    def evidence(self, group: Mask, body: Array | None) -> HeadEvidence | None:
+    def evidence(self, groups: References, body: Array | None) -> HeadEvidence | None:
         """Lack in the matrices that the rest of the adapter does not share: the mark of other labels.
 
-        `body` (K,) is the share kept by the other modules, None where that is not known. Where both lack
-        alike the other modules decide.
+        `body` (B, K) is the share kept by the other modules, None where that is not known. Where both
+        lack alike the other modules decide.
         """
-        kept = self.kept(group)
+        kept = self.kept(groups)
         if kept is None:
             return None
         n = self.numbers
-        inside = kept[group & np.isfinite(kept)]
-        unit = max(robust_scale(inside), n.head_floor)
+        inside = References(groups.masks & np.isfinite(kept))
+        unit = np.maximum(inside.scale(kept), n.head_floor)
         scores = np.nan_to_num((1 - kept) / unit, nan=0.0).clip(0, n.score_cap)
         if body is not None:
             apart = np.nan_to_num(body - kept, nan=0.0) >= n.head_apart
             scores = np.where(apart, scores, 0.0)
-        return HeadEvidence(kept, scores, unit)
+        return HeadEvidence(kept, scores, float(unit[0, 0]))
 
-    def words(self, group: Mask) -> Callable[[float], str]:
+    def words(self, groups: References) -> Callable[[float], str]:
         """What is said of a client that keeps a share of what the members' matrices have in common."""
-        known = [self.names[f] for f in self.judged(group)]
+        known = [self.names[f] for f in self.judged(groups)]
         names = ", ".join(known[:3]) + " ..." * (len(known) > 3)
 
         def said(kept: float) -> str:
@@ -124,5 +130,6 @@ class Heads:
         return said
 
 
-def _cosines(inner: Array) -> Array:
-    return np.asarray(agreement.cosines(inner[None])[0])
+def _cut(norm: Array, typical: float) -> Array:
+    """Factors (K,) that cut to the typical size; of an enormous matrix only the direction counts."""
+    return residuals.inverse(np.maximum(np.clip(norm, LEAST * typical, typical), norm / LARGE))

@@ -2,157 +2,224 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from clair_cli.detection import agreement
+from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.alone import alone
+from clair_cli.detection.blocks import blocks
 from clair_cli.detection.calibration import DetectionCalibration
-from clair_cli.detection.causes import Causes, causes
+from clair_cli.detection.causes import Causes, Shares, shares, with_company
+from clair_cli.detection.copies import copies
 from clair_cli.detection.heads import Heads
+from clair_cli.detection.references import Apart, Fixed, Measuring, References, Table, measured
+from clair_cli.detection.residuals import inverse
 from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
 
-Answer = TypeVar("Answer")
+SINGLE = 500
+"""Clients above which kernels are kept in float32; what is computed of a row is float64."""
 
 
-def remembered(method: Callable[[Any, Mask], Answer]) -> Callable[[Any, Mask], Answer]:
-    """The method of a group (K,), asked about the same group again answered from memory."""
-    name = f"_last_{method.__name__}"
+class Kernels(Measuring):
+    """Comparisons of the clients of one cohort that no distance has been taken from yet.
 
-    @wraps(method)
-    def asked(self: Any, group: Mask) -> Answer:
-        known: tuple[Mask, Answer] | None = self.__dict__.get(name)
-        if known is None or not np.array_equal(known[0], group):
-            known = self.__dict__[name] = (group.copy(), method(self, group))
-        return known[1]
-
-    return asked
-
-
-class Kernels:
-    """Comparisons of the clients of one cohort that no distance has been taken from yet."""
+    `kernel` (K, K) is the agreement, mean over modules; `direction` the cosines of `whole`, the inner
+    products of whole adapters with every module in units of its usual norm; `told` are those of the
+    modules whose updates mean something by themselves, None without any; `outputs` the inner products
+    of the parts of D D' without trace: alike where outputs change alike. `chances` are the deviations of
+    the cosines of strangers: with D_j turned by a random rotation Q of its input, the mean of
+    <D_i, D_j Q>^2 over Q is ||D_i' D_j||_F^2 / d_in (Haar measure).
+    """
 
     def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
         self.tables, self.numbers = tables, numbers
-        self.agree = agreement.agreement(tables.inner, tables.overlap, tables.d_out)
-        self.cosine = agreement.cosines(tables.inner)
+        self.inner = Table(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
-        self.norms = np.sqrt(np.einsum("mkk->mk", tables.inner).clip(min=0))
-        unit = self._units()
-        self.whole = np.asarray((tables.inner / unit**2).sum(axis=0))
-        """Inner products of the whole adapters, (K, K), every module in units of its usual norm."""
-        tells = tables.absolute if tables.absolute is not None else np.ones(len(unit), bool)
-        self.told = (tables.inner / unit**2)[tells].sum(axis=0) if tells.any() else None
-        self.outputs = np.asarray((_traceless(tables) / unit**4)[tells].sum(axis=0))
-        """Inner products (K, K) of the parts of D D' without trace: alike where outputs change alike."""
-        self.direction = np.asarray(agreement.cosines(self.whole[None])[0])
-        self.chance = agreement.chance_cosines(
-            tables.overlap / unit**4, self.norms / unit[:, 0], tables.d_in
-        )
+        energy = np.einsum("mkk->mk", tables.inner).astype(float)
+        self.norms = np.sqrt(energy.clip(min=0))
         self.zero = ~(self.norms > 0).any(axis=0)
-        self.kernel = self.agree.mean(axis=0)
-        self.twins = self._twins()
-        self.originals = np.array([min([k, *twins]) for k, twins in enumerate(self.twins)])
-        self.distinct = ~self.zero & (self.originals == np.arange(len(self.zero)))
-        self.likeness = self._likeness()
-        self.heads = Heads.of(tables, numbers)
+        self.copies = copies(tables.inner, tables.digests, numbers)
+        self.originals = self.copies.originals
+        self.distinct = ~self.zero & self.copies.first
+        self._fill(self._units())
+        self.rows = None if tables.rows is None else Table(tables.rows)
+        self.heads = Heads(tables, numbers)
+        self.usual_norms = [Fixed(norm) for norm in self.norms]
+        self.narrow = Fixed(np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0))
+        self.widths = None if tables.ranks is None else Fixed(tables.ranks)
+        self.left = None if tables.unexplained is None else Fixed(tables.unexplained)
+
+    def _fill(self, unit: Array) -> None:
+        """All kernels, some rows of all modules at a time."""
+        t, count = self.tables, len(self.zero)
+        kept: Any = np.float32 if count > SINGLE else np.float64
+        tells = np.ones(len(unit), bool) if t.absolute is None else t.absolute
+        agree = np.empty((len(unit), count, count), kept)
+        kernel, direction, whole, chance, outputs = (
+            np.zeros((count, count), kept) for _ in range(5)
+        )
+        told = whole if tells.all() else np.zeros((count, count), kept)
+        energy = self.norms**2
+        fourth = inverse(np.sqrt(np.einsum("mkk->mk", t.overlap).astype(float).clip(min=0)))
+        root = np.sqrt(self.ranks)
+        size = inverse(np.sqrt(((self.norms / unit[:, None]) ** 2).sum(axis=0)))
+        for rows in blocks(count):
+            near, part, own, spread, out = (
+                np.zeros((rows.stop - rows.start, count)) for _ in range(5)
+            )
+            for m, u in enumerate(unit):
+                inner, overlap = (x[m, rows].astype(float) for x in (t.inner, t.overlap))
+                raw = overlap * (fourth[m, rows, None] * fourth[m])
+                agree[m, rows] = one = agreement.beyond_chance(
+                    raw, root[m, rows, None] * root[m] / t.d_out[m]
+                )
+                near += one
+                inner /= u**2
+                part += inner
+                overlap /= u**4
+                spread += overlap / t.d_in[m]
+                if tells[m]:
+                    own += inner
+                    trace = energy[m] / u**2
+                    out += overlap - trace[rows, None] * trace / t.d_out[m]
+            kernel[rows] = near / len(unit)
+            whole[rows], outputs[rows] = part, out
+            told[rows] = own
+            both = size[rows, None] * size
+            direction[rows] = part
+            chance[rows] = np.sqrt(spread) * both
+        self.wholes = Table(whole)
+        one = inverse(np.sqrt(self.wholes.diagonal.astype(float).clip(min=0)))
+        for rows in blocks(count):
+            direction[rows] *= one[rows, None] * one
+        self.agree, self.agreement = Table(agree), Table(kernel)
+        self.cosines, self.chances, self.outputs = map(Table, (direction, chance, outputs))
+        self.told = None
+        if tells.any():
+            self.told = self.wholes if told is whole else Table(told)
 
     def _units(self) -> Array:
-        """The usual norm of each module, (M, 1, 1); that of the largest where most clients have none."""
-        usual, largest = np.median(self.norms, axis=1), self.norms.max(axis=1)
-        return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))[:, None, None]
+        """The usual norm of each module, (M,); that of the largest where most clients have none."""
+        usual, largest = np.median(self.norms[:, self.copies.first], axis=1), self.norms.max(axis=1)
+        return np.where(usual > 0, usual, np.where(largest > 0, largest, 1.0))
 
-    def _likeness(self) -> Array:
+    @property
+    def kernel(self) -> Array:
+        """Output-side agreement (K, K), mean over the modules."""
+        return self.agreement.values
+
+    @property
+    def direction(self) -> Array:
+        """Cosines of whole adapters, (K, K)."""
+        return self.cosines.values
+
+    @cached_property
+    def likeness(self) -> Array:
         """Agreement and, where cosines are more than chance, direction: (K, K), each in its own unit."""
-        chance = np.maximum(agreement.pairs(self.chance, self.distinct), np.finfo(float).tiny)
-        beyond = (agreement.pairs(self.direction, self.distinct) / chance) ** 2
-        alike = self._usual(self.kernel)
-        clear = beyond.size and beyond.mean() > self.numbers.clear_of_chance**2
-        return alike + self._usual(self.direction) if clear else alike
+        tiny = np.finfo(float).tiny
+        clear, units = 0.0, np.zeros(2)
+        who = np.flatnonzero(self.distinct)
+        for rows in blocks(len(who), len(self.distinct)):
+            near, cosine, chance = (
+                t.values[who[rows]][:, who].astype(float)
+                for t in (self.agreement, self.cosines, self.chances)
+            )
+            places = np.arange(len(near)), np.arange(len(who))[rows]
+            for table in (near, cosine):
+                table[places] = 0
+            clear += float(((cosine / np.maximum(chance, tiny)) ** 2).sum())
+            units += near.clip(min=0).sum(), cosine.clip(min=0).sum()
+        pairs = len(who) * (len(who) - 1)
+        if pairs == 0:
+            return self.kernel
+        found, usual = self.kernel, units / pairs
+        if usual[0] > 0:
+            found = found / usual[0].astype(found.dtype)
+        if clear / pairs > self.numbers.clear_of_chance**2:
+            other = self.direction
+            found = found + (other / usual[1].astype(other.dtype) if usual[1] > 0 else other)
+        return found
 
-    def _usual(self, kernel: Array) -> Array:
-        """A kernel (K, K) in units of its mean over pairs of distinct clients."""
-        own = agreement.pairs(kernel, self.distinct).clip(min=0)
-        unit = float(own.mean()) if own.size else 0.0
-        return kernel / unit if unit > 0 else kernel
+    # --- one group alone, or several
 
-    def _twins(self) -> list[list[int]]:
-        """For each client the others it is a copy of, byte by byte or in what it does."""
-        c = self.tables.inner.sum(axis=0)
-        size = np.sqrt(np.maximum(c.diagonal(), np.finfo(float).tiny))
-        sine = np.sqrt((1 - (c / size[:, None] / size).clip(-1, 1) ** 2).clip(min=0))
-        sine[np.ix_(self.zero, self.zero)] = 1
-        np.fill_diagonal(sine, np.inf)
-        usual = float(np.median(sine.min(axis=1)))
-        digest = np.array(self.tables.digests)
-        least = max(self.numbers.duplicate * usual, self.numbers.copy_distance)
-        near = (sine < least) & (c > 0)
-        same = (digest[:, None] == digest) & ~np.eye(len(digest), dtype=bool)
-        return [list(np.flatnonzero(row)) for row in near | same]
-
-    @remembered
-    def causes(self, group: Mask) -> Causes | None:
-        """What each client lacks and adds against `group`; None where its members share nothing.
+    @measured
+    def shares(self, groups: References) -> Shares | None:
+        """What each client has of what the members share; None where they share nothing.
 
         Updates known up to a common part do not tell, and are left out.
         """
-        return None if self.told is None else causes(self.told, group)
+        return None if self.told is None else shares(self.told, groups)
 
-    @remembered
+    def causes(self, group: Mask) -> Causes | None:
+        """`shares` against one group, and who has company in the rest."""
+        groups = self.single(group)
+        if "causes" not in groups.remembered:
+            found = self.shares(groups)
+            known = None
+            if found is not None and self.told is not None:
+                known = with_company(found, self.told)
+            groups.remembered["causes"] = known
+        answer: Causes | None = groups.remembered["causes"]
+        return answer
+
     def output_causes(self, group: Mask) -> Causes | None:
         """`causes` of the outputs that the updates change, whatever they make of the inputs."""
-        return None if self.told is None else causes(self.outputs, group)
+        found = None if self.told is None else shares(self.outputs, self.single(group))
+        return None if found is None else with_company(found, self.outputs)
 
-    @remembered
-    def kept(self, group: Mask) -> Array | None:
-        """Share of the common content in each client, (K,), None where cosines are mere chance.
+    @measured
+    def kept(self, groups: References) -> Array | None:
+        """Share of the common content in each client, None where cosines are mere chance.
 
         A head that learned the others' task speaks for a client whose other modules do not.
         """
-        why = self.causes(group) if self.clear(group) else None
+        why = self.shares(groups) if self.clear(groups) else None
         if why is None:
             return None
-        head = self.heads.kept(group)
+        head = self.heads.kept(groups)
         if head is None:
             return why.kept
         return np.fmax(why.kept, head - self.numbers.head_excuse)
 
-    @remembered
-    def stragglers(self, group: Mask) -> Mask:
-        """Who is no member, has some of the common content, and is alone with its rest, (K,)."""
-        n, why, kept = self.numbers, self.causes(group), self.kept(group)
-        if why is None or kept is None:
-            return np.zeros(len(group), bool)
-        outside = self.distinct & ~group
+    @measured
+    def stragglers(self, groups: References) -> Mask:
+        """Who is no member, has some of the common content, and is alone with its rest."""
+        n, why, kept = self.numbers, self.shares(groups), self.kept(groups)
+        if why is None or kept is None or self.told is None:
+            return np.zeros(groups.masks.shape, bool)
+        outside = self.distinct & ~groups.masks
         some = outside & (kept > 1 - n.limit * n.content_floor) & (kept < 1 + n.content_floor)
-        company = np.where(np.eye(len(group), dtype=bool) | ~outside, -1.0, why.company)
-        alone: Mask = some & (company.max(axis=1) < n.alone)
-        return alone
+        return alone(self.told, groups, why, some, self.distinct, n.alone)
 
-    def narrowness(self, group: Mask) -> Array:
-        """Log of the members' median effective rank over each client's, mean over modules, (K,)."""
-        log = np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0)
-        return np.asarray(np.median(log[group]) - log)
+    @measured
+    def narrowness(self, groups: References) -> Array:
+        """Log of the members' median effective rank over each client's, mean over modules."""
+        return self.kind(groups.median(self.narrow) - self.narrow.values)
 
-    def of_usual_rank(self, group: Mask) -> Mask:
-        """Whose updates have the rank of the members', (K,): another leaves out, or adds, the same for
-        all who have it."""
-        ranks = self.tables.ranks
-        if ranks is None:
-            return np.ones(len(group), bool)
-        found: Mask = np.isclose(ranks, np.median(ranks[group]), rtol=0.1)
+    @measured
+    def of_usual_rank(self, groups: References) -> Mask:
+        """Whose updates have the rank of the members': another leaves out, or adds, the same for all who
+        have it."""
+        if self.widths is None:
+            return np.ones(groups.masks.shape, bool)
+        usual, which = np.unique(groups.median(self.widths)[:, 0], return_inverse=True)
+        found: Mask = np.isclose(self.widths.values, usual[:, None], rtol=0.1)[which]
         return found
+
+    def kind(self, values: Array) -> Array:
+        """The values in the precision of the kernels."""
+        return np.asarray(values, self.kernel.dtype)
 
     def alike(self, group: Mask) -> Array:
         """How alike two clients are whatever their size, (K, K), 1 as two typical members are."""
         kernel = self.direction if self.clear(group) else self.kernel
         usual = float(np.median(agreement.pairs(kernel, group)))
-        return np.asarray(kernel / usual) if usual > 0 else kernel
+        return np.asarray(kernel / np.asarray(usual, kernel.dtype)) if usual > 0 else kernel
 
     def comparable(self, group: Mask) -> tuple[Array, bool]:
         """Cosines of whole adapters (K, K) where they tell anything of `group`, else the agreement of
@@ -160,57 +227,101 @@ class Kernels:
         clear = group.sum() > 1 and self.clear(group)
         return (self.direction if clear else self.kernel), bool(clear)
 
-    @remembered
-    def elsewhere(self, group: Mask) -> Mask:
-        """Who began from other rows than members who began alike, (K,): no cosine tells of them."""
-        rows = self.tables.rows
-        if rows is None:
-            return np.zeros(len(group), bool)
-        usual = float(np.median(agreement.pairs(rows, group)))
-        least = self.numbers.same_rows * usual
-        found: Mask = agreement.support(rows, group) <= least
-        return found & (usual > self.numbers.same_rows)
+    @measured
+    def elsewhere(self, groups: References) -> Mask:
+        """Who began from other rows than members who began alike: no cosine tells of them."""
+        if self.rows is None:
+            return np.zeros(groups.masks.shape, bool)
+        same, own = self.numbers.same_rows, groups.support(self.rows)
+        low, high = groups.pair_median(self.rows, diagonal=False)
+        found = (own <= same * high) & (high > same)
+        certain = found == ((own <= same * low) & (low > same))
+        for b in np.flatnonzero(~certain.all(axis=1)):
+            usual = groups.exact_pair_median(self.rows, int(b), diagonal=False)
+            found[b] = (own[b] <= same * usual) & (usual > same)
+        return found
 
-    @remembered
-    def clear(self, group: Mask) -> bool:
-        """Whether the members' cosines are more than those of strangers."""
-        values = agreement.support(self.direction, group)
-        chance = float(np.median(self.chance[np.ix_(group, group)]))
-        return float(np.median(values[group])) >= self.numbers.clear_of_chance * chance
+    @measured
+    def _clear(self, groups: References) -> Mask:
+        """Whether the members' cosines are more than those of strangers, (B,)."""
+        usual = groups.median(self.aligned(groups))[:, 0]
+        low, high = (
+            self.numbers.clear_of_chance * x
+            for x in groups.pair_median(self.chances, diagonal=True)
+        )
+        found = usual >= high
+        for b in np.flatnonzero(found != (usual >= low)):
+            chance = groups.exact_pair_median(self.chances, int(b), diagonal=True)
+            found[b] = usual[b] >= self.numbers.clear_of_chance * chance
+        return found
 
-    @remembered
-    def cut(self, group: Mask) -> Array:
-        """`inner` with every update cut to the usual norm of its module, in its unit, (M, K, K)."""
-        usual = np.median(self.norms[:, group], axis=1)[:, None]
-        cut = np.minimum(self.norms, usual)
-        sides = cut[:, :, None] * cut[:, None, :]
-        inner = self.tables.inner
-        return np.asarray(np.divide(inner, sides, out=np.zeros_like(inner), where=sides > 0))
+    def clear(self, group: Mask | References) -> bool:
+        """Whether the members' cosines are more than those of strangers, of all groups alike."""
+        groups = group if isinstance(group, References) else self.single(group)
+        return groups.agreed(self._clear(groups))
 
-    def per_module(self, kernels: Array, group: Mask) -> tuple[Array, Array]:
-        """Support relative to the usual in each module, (M, K), and that usual, (M,).
+    @measured
+    def aligned(self, groups: References) -> Array:
+        """Mean cosine of each client with the members."""
+        return groups.support(self.cosines)
+
+    @measured
+    def agreed(self, groups: References) -> Array:
+        """Mean agreement of each client with the members."""
+        return groups.support(self.agreement)
+
+    @measured
+    def in_modules(self, groups: References) -> tuple[Array, Array]:
+        """`per_module` of the agreement."""
+        return self.per_module(groups.support(self.agree), groups)
+
+    @measured
+    def cut_in_modules(self, groups: References) -> tuple[Array, Array]:
+        """`per_module` of inner products of updates cut to their module's usual norm, in its unit."""
+        usual = np.stack([groups.median(norm)[:, 0] for norm in self.usual_norms])
+        return self.per_module(groups.weighted(self.inner, "cut", usual, self.norms, _cut), groups)
+
+    @measured
+    def cosines_in_modules(self, groups: References) -> tuple[Array, Array]:
+        """`per_module` of the cosines."""
+        none = np.zeros((len(self.norms), len(groups.masks)))
+        return self.per_module(
+            groups.weighted(self.inner, "one", none, self.norms, lambda norm, _: inverse(norm)),
+            groups,
+        )
+
+    def per_module(self, values: Array, groups: References) -> tuple[Array, Array]:
+        """Support `values` relative to the usual in each module, (M, B, K), and that usual, (M, B).
 
         Where the usual is not positive the support itself stands.
         """
-        values = agreement.rows_support(kernels, group)
-        usual = np.median(values[:, group], axis=1)
-        return values / np.where(usual > 0, usual, 1.0)[:, None], usual
+        usual = groups.median(values)
+        return values / np.where(usual > 0, usual, 1), usual[..., 0]
 
     def live(self, usual: Array) -> Mask:
-        """Modules in which the members agree at least half as much as they typically do."""
-        live: Mask = usual > max(self.numbers.live_agreement * float(np.median(usual)), 0.0)
-        return live
+        """Modules (M,) in which the members agree at least half as much as they typically do."""
+        live = usual > np.maximum(self.numbers.live_agreement * np.median(usual, axis=0), 0.0)
+        found: Mask = live[:, 0]
+        if not (live == live[:, :1]).all():
+            raise Apart
+        return found
+
+    def along(self, groups: References) -> Array | None:
+        """The part of each client along the members' mean, (B, K); None where that mean is nothing."""
+        towards = groups.sums(self.wholes) / self.kind(groups.counts)[:, None]
+        energy = (towards * groups.masks).sum(axis=1, keepdims=True)
+        energy /= self.kind(groups.counts)[:, None]
+        return towards / np.sqrt(energy) if groups.agreed(energy > 0) else None
 
     def deviations(self, members: Mask) -> Array | None:
         """Cosines (K, K) of the updates without their part along the mean of `members`, 3 at least."""
         if members.sum() < MIN_CLIENTS:
             return None
-        towards = self.whole[:, members].mean(axis=1)
-        energy = float(towards[members].mean())
-        if energy <= 0:
+        part = self.along(References(members[None]))
+        if part is None:
             return None
-        left = self.whole - np.outer(towards, towards) / energy
-        return np.asarray(agreement.cosines(left[None])[0])
+        length = residuals.lengths(self.wholes.diagonal, part[0])
+        return residuals.cosines(self.wholes.values, part[0], length)
 
     def kinds(self, group: Mask) -> float:
         """Spread of the cosines of the members' deviations: large where honest clients come in kinds."""
@@ -218,8 +329,6 @@ class Kernels:
         return 0.0 if cosine is None else robust_scale(agreement.pairs(cosine, group))
 
 
-def _traceless(tables: Tables) -> Array:
-    """<P_i, P_j> of P = D D' - tr(D D') / d_out, (M, K, K): 0 for strangers of random directions."""
-    energy = np.einsum("mkk->mk", tables.inner)
-    chance = energy[:, :, None] * energy[:, None, :] / tables.d_out[:, None, None]
-    return np.asarray(tables.overlap - chance)
+def _cut(norm: Array, usual: float) -> Array:
+    """Factors (K,) that cut updates to the usual norm, in its unit; 0 of what is zero."""
+    return inverse(np.minimum(norm, usual))

@@ -8,12 +8,17 @@ import numpy as np
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array
-from clair_cli.detection.causes import linked
+from clair_cli.detection.blocks import blocks
+from clair_cli.detection.linkage import linked
 from clair_cli.detection.record import Detection
+from clair_cli.detection.spectrum import leading
 from clair_cli.report import Agreement, Spectra
 
 MOST = 300
 """Clients up to which the table of all pairs is in the report: it grows with their square."""
+DENSE = 1000
+"""Clients up to which all eigenvalues are computed. Inner products and cosines have no negative ones, so
+beyond it their sum is the trace."""
 MODES = 24
 """Leading shares of a spectrum that are reported."""
 PLACES = 4
@@ -40,8 +45,8 @@ def agreement_of(names: tuple[str, ...], alike: Array, measure: str) -> Agreemen
     np.fill_diagonal(table, 1.0)
     places, kept = scaled(table)
     many = len(names) > MOST
-    rounded = np.rint(100 * table).astype(int)
-    rows = () if many else tuple(tuple(map(int, rounded[k, :k])) for k in range(1, len(names)))
+    count = 1 if many else len(names)
+    rows = tuple(tuple(map(int, np.rint(100 * table[k, :k]))) for k in range(1, count))
     return Agreement(
         measure=measure,  # type: ignore[arg-type]
         clients=names,
@@ -58,37 +63,43 @@ def scaled(table: Array) -> tuple[Array, float]:
     """Places (K, 2) by classical scaling of the distances sqrt(2 - 2 s), and the share that they keep.
 
     That is the principal coordinates of Gower (1966); the share is of the positive eigenvalues. Of
-    the two signs of an axis the one is taken in which its largest entry is positive.
+    the two signs of an axis the one is taken in which its largest entry is positive. Of more than DENSE
+    clients only the two axes are computed, and the share is of the sum of all eigenvalues.
     """
     count = len(table)
-    centre = np.eye(count) - 1 / count
-    values, vectors = np.linalg.eigh(centre @ table @ centre)
+    if count > DENSE:
+        values, vectors = leading(table, 2, centred=True)
+        total = float(table.diagonal().sum() - table.sum(dtype=float) / count)
+    else:
+        centre = np.eye(count) - 1 / count
+        values, vectors = np.linalg.eigh(centre @ table @ centre)
+        total = float(values.clip(min=0).sum())
     lead = np.argsort(-values, kind="stable")[:2]
     axes = vectors[:, lead] * np.sqrt(values[lead].clip(min=0))
     if axes.shape[1] < 2:
         axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
     axes = np.round(axes, PLACES)
     largest = axes[np.abs(axes).argmax(axis=0), [0, 1]]
-    total = float(values.clip(min=0).sum())
     kept = float(values[lead].clip(min=0).sum()) / total if total > 0 else 0.0
     return axes * np.where(largest < 0, -1.0, 1.0) + 0.0, kept
 
 
 def stress(table: Array, places: Array) -> float:
     """Kruskal's (1964) first stress of the map: 0 shows every distance as it is."""
-    true = np.sqrt((2 - 2 * table).clip(min=0))
-    shown = np.sqrt(((places[:, None] - places[None]) ** 2).sum(axis=2))
-    energy = float((true**2).sum())
-    return float(np.sqrt(((true - shown) ** 2).sum() / energy)) if energy > 0 else 0.0
+    missed = energy = 0.0
+    for rows in blocks(len(table)):
+        true = np.sqrt((2 - 2 * table[rows]).clip(min=0))
+        shown = np.sqrt(((places[rows, None] - places[None]) ** 2).sum(axis=2))
+        energy += float((true**2).sum(dtype=float))
+        missed += float(((true - shown) ** 2).sum())
+    return float(np.sqrt(missed / energy)) if energy > 0 else 0.0
 
 
 def ordered(table: Array) -> list[int]:
     """Positions of all clients such that who is alike stands together: leaves of average linkage."""
     rows = {k: [k] for k in range(len(table))}  # by the first of each cluster
-    for _, both, _ in linked(table, np.arange(len(table))):
-        first = rows[both[0]]
-        second = rows.pop(next(k for k in both if k not in first))
-        rows[both[0]] = _joined(first, second, table)
+    for merge in linked(table, np.arange(len(table))):
+        rows[merge.first] = _joined(rows[merge.first], rows.pop(merge.second), table)
     return rows[0]
 
 
@@ -104,11 +115,17 @@ def spectra(whole: Array) -> Spectra:
 
     `whole` (K, K) holds the inner products of the members' whole adapters.
     """
-    centre = np.eye(len(whole)) - 1 / len(whole)
-    return Spectra(_shares(whole), _shares(centre @ whole @ centre)[: len(whole) - 1])
+    return Spectra(_shares(whole, False), _shares(whole, True)[: len(whole) - 1])
 
 
-def _shares(kernel: Array) -> tuple[float, ...]:
-    values = np.linalg.eigvalsh(kernel)[::-1].clip(min=0)
-    total = float(values.sum())
+def _shares(whole: Array, centred: bool) -> tuple[float, ...]:
+    """Leading eigenvalues over the sum of the positive ones; of more than DENSE clients, of all."""
+    count = len(whole)
+    if count > DENSE:
+        values = leading(whole, MODES, centred)[0].clip(min=0)
+        total = float(np.trace(whole)) - (float(whole.sum()) / count if centred else 0.0)
+    else:
+        centre = np.eye(count) - 1 / count if centred else np.eye(count)
+        values = np.linalg.eigvalsh(centre @ whole @ centre)[::-1].clip(min=0)
+        total = float(values.sum())
     return tuple(float(v / total) for v in values[:MODES]) if total > 0 else ()

@@ -23,12 +23,14 @@ from clair_cli.linalg import leading, shortened
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
-from clair_cli.update import LowRankUpdate, combined, energy
+from clair_cli.update import LowRankUpdate, combined, energy, faint
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
 WIDE, PROPORTION = 64, 4
 """Columns that any client may have, and how many times the usual number."""
+COPIES = 8
+"""How many times the distinct clients there may be before copies count as clients of their own."""
 NARROW = 1024
 """Below this width one thread is faster than several: the products are too small to share."""
 
@@ -139,7 +141,7 @@ def _stack(
                     update = read_estimate(adapter, module, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
-        if update is None:
+        if update is None or faint(update):
             update = nothing(adapter, module, dtype, device)
         if update.rank > form.most:
             energies[k] = energy(update)
@@ -177,13 +179,15 @@ class _Form:
     @classmethod
     def of(cls, cohort: Cohort, settings: Settings, module: str) -> _Form:
         """From the headers alone."""
-        ranks = sorted(_rank(adapter, module) for adapter in cohort.clients)
+        first = {a.digest: _rank(a, module) for a in cohort.clients}  # a copy counts once
+        ranks, spec = sorted(first.values()), cohort.clients[0].updates[module]
         most = max(WIDE, PROPORTION * ranks[len(ranks) // 2])
         absolute = all(adapter.updates[module].absolute for adapter in cohort.clients)
-        many = len(ranks) * min(ranks[-1], most) > settings.detection.max_columns
+        # a few copies turn no exact comparison into sketches; very many must not cost their square
+        counted = max(len(ranks), len(cohort.clients) // COPIES)
+        many = counted * min(ranks[-1], most) > settings.detection.max_columns
         if not many or not absolute or settings.exact:
             return cls(module, settings, absolute, most, None)
-        spec = cohort.clients[0].updates[module]
         size = sketch_size(len(ranks), (spec.d_out, spec.d_in))
         return cls(module, settings, absolute, most, size)
 
@@ -199,7 +203,7 @@ class _Form:
             return stack_sketches(self.module, used)
         if not self.absolute:
             used = centred(used, self.settings.seed, numbers)
-        most = 2**62 if self.settings.exact else numbers.max_columns
+        most = 2**62 if self.settings.exact or self.absolute else numbers.max_columns
         stack = stack_module(self.module, used, most, self.settings.seed)
         if self.absolute:
             return stack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,24 @@ class Detection:
         """The modules whose updates mean something by themselves, if there are any; else all."""
         first = self.cohort.clients[0].updates
         return tuple(s for s in self.stacks if first[s.module].absolute) or self.stacks
+
+    @property
+    def counts_as(self) -> Mapping[str, str]:
+        """Every judged client -> the one that it counts as: another one where it has copies."""
+        names = [a.client for a in self.cohort.clients]
+        judged = self.judgement
+        if judged is None or judged.originals is None:
+            return dict(zip(names, names, strict=True))
+        return {name: names[k] for name, k in zip(names, judged.originals, strict=True)}
+
+    @property
+    def only_copied(self) -> frozenset[str]:
+        """The clients of whom nothing is odd but that they have copies."""
+        judged = self.judgement
+        if judged is None or judged.copied is None:
+            return frozenset()
+        pairs = zip(self.cohort.clients, judged.copied, strict=True)
+        return frozenset(a.client for a, copied in pairs if copied)
 
 
 def too_few(cohort: Cohort) -> Reason | None:

@@ -8,7 +8,7 @@ weight per client over all modules: a block of S is a client's whole adapter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Mask
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
+from clair_cli.detection.coherence import coherent, split
 from clair_cli.detection.stacks import ModuleStack, tables
 from clair_cli.linalg import dominant, standing_out
 from clair_cli.progress import Progress, silent
@@ -41,11 +42,25 @@ class SharedSubspace:
     energies: Tensor
     spectrum: Tensor
     total: float
+    sketched: bool = False
 
     @property
     def rank(self) -> int:
         """How many directions are shared, s."""
         return self.vectors.shape[1]
+
+    def of_all(self, counted: Mask, place: NDArray[np.intp]) -> SharedSubspace:
+        """The same in the columns of all K clients, of whom it rests on the `counted` (K,).
+
+        `place` (K,) is where among these each client's energies are.
+        """
+        energies = self.energies[torch.from_numpy(place)]
+        if self.sketched:
+            return replace(self, energies=energies)
+        columns = counted.repeat(len(self.vectors) // int(counted.sum()))
+        vectors = self.vectors.new_zeros(len(columns), self.rank)
+        vectors[torch.from_numpy(columns).to(vectors.device)] = self.vectors
+        return replace(self, vectors=vectors, energies=energies)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +70,8 @@ class Decomposition:
     `weights` (K,) sum to one: M is the weighted mean of the updates; they are equal on `members`, the
     clients with S_k = 0, and zero elsewhere. `subspaces` has U per module. `residuals` (modules, K)
     are ||(I - U U')(Y_k - M)||_F and `norms` (modules, K) are ||Y_k||_F, for Y the updates in units
-    of the module's median norm, capped. `gap` is the last relative change of the objective.
+    of the module's median norm, capped. `gap` is the last relative change of the objective. `counted`
+    (K,) are the clients that it rests on: all but copies.
     """
 
     modules: tuple[str, ...]
@@ -69,6 +85,7 @@ class Decomposition:
     iterations: int
     gap: float
     start: str
+    counted: Mask
 
     def relative_residuals(self) -> NDArray[np.float64]:
         """Residual over norm, (modules, K): 0 is fully explained, 0 too where the update is zero."""
@@ -78,7 +95,7 @@ class Decomposition:
 
     def unexplained(self) -> NDArray[np.float64]:
         """Energy of each client that M and U leave, (K,), in energies of a usual update."""
-        usual = float(np.median((self.norms**2).sum(axis=0)))
+        usual = float(np.median((self.norms[:, self.counted] ** 2).sum(axis=0)))
         lost = (self.residuals**2).sum(axis=0)
         return np.asarray(lost / usual if usual > 0 else lost)
 
@@ -88,6 +105,26 @@ class Decomposition:
         energy = (self.norms[:, self.members] ** 2).sum(axis=1)
         ratio = np.divide(lost, energy, out=np.ones_like(lost), where=energy > 0)
         return np.asarray((1 - ratio).clip(0, 1))
+
+    def of_all(self, originals: NDArray[np.intp]) -> Decomposition:
+        """From the decomposition of the originals alone that of all K clients: copies change nothing.
+
+        `originals` (K,) are the positions of whom each client counts as. Of a copy it says what it
+        says of the original.
+        """
+        who, place = np.unique(originals, return_inverse=True)
+        counted = np.isin(np.arange(len(originals)), who)
+        weights, members = np.zeros(len(originals)), counted.copy()
+        weights[who], members[who] = self.weights, self.members
+        return replace(
+            self,
+            weights=weights,
+            members=members,
+            subspaces=tuple(space.of_all(counted, place) for space in self.subspaces),
+            residuals=self.residuals[:, place],
+            norms=self.norms[:, place],
+            counted=counted,
+        )
 
 
 def decompose(
@@ -152,8 +189,8 @@ def _starts(stacks: Sequence[ModuleStack]) -> dict[str, Mask]:
     kernel = agreement.agreement(inner, overlap, d_out).mean(axis=0)
     count = len(kernel)
     return {
-        "agreement": agreement.split(kernel)[0],
-        "coherent majority": agreement.coherent(kernel, count // 2 + 1),
+        "agreement": split(kernel)[0],
+        "coherent majority": coherent(kernel, count // 2 + 1),
         "all": np.ones(count, bool),
     }
 
@@ -253,6 +290,7 @@ class _Run:
             iterations=self.iterations,
             gap=float(self.gap),
             start=self.name,
+            counted=np.ones(len(members), bool),
         )
 
     def _fit(
@@ -323,7 +361,11 @@ def shared_subspace(
         order = (before.T @ dual).square().sum(dim=0).cpu().double().numpy()
     chosen = torch.from_numpy(np.sort(np.argsort(-order, kind="stable")[:rank]))
     space = SharedSubspace(
-        vectors[:, chosen.to(vectors.device)], energies[:, chosen], values.cpu().double(), total
+        vectors[:, chosen.to(vectors.device)],
+        energies[:, chosen],
+        values.cpu().double(),
+        total,
+        stack.sketched,
     )
     return space, _restart(vectors, start)
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection import agreement
 from clair_cli.detection.agreement import Array, Mask
@@ -21,6 +22,7 @@ from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.groups import Groups
 from clair_cli.detection.tables import Tables
+from clair_cli.detection.without import same_without
 from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName
 from clair_cli.settings import Settings
 
@@ -35,7 +37,8 @@ class Judgement:
     the least score that convicts and the largest that does not, None where nobody is convicted.
     `minorities` are the positions of the members of each, `likeness` how alike two of them are in units
     of the consensus; `causes` is None where unknown. `alike` (K, K) are the cosines of whole adapters
-    where they are `directed`, and else how much two change the same outputs.
+    where they are `directed`, and else how much two change the same outputs. `originals` (K,) are
+    whom each client counts as, `copied` (K,) those of whom nothing is odd but that they have copies.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -51,6 +54,8 @@ class Judgement:
     causes: Causes | None = None
     alike: Array | None = None
     directed: bool = False
+    originals: NDArray[np.intp] | None = None
+    copied: Mask | None = None
 
 
 def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
@@ -80,6 +85,8 @@ def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
         groups.likeness(bench.minorities),
         bench.why,
         *distances.comparable(bench.group),
+        distances.originals,
+        np.array([bench.only_copied(k) for k in range(len(verdicts))]),
     )
 
 
@@ -108,10 +115,12 @@ class _Bench:
     evidence: list[Evidence] = field(init=False)
     scores: Array = field(init=False)
     same: Mask = field(init=False)
+    """[k, j]: whether client k is judged alike without client j."""
     minorities: tuple[tuple[int, ...], ...] = field(init=False)
     why: Causes | None = field(init=False)
     kept: Array | None = field(init=False)
     heads: Array | None = field(init=False)
+    _usual: dict[bytes, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         distances, n = self.distances, self.settings.detection
@@ -120,7 +129,8 @@ class _Bench:
         self.why = distances.causes(self.group)
         self.kept = distances.kept(self.group)
         self.heads = distances.heads.kept(self.group)
-        self.same = self.consensus.same_without(self.scores >= n.limit)
+        same = same_without(self.consensus, self.scores >= n.limit, self.settings.threads)
+        self.same = np.ascontiguousarray(same.T)
         for company in self.groups.companies:
             members = np.isin(distances.originals, company.members)
             said = min(n.limit * company.score / n.addition, n.score_cap)
@@ -146,16 +156,12 @@ class _Bench:
         first = int(self.distances.originals[k])
         return next((g for g in self.minorities if first in g), ())
 
-    # --- verdicts
-
     def verdict(self, k: int) -> Verdict:
         """What is said of client k, and why."""
         n = self.settings.detection
-        zero, score, same = self.consensus.zero[k], float(self.scores[k]), self.same
-        others = np.flatnonzero(
-            self.consensus.distinct & (self.distances.originals[k] != np.arange(len(same)))
-        )
-        stability = float(same[others, k].mean())
+        zero, score, same = self.consensus.zero[k], float(self.scores[k]), self.same[k]
+        others = np.flatnonzero(self._others(k))
+        stability = float(same[others].mean())
         added = any(int(self.distances.originals[k]) in c.members for c in self.groups.companies)
         steady = stability >= n.stable or zero or added
         limit = n.limit if steady else n.unstable * n.limit
@@ -176,27 +182,31 @@ class _Bench:
             limit,
             reasons=(*reasons, *remarks),
             stability=stability,
-            depends_on=tuple(
-                self.distances.tables.clients[j] for j in others[~same[others, k]][:5]
-            ),
+            depends_on=tuple(self.distances.tables.clients[j] for j in others[~same[others]][:5]),
             cause=self._cause(k),
         )
 
     def _cause(self, k: int) -> Cause | None:
         if self.why is None or self.kept is None or self.consensus.zero[k]:
             return None
-        company = np.where(np.arange(len(self.group)) == k, -np.inf, self.why.company[k])
-        near = int(company.argmax())
+        company = np.where(self._others(k), self.why.company[k], -np.inf)
+        copy = self.distances.copies.partner(k)
+        near = int(company.argmax()) if copy is None else copy
         head = self.heads[k] if self.heads is not None else math.nan
         return Cause(
             kind=self._kind(k),
             content=float(self.why.content[k]),
             error=float(self.why.error[k]),
             size=float(self.why.size[k]),
-            company=float(company[near]),
+            company=float(self.why.company[k, near]),
             nearest=self.distances.tables.clients[near],
             head=float(head) if math.isfinite(head) else None,
         )
+
+    def _others(self, k: int) -> Mask:
+        """Who has an update of its own and is not what client k counts as, (K,)."""
+        others = np.arange(len(self.group)) != self.distances.originals[k]
+        return np.asarray(self.consensus.distinct & others)
 
     def _kind(self, k: int) -> CauseName | None:
         """What is odd about client k, the plainest first."""
@@ -206,7 +216,7 @@ class _Bench:
         kept = float(self.kept[k])
         odd = max(float(self.scores[k]), self._score("CLR209", k)) >= n.suspicious
         tests: tuple[tuple[CauseName, bool], ...] = (
-            ("copy", bool(self.distances.twins[k])),
+            ("copy", bool(self.distances.copies.of(k))),
             ("adds", any(first in c.members for c in self.groups.companies)),
             ("head", self._score("CLR210", k) >= n.limit),
             ("opposes", kept < 0),
@@ -248,14 +258,15 @@ class _Bench:
         speaks = [
             e
             for e in sorted(self.evidence, key=lambda e: -e.scores[k])
-            if e.scores[k] >= (s.suspicious if e.decisive else s.limit) and not _said(e, k, s.limit)
+            if e.scores[k] >= (s.suspicious if e.decisive else s.limit)
+            and not e.said_by_a_part(k, s.limit)
         ]
         said = {p.code for e in speaks for p in e.parts}  # what joint evidence says already
         local = next((e for e in speaks if e.code == "CLR204"), None)
         return [
             *self._addition(k),
             *(
-                Reason(e.code_of(k), e.words(k), float(e.values[k]), _side(e.limit))
+                Reason(e.code_of(k), e.words(k), float(e.values[k]), e.bound)
                 for e in speaks
                 if (e.parts or e.code not in said) and (e.code != "CLR204" or e is local)
             ),
@@ -292,33 +303,39 @@ class _Bench:
         return Reason("CLR212", f"{text}: another domain, or a plot", float(len(members)))
 
     def _copies(self, k: int) -> list[Reason]:
-        tables, twins = self.distances.tables, self.distances.twins[k]
-        names = [tables.clients[j] for j in twins]
-        if not names:
+        tables, twins = self.distances.tables, self.distances.copies.of(k)
+        if not twins:
             return []
         same = all(tables.digests[j] == tables.digests[k] for j in twins)
         word = "identical to" if same else "near-duplicate of"
-        return [Reason("CLR205", f"{word} {', '.join(names[:5])}; counted once")]
+        names = ", ".join(tables.clients[j] for j in twins[:5])
+        text = f"{word} {names}: nothing tells which is the original; counted once"
+        return [Reason("CLR205", text)]
+
+    def only_copied(self, k: int) -> bool:
+        """Whether nothing speaks against client k but that it has copies."""
+        calm = self.scores[k] < self.settings.detection.suspicious and not self._group_of(k)
+        copies = self._copies(k)
+        return bool(copies and calm and self._reasons(k) == copies)
 
     def _near(self, k: int) -> list[Reason]:
         """Other clients outside the consensus that k agrees with more than with anyone inside."""
         bad = (self.scores >= self.settings.detection.limit) & ~self.consensus.zero
-        near = [j for j in self._allies(k, bad) if j not in self.distances.twins[k]]
-        if not near:
+        if not (near := self._allies(k, bad)):
             return []
         names = named(self.distances.tables.clients, near)
         return [Reason("CLR208", f"overlaps with {names} more than with anyone in the majority")]
 
     def _allies(self, k: int, bad: Mask) -> list[int]:
-        """Those of `bad` that k agrees with more than with anyone who is not."""
-        zero, kernel = self.consensus.zero, self.distances.kernel
-        bad, good = bad.copy(), ~bad & ~zero
-        bad[k] = good[k] = False
-        if not bad.any() or not good.any() or zero[k]:
+        """Those of `bad` that k agrees with more than with anyone who is not, copies left out."""
+        others, kernel = self._others(k), self.distances.kernel
+        bad, good = bad & others, ~bad & others
+        if not bad.any() or not good.any() or self.consensus.zero[k]:
             return []
         nearest = float(kernel[k, good].max())
-        usual = float(np.median(kernel[np.ix_(good, good)]))
-        least = max(nearest, self.settings.detection.ally_agreement * usual)
+        if (key := good.tobytes()) not in self._usual:
+            self._usual[key] = float(np.median(kernel[np.ix_(good, good)]))
+        least = max(nearest, self.settings.detection.ally_agreement * self._usual[key])
         return [int(j) for j in np.flatnonzero(bad & (kernel[k] > least))]
 
     # --- remarks on the cohort
@@ -381,13 +398,3 @@ class _Bench:
             "nobody can tell which side is right"
         )
         return [Reason("CLR303", text, (count - inside) / count, 0.5)]
-
-
-def _said(e: Evidence, k: int, limit: float) -> bool:
-    """Whether one part of joint evidence says it alone."""
-    return any(p.scores[k] >= limit for p in e.parts)
-
-
-def _side(limit: tuple[float, float]) -> float | None:
-    finite = [x for x in limit if math.isfinite(x)]
-    return finite[-1] if finite else None

@@ -25,9 +25,9 @@ OTHER_WEIGHTS = ("pytorch_lora_weights.safetensors", "adapters.safetensors")
 """Of diffusers and of mlx-lm."""
 CONFIG = "adapter_config.json"
 CARD = "README.md"
-SHARD = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"adapter_model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 FULL_MODEL = re.compile(r"(?:pytorch_|diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors")
-CHECKPOINT = re.compile(r"(?:checkpoint-|epoch_)(\d{1,18})")
+CHECKPOINT = re.compile(r"(?:checkpoint-|epoch_)([0-9]{1,18})")
 """Of the Hugging Face trainer and of torchtune."""
 REPLICATE = re.compile(r"rep-[A-Za-z0-9._-]{1,64}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -26,7 +26,7 @@ from clair_cli.formats.safetensors_file import FLOATS
 from clair_cli.output.publish import write_bytes
 from clair_cli.settings import Settings
 
-FACTOR_NAME = re.compile(r"(.+)\.lora_([ab])(?:\.(\d{1,9}))?", re.DOTALL)
+FACTOR_NAME = re.compile(r"(.+)\.lora_([ab])(?:\.([0-9]{1,9}))?", re.DOTALL)
 MAX_UPDATES = 100_000
 """Twice what 58 layers of 256 experts have."""
 AGAIN = "save the adapter again, whole"
@@ -66,7 +66,7 @@ def _parameters(config: Mapping[str, Any] | None) -> tuple[int, float, str | Non
     if config is None:
         text = f"{CONFIG}: missing, so the scale is unknown"
         raise ConfigInvalid(
-            f"{text}; put mlx-lm's own beside the adapter, or give it with --config"
+            f"{text}; put mlx-lm's own beside the adapter, or give it with --adapter-config"
         )
     kind = config.get("fine_tune_type", "lora")
     if kind == "full":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -104,7 +105,7 @@ def is_own(folder: Path, name: str, most: int) -> bool:
             return False
         own = [f for n, f in listed.items() if n.startswith(f"{name}/")]
         fits = bool(own) and sum(f.size for f in own) <= most
-        return fits and all(facts(folder / f.name)["sha256"] == f.sha256 for f in own)
+        return fits and all(facts(folder / f.name, f.size)["sha256"] == f.sha256 for f in own)
     except OSError:
         return False
 
@@ -241,13 +242,14 @@ def _opened(path: Path) -> Iterator[int]:
 def facts(path: Path, expected: int | None = None) -> dict[str, Any]:
     """Size and sha256 of a regular file; a file of another size than `expected` is not read.
 
-    Raises OSError.
+    Of one that grows meanwhile no more is read than shows it. Raises OSError.
     """
     digest, size = hashlib.sha256(), 0
     with _opened(path) as fd:
         if expected not in (None, there := os.fstat(fd).st_size):
             return {"size": there, "sha256": None}
-        while chunk := os.read(fd, 2**20):
+        most = math.inf if expected is None else expected + 1
+        while size < most and (chunk := os.read(fd, 2**20)):
             digest.update(chunk)
             size += len(chunk)
     return {"size": size, "sha256": digest.hexdigest()}

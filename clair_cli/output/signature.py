@@ -111,9 +111,13 @@ def statement(folder: Path, version: str) -> dict[str, Any]:
     """What in-toto calls a statement, with SLSA's provenance, of an output of clair."""
     report = json.loads((folder / REPORT).read_bytes())
     listed = manifest.load_manifest(folder)
-    written = {f.name: f.sha256 for f in listed.files} if listed else {}
-    written[MANIFEST] = manifest.facts(folder / MANIFEST)["sha256"]
-    subjects = [{"name": n, "digest": {"sha256": written[n]}} for n in sorted(written)]
+    written = {f.name: (f.size, f.sha256) for f in listed.files} if listed else {}
+    own = manifest.facts(folder / MANIFEST)
+    written[MANIFEST] = (own["size"], own["sha256"])
+    subjects = [
+        {"name": name, "digest": {"sha256": sha256}, "annotations": {"size": size}}
+        for name, (size, sha256) in sorted(written.items())
+    ]
     inputs = [
         {"name": f"{client['id']}/{file['name']}", "digest": {"sha256": file["sha256"]}}
         for client in report["inputs"]["clients"]
@@ -156,8 +160,7 @@ def compared(out: Path, key: Ed25519PublicKey) -> tuple[int, Differences]:
 def _compared(out: Path, key: Ed25519PublicKey) -> tuple[int, Differences]:
     try:
         payload = _payload(out, key)
-        subjects = json.loads(payload)["subject"]
-        wanted = {str(s["name"]): {"sha256": s["digest"]["sha256"]} for s in subjects}
+        wanted = {str(s["name"]): _signed_facts(s) for s in json.loads(payload)["subject"]}
     except UsageError as why:
         total, found = manifest.compared(out)
         return total + 1, sorted([(STATEMENT, str(why)), *found])
@@ -165,6 +168,14 @@ def _compared(out: Path, key: Ed25519PublicKey) -> tuple[int, Differences]:
         total, found = manifest.compared(out)
         return total + 1, sorted([(STATEMENT, "not a statement of clair"), *found])
     return manifest.compared_with(out, wanted, {STATEMENT}, ("in the signed statement", "signed"))
+
+
+def _signed_facts(subject: Any) -> dict[str, Any]:
+    """Size and sha256 of a file in the statement. Raises ValueError, KeyError or TypeError."""
+    size, sha256 = subject["annotations"]["size"], subject["digest"]["sha256"]
+    if type(size) is not int or type(sha256) is not str:
+        raise ValueError("no size and sha256 of a file")
+    return {"size": size, "sha256": sha256}
 
 
 def _payload(out: Path, key: Ed25519PublicKey) -> bytes:

@@ -7,8 +7,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from clair_cli.cohort import Adapter, Cohort
+from clair_cli.decimals import decimal
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
@@ -16,6 +18,7 @@ from clair_cli.strict_json import parse_object, read_bounded
 
 MAX_BYTES = 16 * 2**20
 HEADER = ["client", "count"]
+NOBODY: Mapping[str, str] = MappingProxyType({})
 DATA_POOR = ("lacks", "noisy")
 """Causes that clients with little data have in common with weak poison: who has them only receives."""
 
@@ -72,8 +75,8 @@ def _pair(row: list[str]) -> tuple[str, str]:
 
 def _count(path: Path, client: str, value: object) -> float:
     try:
-        count = float(value) if isinstance(value, str | int | float) else math.nan
-    except (ValueError, OverflowError):
+        count = decimal(value.strip(" \t")) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError):
         count = math.nan
     if isinstance(value, bool) or not (math.isfinite(count) and 0 < count <= 1e15):
         text = f"the count of {client[:60]!r} is {str(value)[:40]!r}, expected a positive number"
@@ -87,11 +90,14 @@ def recipients(
     settings: Settings,
     counts: Mapping[str, float],
     gone: Collection[str] = (),
+    copied: Mapping[str, str] = NOBODY,
 ) -> Recipients:
     """Benign clients, changed by --include and --exclude, and suspicious ones that only receive.
 
     Suspicious ones receive where they do no more than lack a part of what the others share, as clients
-    with little data do; all of them with `refine_suspicious`; none of those that are `gone`.
+    with little data do; all of them with `refine_suspicious`; none of those that are `gone`. Those who
+    are suspicious as copies alone, `copied` (client -> whom it counts as), receive, and of those that
+    count as one the first counts in the means: else a copy would take both from who was copied.
     Raises UsageError for names that are no usable client and for missing counts, NoVerdict where nobody
     is left.
     """
@@ -99,11 +105,13 @@ def recipients(
     usable = [a.client for a in cohort.clients]
     _known("--include", settings.include, usable)
     _known("--exclude", settings.exclude, verdicts)
+    left_out = {*settings.exclude, *gone}
     given = {c for c in usable if verdicts[c] == "benign"} | set(settings.include)
+    given |= _once(copied, settings.include, left_out, counts)
     poor = {c.client for c in said if c.cause is not None and c.cause.kind in DATA_POOR}
     odd = {c for c in usable if verdicts[c] == "suspicious"}
-    got = given | (odd if settings.refine_suspicious else odd & poor)
-    given, got = (who.difference(settings.exclude, gone) for who in (given, got))
+    got = given | copied.keys() | (odd if settings.refine_suspicious else odd & poor)
+    given, got = given - left_out, got - left_out
     if not given:
         why = "left after --exclude" if settings.exclude else "benign"
         raise NoVerdict(f"no client is {why}: there is nothing to refine; see `clair detect`")
@@ -113,24 +121,51 @@ def recipients(
     return _counted(cohort, given, got, counts)
 
 
+def _once(
+    copied: Mapping[str, str],
+    included: Collection[str],
+    left_out: Collection[str],
+    counts: Mapping[str, float],
+) -> set[str]:
+    """The first of every clients that count as one, but for those who are left out, and of these one
+    with a count, if any has; nobody of them where one is included by name."""
+    first: dict[str, str] = {}
+    for client, original in sorted(copied.items(), key=lambda pair: pair[0] not in counts):
+        if client not in left_out:
+            first.setdefault(original, client)
+    known = {copied[c] for c in included if c in copied}
+    return {client for original, client in first.items() if original not in known}
+
+
 def minorities(
     groups: Sequence[Collection[str]],
     said: Sequence[Verdict],
     cohort: Cohort,
     settings: Settings,
     counts: Mapping[str, float],
+    counts_as: Mapping[str, str] = NOBODY,
+    gone: Collection[str] = (),
 ) -> tuple[Recipients, ...]:
     """The members of every minority, each refined within itself; who is included is the majority's.
 
-    `groups` are the members of each by name. Raises UsageError for missing counts.
+    `groups` are the members of each by name. Copies of them, by `counts_as` (client -> whom it counts
+    as), receive, and each counts once; none of those that are `gone`. Raises UsageError for missing
+    counts.
     """
-    verdicts = {c.client: c.verdict for c in said}
-    gone = {*settings.include, *settings.exclude}
-    apart = [{c for c in g if verdicts.get(c) == "minority"} - gone for g in groups]
-    apart = [members for members in apart if members]
-    if settings.weights is not None:
-        _counts_of(set().union(*apart), counts)
-    return tuple(_counted(cohort, members, members, counts) for members in apart)
+    left_out = {*settings.include, *settings.exclude, *gone}
+    found = []
+    for group in groups:
+        theirs = {
+            c.client: counts_as.get(c.client, c.client)
+            for c in said
+            if c.verdict == "minority" and counts_as.get(c.client, c.client) in group
+        }
+        giving = _once(theirs, (), left_out, counts)
+        if settings.weights is not None:
+            _counts_of(giving, counts)
+        if giving:
+            found.append(_counted(cohort, giving, theirs.keys() - left_out, counts))
+    return tuple(found)
 
 
 def _counts_of(clients: Collection[str], counts: Mapping[str, float]) -> None:
@@ -149,11 +184,19 @@ def _counted(
     return Recipients(clients, weights)
 
 
-def remarks(said: Sequence[Verdict], who: Recipients, settings: Settings) -> list[str]:
-    """What the choices of the user changed, in sentences."""
+def remarks(
+    said: Sequence[Verdict],
+    who: Recipients,
+    settings: Settings,
+    copied: Mapping[str, str] = NOBODY,
+) -> list[str]:
+    """What the choices of the user changed, and what is done to the `copied`, in sentences."""
     verdicts = {c.client: c.verdict for c in said}
     odd = [f"{c} ({verdicts[c]})" for c in settings.include if verdicts[c] != "benign"]
+    got = {a.client for a in who.clients}
     changed = {
+        "copies of each other, each refined, which count once in the means; --exclude leaves out the "
+        "one that is not genuine": [c for c in copied if c in got and c not in settings.include],
         "counted as benign because of --include": odd,
         "left out because of --exclude": list(settings.exclude),
         "most of the weight is one client's: --weights": [

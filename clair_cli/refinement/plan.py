@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Cohort, Start
@@ -146,9 +147,10 @@ def plan_refinement(
     AdapterError where an input changed, and LeftOut where planning fails with some.
     """
     cohort = found.cohort
+    copied = {c: found.counts_as[c] for c in cohort.ids if c in found.only_copied}
     who = (
-        recipients(verdicts, cohort, settings, counts, gone),
-        *minorities(_minorities(found, gone), verdicts, cohort, settings, counts),
+        recipients(verdicts, cohort, settings, counts, gone, copied),
+        *minorities(_minorities(found), verdicts, cohort, settings, counts, found.counts_as, gone),
     )
     looking = _Looking(found, settings, _writing_dtype(cohort, settings))
     groups = tuple(
@@ -160,7 +162,7 @@ def plan_refinement(
         modules=cohort.modules,
         settings=settings,
         remarks=(
-            *remarks(verdicts, who[0], settings),
+            *remarks(verdicts, who[0], settings, copied),
             *_replicates_say(first.giving, first.known, settings),
             *_dora_says([a for group in groups for a in group.clients]),
         ),
@@ -170,10 +172,10 @@ def plan_refinement(
     )
 
 
-def _minorities(found: Detection, gone: Collection[str]) -> list[set[str]]:
-    """The members of every minority, by name, without those that are `gone`."""
+def _minorities(found: Detection) -> list[set[str]]:
+    """The members of every minority, by name."""
     groups = found.judgement.minorities if found.judgement is not None else ()
-    return [{found.cohort.clients[k].client for k in g}.difference(gone) for g in groups]
+    return [{found.cohort.clients[k].client for k in g} for g in groups]
 
 
 class _Looking:
@@ -206,6 +208,8 @@ class _Looking:
         full = full_matrices(who, settings, device)
         stand = even(giving) if relative else self._standing(here, giving, full)
         labels = self._own_labels(who, stand, full)
+        place = self._places(who)
+        stand, labels = stand.as_at(place), None if labels is None else labels[place]
         least = settings.refinement.label_prior
         others = 0.0 if labels is None else float((labels[giving] >= least).mean())
         known = look(
@@ -230,12 +234,22 @@ class _Looking:
             shrinkages=shrinkages,
             keeps=tuple(_keeps(h, stand, labels, others, settings) for h in shrinkages),
             mixes=tuple(
-                _mixing(h, known, giving) if h.side == "client" else None for h in shrinkages
+                _mixing(h, known, giving)[place] if h.side == "client" else None for h in shrinkages
             ),
             error_scales={c: s * known.lack**0.5 for c, s in noise.scales.items()} if noise else {},
             known=known,
             full=full,
         )
+
+    def _places(self, who: Recipients) -> NDArray[np.intp]:
+        """Where in the group the client is whose share each gets, (K,): a copy's is its original's."""
+        originals = [self.found.counts_as[a.client] for a in who.clients]
+        giving = {o: k for k, o in enumerate(originals) if who.giving[k]}
+        found = [
+            k if gives else giving.get(o, k)
+            for k, (o, gives) in enumerate(zip(originals, who.giving, strict=True))
+        ]
+        return np.array(found, dtype=np.intp)
 
     def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Array | None:
         """How far each client has labels of its own; None where no heads tell."""

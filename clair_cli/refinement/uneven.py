@@ -8,9 +8,10 @@ client has beyond it is estimation error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
@@ -51,6 +52,16 @@ class Standing:
         usual = numbers.usual_error if sure else numbers.unsure_error
         beyond = usual / np.maximum(self.error, usual)
         return np.asarray(beyond**numbers.error_power)
+
+    def as_at(self, place: NDArray[np.intp]) -> Standing:
+        """The same, but of each client what is said of the one at `place` (K,); weights stay."""
+        return replace(
+            self,
+            content=self.content[place],
+            error=self.error[place],
+            company=self.company[place],
+            short=self.short[place],
+        )
 
 
 def even(givers: Mask) -> Standing:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from clair_cli.errors import UsageError
 from clair_cli.reasons import Rule
 from clair_cli.renderers import (
+    configured,
     explanation,
     inspection,
     json,
@@ -23,6 +24,7 @@ from clair_cli.renderers import (
 from clair_cli.renderers.safe import visible
 from clair_cli.report import Report
 from clair_cli.results import (
+    Configured,
     Explained,
     InspectedFolder,
     Inspection,
@@ -60,6 +62,7 @@ Record: TypeAlias = (
     | Explained
     | Rule
     | Rules
+    | Configured
 )
 Renderer = Callable[[Record], str]
 
@@ -74,6 +77,7 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     Explained: {"text": explanation.as_text, "json": explanation.as_json},
     Rule: {"text": explanation.rule_as_text, "json": explanation.rule_as_json},
     Rules: {"text": explanation.rules_as_text, "json": explanation.rules_as_json},
+    Configured: {"text": configured.as_text, "json": configured.as_json},
 }
 """How each record is written in each format."""
 

@@ -22,7 +22,8 @@ SEVERITY: dict[Standing, str] = {
 
 
 def as_github(report: Report) -> str:
-    """One workflow command per client: an error where the gate fails on it, else a warning.
+    """One workflow command per client: an error where the gate fails on it, else a warning, or a notice
+    where it is accepted.
 
     GitHub shows ten of each per step, so codes of one client share a line.
     """
@@ -36,14 +37,16 @@ def as_github(report: Report) -> str:
 
 def _command(found: list[Finding], fails: bool) -> str:
     first, codes = found[0], ", ".join(safe_text(f.code) for f in found)
-    said = f"{first.head}: {'; '.join(f.text for f in found)}"
+    why = "" if first.accepted is None else f"accepted, {first.accepted}; "
+    said = f"{first.head}: {why}{'; '.join(f.text for f in found)}"
     properties = {
         "file": one_line(first.place),
         "line": "1",
         "title": f"clair: {first.standing} ({codes})",
     }
     shown = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::{'error' if fails else 'warning'} {shown}::{_data(said)}"
+    word = "error" if fails else "warning" if first.accepted is None else "notice"
+    return f"::{word} {shown}::{_data(said)}"
 
 
 def _data(text: str) -> str:
@@ -62,7 +65,7 @@ def as_gitlab(report: Report) -> str:
             "description": f.message,
             "check_name": safe_text(f.code),
             "fingerprint": f.fingerprint,
-            "severity": SEVERITY[f.standing],
+            "severity": SEVERITY[f.standing if f.accepted is None else "note"],
             "location": {"path": one_line(f.place), "lines": {"begin": 1}},
         }
         for f in findings(report)

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 
 from rich.text import Text
 
+from clair_cli.accepted import Accepted
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import as_high, few, folded, many, percent
+from clair_cli.renderers.words import as_high, decision, few, folded, many, percent
 from clair_cli.report import Report, Verdict
 
+ACCEPTED = "accepted"
+"""What stands for the verdict on a client that somebody has decided about."""
 STYLES = {
     "contaminated": "bold red",
     "broken": "bold magenta",
@@ -18,12 +21,14 @@ STYLES = {
     "suspicious": "yellow",
     "benign": "green",
     "no verdict": "bold yellow",
+    ACCEPTED: "bold blue",
 }
 ORDER = ("contaminated", "broken", "minority", "suspicious", "benign")
 FEW = 3
 """Broken clients of one reason that are listed by name."""
 COPY = "CLR205"
 """The code of a client that is a copy of another."""
+COPIES = "copies of one adapter: nothing tells which is the original; counted once"
 MOST_COPIES = 12
 """Copies of one adapter that are listed by name."""
 NARROWEST = 60
@@ -70,17 +75,22 @@ def table(report: Report, verbose: bool, width: int | None) -> list[Text]:
 
 def _rows(report: Report, verbose: bool) -> list[_Row]:
     shown = [c for c in report.clients if verbose or c.verdict != "benign"]
-    shown.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else 0, -(c.score or 0)))
+    shown.sort(key=lambda c: (c.accepted is not None, *_rank(c)))
     if verbose:
         return [_row(client) for client in shown]
     rows = [_row(c[0]) if len(c) == 1 else _set(c) for c in _copied(shown)]
     return _alike(rows) + _benign([c for c in report.clients if c.verdict == "benign"])
 
 
+def _rank(client: Verdict) -> tuple[int, float]:
+    return ORDER.index(client.verdict) if client.verdict else 0, -(client.score or 0)
+
+
 def _row(client: Verdict) -> _Row:
     score = "-" if client.score is None else f"{client.score:.1f}"
     limit = "-" if client.limit is None else f"{client.limit:.1f}"
-    reasons = [safe_text(r.message) for r in client.reasons]
+    decided = [decision(client.accepted, str(client.verdict))] if client.accepted else []
+    reasons = [*decided, *(safe_text(r.message) for r in client.reasons)]
     if client.depends_on and client.stability is not None and client.stability < 0.5:
         names = ", ".join(map(safe_text, client.depends_on))
         stable = f"stability {percent(client.stability)}"
@@ -88,11 +98,12 @@ def _row(client: Verdict) -> _Row:
     if client.rarity is not None:
         reasons.append(as_high(client.rarity))
     name = safe_text(client.client)
-    return _Row(client.verdict or "no verdict", name, score, limit, tuple(reasons))
+    word = ACCEPTED if client.accepted else client.verdict or "no verdict"
+    return _Row(word, name, score, limit, tuple(reasons))
 
 
 def _copied(clients: list[Verdict]) -> list[list[Verdict]]:
-    """The clients in their order, copies of one adapter with one verdict together."""
+    """The clients in their order, copies of one adapter with one verdict and decision together."""
     copies = {c.client: c for c in clients if any(r.code == COPY for r in c.reasons)}
     first: dict[str, str] = {}
     for client in copies.values():
@@ -102,9 +113,10 @@ def _copied(clients: list[Verdict]) -> list[list[Verdict]]:
             _first(first, near if near in copies else client.client),
         }
         first |= dict.fromkeys(ends, min(ends))
-    sets: dict[tuple[str, str | None], list[Verdict]] = {}
+    sets: dict[tuple[str, str | None, Accepted | None], list[Verdict]] = {}
     for client in clients:
-        sets.setdefault((_first(first, client.client), client.verdict), []).append(client)
+        same = (_first(first, client.client), client.verdict, client.accepted)
+        sets.setdefault(same, []).append(client)
     return list(sets.values())
 
 
@@ -121,7 +133,7 @@ def _set(copies: list[Verdict]) -> _Row:
     names = few([safe_text(c.client) for c in copies], MOST_COPIES)
     said = [{r.message for r in c.reasons} for c in copies[1:]]
     common = [r for r in copies[0].reasons if all(r.message in others for others in said)]
-    reasons = ("copies of one adapter", *(safe_text(r.message) for r in common), *row.reasons)
+    reasons = (COPIES, *(safe_text(r.message) for r in common), *row.reasons)
     scores = sorted(c.score for c in copies if c.score is not None)
     ends = dict.fromkeys(f"{scores[end]:.1f}" for end in (0, -1)) if scores else ["-"]
     name = f"set of {len(copies)}: {names}"

@@ -10,7 +10,7 @@ from clair_cli._version import __version__
 from clair_cli.reasons import Rule, plain
 from clair_cli.records import encode
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import aligned, as_high, folded, percent
+from clair_cli.renderers.words import aligned, as_high, decision, folded, percent
 from clair_cli.report import Reason, Verdict
 from clair_cli.results import Explained, Explanation, Rules
 
@@ -83,6 +83,8 @@ def _client(one: Explanation) -> Iterator[str]:
     )  # fmt: skip
     yield f"{safe_text(said.client)}: {said.verdict or 'no verdict'}{points}"
     yield f"  {MEANING[said.verdict]}"
+    if said.accepted is not None:
+        yield f"  accepted: {decision(said.accepted, str(said.verdict))}"
     if said.rarity is not None:
         yield f"  how rare: {as_high(said.rarity)}"
     if said.stability is not None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clair_cli.reasons import RULES, SEVERITIES, Severity, Standing
+from clair_cli.reasons import SEVERITIES, Severity, Standing
 from clair_cli.renderers.safe import safe_text
-from clair_cli.report import Reason, Report, Verdict
+from clair_cli.renderers.words import numbers
+from clair_cli.report import Reason, Report, Verdict, is_note
 
 WORST_FIRST: tuple[Standing, ...] = (
     "no verdict",
@@ -36,6 +37,8 @@ class Finding:
     head: str
     text: str
     place: str
+    accepted: str | None = None
+    """Why somebody has accepted it, on one line."""
 
     @property
     def message(self) -> str:
@@ -66,20 +69,22 @@ def notes(report: Report) -> list[tuple[str | None, Reason]]:
     """What changes no verdict: remarks on all clients (None), and notes on single ones."""
     remarks = report.population.findings[: -1 if report.status == "no_verdict" else None]
     found: list[tuple[str | None, Reason]] = [(None, r) for r in remarks]
-    return found + [(c.client, r) for c in report.clients for r in c.reasons if _is_note(c, r)]
+    return found + [(c.client, r) for c in report.clients for r in c.reasons if is_note(c, r)]
 
 
 def _of_client(client: Verdict, place: str) -> Iterator[Finding]:
     if client.verdict is None or client.verdict not in WORST_FIRST:
         return
+    why = safe_text(client.accepted.reason) if client.accepted else None
     said: dict[str, list[str]] = {}
     for reason in client.reasons:
-        if not _is_note(client, reason):
+        if not is_note(client, reason):
             said.setdefault(reason.code, []).append(reason.message)
+    measured = f" ({found})" if (found := numbers(client)) else ""
     for code, messages in (said or {client.verdict: ["no reason given"]}).items():
-        head = f"{safe_text(client.client)} is {client.verdict}{_numbers(client)}"
+        head = f"{safe_text(client.client)} is {client.verdict}{measured}"
         text = "; ".join(map(safe_text, messages))
-        yield Finding(client.client, code, client.verdict, head, text, place)
+        yield Finding(client.client, code, client.verdict, head, text, place, why)
 
 
 def _of_all(report: Report) -> Iterator[Finding]:
@@ -89,23 +94,6 @@ def _of_all(report: Report) -> Iterator[Finding]:
         code, text = (last[0].code, safe_text(last[0].message)) if last else ("no verdict", "")
         why = text or "no reason given"
         yield Finding(None, code, "no verdict", "no verdict", why, root(report))
-
-
-def _is_note(client: Verdict, reason: Reason) -> bool:
-    """A note on this client: on one that is not found odd, or by a code that has not made it so."""
-    if client.verdict not in WORST_FIRST:
-        return True
-    rule = RULES.get(reason.code)
-    standings = rule.standings if rule else ()
-    if rule is None or client.verdict in standings:
-        return False
-    return reason.code.startswith("CLR1") or set(standings) <= {"note", "remark"}
-
-
-def _numbers(client: Verdict) -> str:
-    if client.score is None or client.limit is None:
-        return ""
-    return f" (score {client.score:.1f}, limit {client.limit:.1f})"
 
 
 # --- where a client lies

@@ -6,6 +6,7 @@ from xml.etree import ElementTree as xml
 
 from clair_cli.renderers.safe import one_line, safe_text
 from clair_cli.renderers.text import verdict_line
+from clair_cli.renderers.words import decision, numbers
 from clair_cli.report import Report, Verdict, failing
 
 TOGETHER = "all clients together"
@@ -16,7 +17,7 @@ def render(report: Report) -> str:
     """A suite that fails where the gate does.
 
     A client that the gate fails on is a failure, or an error where it is broken. A broken one that the
-    gate lets through, and one without a verdict, is skipped.
+    gate lets through, one that is accepted, and one without a verdict, is skipped.
     """
     failed = {c.client for c in failing(report, str(report.settings.get("fail_on", "never")))}
     suite = xml.Element("testsuite")
@@ -40,7 +41,9 @@ def _case(report: Report, client: Verdict, fails: bool) -> xml.Element:
     reasons = [safe_text(f"{r.code} {r.message}") for r in client.reasons]
     head = _head(client)
     broken = client.verdict == "broken"
-    if fails or broken or client.verdict is None:
+    if client.accepted is not None:
+        head = f"{head}; {decision(client.accepted, str(client.verdict))}"
+    if fails or broken or client.accepted is not None or client.verdict is None:
         kind = ("error" if broken else "failure") if fails else "skipped"
         found = xml.SubElement(case, kind, type=client.verdict or "no verdict", message=head)
         found.text = "; ".join(reasons)
@@ -50,9 +53,10 @@ def _case(report: Report, client: Verdict, fails: bool) -> xml.Element:
 
 
 def _head(client: Verdict) -> str:
-    if client.score is None or client.limit is None:
-        return client.verdict or "no verdict"
-    return f"{client.verdict}: score {client.score:.1f}, limit {client.limit:.1f}"
+    said = numbers(client)
+    return (
+        f"{client.verdict}: {said}" if client.verdict and said else client.verdict or "no verdict"
+    )
 
 
 def _counts(report: Report, suite: xml.Element) -> dict[str, str]:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from itertools import accumulate
 
-from clair_cli.renderers.clients import ORDER
+from clair_cli.renderers.clients import ACCEPTED, ORDER
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, headline, verdict_line
-from clair_cli.renderers.words import many
+from clair_cli.renderers.words import as_high, decision, many
 from clair_cli.report import Report, Verdict
 
 ROOM = 500_000
@@ -25,7 +25,7 @@ def render(report: Report) -> str:
     """A heading with the bottom line, a table of all but the benign, and what else there is to say."""
     lines = [f"## clair: {escaped(verdict_line(report))}", "", escaped(headline(report)), ""]
     found = [c for c in report.clients if c.verdict != "benign"]
-    found.sort(key=lambda c: (ORDER.index(c.verdict) if c.verdict else -1, -(c.score or 0)))
+    found.sort(key=_rank)
     if found:
         rows = list(_fitting([_row(client) for client in found]))
         lines += ["| verdict | client | score | limit | why |", "|---|---|--:|--:|---|", *rows, ""]
@@ -37,11 +37,20 @@ def render(report: Report) -> str:
     return "\n".join([*lines, escaped(accounted(report)), ""])
 
 
+def _rank(client: Verdict) -> tuple[bool, int, float]:
+    verdict = ORDER.index(client.verdict) if client.verdict else -1
+    return client.accepted is not None, verdict, -(client.score or 0)
+
+
 def _row(client: Verdict) -> str:
     score = "" if client.score is None else f"{client.score:.1f}"
     limit = "" if client.limit is None else f"{client.limit:.1f}"
-    why = "<br>".join(escaped(f"{r.code} {r.message}") for r in client.reasons)
-    cells = (client.verdict or "no verdict", escaped(client.client), score, limit, why)
+    verdict = client.verdict or "no verdict"
+    said = [decision(client.accepted, verdict)] if client.accepted else []
+    said += [f"{r.code} {r.message}" for r in client.reasons]
+    said += [as_high(client.rarity)] if client.rarity else []
+    why = "<br>".join(map(escaped, said))
+    cells = (ACCEPTED if client.accepted else verdict, escaped(client.client), score, limit, why)
     return f"| {' | '.join(cells)} |"
 
 

@@ -105,6 +105,7 @@ def _help(rule: Rule | None, seen: str) -> dict[str, str]:
 
 
 def _result(found: Finding, rule: int) -> dict[str, Any]:
+    decided = {} if found.accepted is None else {"suppressions": [_suppression(found.accepted)]}
     location = {"artifactLocation": {"uri": _uri(found.place)}, "region": REGION}
     return {
         "ruleId": safe_text(found.code),
@@ -113,7 +114,13 @@ def _result(found: Finding, rule: int) -> dict[str, Any]:
         "message": {"text": _message(found.message)},
         "locations": [{"physicalLocation": location}],
         "partialFingerprints": {"primaryLocationLineHash": f"{found.fingerprint[:32]}:1"},
+        **decided,
     }
+
+
+def _suppression(why: str) -> dict[str, str]:
+    """A decision that stands outside of what was looked at (SARIF 2.1.0, section 3.35)."""
+    return {"kind": "external", "status": "accepted", "justification": why}
 
 
 def _invocation(report: Report, left_out: int) -> dict[str, Any]:

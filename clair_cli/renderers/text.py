@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
 
 from rich.console import Console
@@ -68,14 +68,17 @@ def verdict_line(report: Report) -> str:
 
 def _decided(report: Report, fail_on: str) -> str:
     """How many the gate is about that somebody has decided about."""
-    names, included = (
-        [c.client for c in gate(report, fail_on)],
-        report.settings.get("include") or (),
-    )
-    benign = sum(name in included for name in names)
+    included = report.settings.get("include") or ()
+    about = [c for c in gate(report, fail_on) if c.client not in included]
+    benign, accepted = len(gate(report, fail_on)) - len(about), sum(map(_is_accepted, about))
+    rest = len(about) - accepted
     but = f" but {benign} that --include counts as benign" if benign else ""
-    rest = len(names) - benign
+    but += f"{',' if but else ' but'} {accepted} accepted" if accepted else ""
     return f"{but}, and {rest} known from the baseline" if rest else but
+
+
+def _is_accepted(client: Verdict) -> bool:
+    return client.accepted is not None
 
 
 def _style(report: Report) -> str:
@@ -161,9 +164,9 @@ def _modules(report: Report) -> list[str]:
 
 def timings(report: Report) -> list[str]:
     """What the seconds of the run were spent on, the most first; nothing of a report without it."""
-    spent: Mapping[str, float] = report.run.get("timings") or {}
-    whole = sum(spent.values()) or 1.0
-    most = sorted(spent.items(), key=lambda item: -item[1])
+    spent = [(str(t["what"]), float(t["seconds"])) for t in report.run.get("timings") or ()]
+    whole = sum(seconds for _, seconds in spent) or 1.0
+    most = sorted(spent, key=lambda row: -row[1])
     rows = [(what, f"{seconds:.2f} s", percent(seconds / whole)) for what, seconds in most]
     return aligned(rows, right=(1, 2)) if rows else []
 
@@ -176,9 +179,15 @@ def accounted(report: Report) -> str:
     parts = [f"{counts[v]} {v}" for v in shown]
     if said < total:
         parts.append(f"{total - said} without a verdict")
+    decided = sum(map(_is_accepted, report.clients))
+    said_so = f"{', '.join(parts)}{f'; {decided} of them accepted' if decided else ''}"
+    return f"{total} of {total} clients accounted for: {said_so}.{apart(report)}"
+
+
+def apart(report: Report) -> str:
+    """A sentence on entries that are no clients, with a blank before it; nothing without such."""
     empty = len(_empty(report))
-    apart = f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
-    return f"{total} of {total} clients accounted for: {', '.join(parts)}.{apart}"
+    return f" {many(empty, 'entry', 'entries')} without an adapter." if empty else ""
 
 
 def counted(clients: Sequence[Verdict]) -> list[str]:

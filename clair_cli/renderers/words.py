@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from clair_cli.accepted import Accepted
 from clair_cli.renderers.safe import safe_text
-from clair_cli.report import Rarity
+from clair_cli.report import Rarity, Verdict
 
 SHARES = {
     1 / 10: "a tenth",
@@ -55,6 +56,20 @@ def as_high(rarity: Rarity) -> str:
     else:
         who = f"1 in {of / hits:.0f}" if hits / of < OFTEN else f"{percent(hits / of)} of"
     return f"{who} honest clients of the benchmark scored as high"
+
+
+def decision(made: Accepted, verdict: str) -> str:
+    """Why somebody has accepted a client, and what it would be otherwise."""
+    until = f" until {made.until}" if made.until else ""
+    return f"{safe_text(made.reason)} (accepted{until}; {verdict} by {', '.join(made.codes)})"
+
+
+def numbers(client: Verdict) -> str:
+    """Its score, its limit, and how rare the score is among honest clients; nothing without a score."""
+    if client.score is None or client.limit is None:
+        return ""
+    said = f"score {client.score:.1f}, limit {client.limit:.1f}"
+    return said if client.rarity is None else f"{said}, {as_high(client.rarity)}"
 
 
 def span(values: Iterable[int]) -> str:

@@ -78,6 +78,15 @@ def test_paths_begin_at_the_top_of_the_repository_and_are_no_links(tmp_path: Pat
     assert (top / outputs.path_of(uri)).is_file()
 
 
+def test_a_file_that_could_not_be_read_is_named_with_its_ending(tmp_path: Path) -> None:
+    folder = samples(tmp_path / "round")
+    (folder / "a.npz").write_bytes(b"PK\3\4 and no more")
+    (folder / "a.b.npz").write_bytes(b"PK\3\4 and no more")
+    done = clair("detect", folder, "-q", "-f", "github", cwd=tmp_path)
+    found = {said["file"] for _, said, _ in outputs.commands(done.stdout)}
+    assert {"round/a.npz", "round/a.b.npz"} < found
+
+
 def test_what_is_no_longer_there_keeps_the_path_of_the_report(nowhere: Path) -> None:
     report = from_dict(json.loads(REPORT.read_text()))
     assert located(report).inputs == {**report.inputs, "root": "round-12"}

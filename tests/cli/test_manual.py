@@ -12,7 +12,7 @@ import pytest
 
 from clair_cli.cli import app
 from clair_cli.cli.manual import roff
-from clair_cli.cli.reference import parameters
+from clair_cli.cli.parameters import parameters
 from tests import ROOT
 
 LINTERS = {

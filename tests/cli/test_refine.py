@@ -24,6 +24,8 @@ from tests.helpers.reference import shrunk
 
 BENIGN = [f"client-{k}" for k in range(1, 7)]
 COPIES, STRANGER = ["client-7", "client-8"], "client-9"
+SIX = [o for c in COPIES for o in ("--exclude", c)]
+"""Options with which those above alone are refined."""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def near(found: Array, wanted: Array, share: float = 1e-6) -> bool:
 
 def test_a_path_writes_a_folder_per_strength_and_lists_it(cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report, done = refine(cohort, out, "--path", "0,0.25, auto", "--global")
+    report, done = refine(cohort, out, "--path", "0,0.25, auto", "--global", *SIX)
     listed = {c["path"]: c for c in report["refinement"]["clients"]}
     folders = ("strength-0", "strength-0.25", "strength-auto")
     assert set(listed) == {f"{f}/{c}" for f in folders for c in BENIGN}
@@ -185,7 +187,7 @@ def test_strengths_of_one_folder_name_exit_2(cohort: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("side", ["own", "left", "right"])
 def test_each_side_gives_the_dense_formula(side: str, cohort: Path, tmp_path: Path) -> None:
     options = ("--side", side, "--strength", 0.4, "--subspace-rank", 2, "--rank", "exact")
-    report, _ = refine(cohort, tmp_path / "out", *options)
+    report, _ = refine(cohort, tmp_path / "out", *options, *SIX)
     assert report["refinement"]["side"] == side
     assert report["refinement"]["subspace_ranks"] == [2, 2]
     local = [dense(cohort / c) for c in BENIGN]
@@ -202,7 +204,7 @@ def test_the_side_of_client_modes_mixes_whole_adapters(cohort: Path, tmp_path: P
     for s in (5, 0):
         out = tmp_path / str(s)
         options = ("--side", "client", "--strength", 1, "--subspace-rank", s, "--rank", "exact")
-        report, _ = refine(cohort, out, *options)
+        report, _ = refine(cohort, out, *options, *SIX)
         assert report["refinement"]["side"] == "client"
         wanted = own if s else mean_of(report, cohort)
         assert near(dense(out / "client-1"), wanted)
@@ -215,7 +217,7 @@ def test_client_modes_take_little_at_little_strength_whatever_the_weights(
         "".join(f"{c},{9 if k else 1}\n" for k, c in enumerate(BENIGN))
     )
     options = ("--side", "client", "--strength", 0.01, "--weights", tmp_path / "counts")
-    report, _ = refine(cohort, tmp_path / "out", *options, "--rank", "exact")
+    report, _ = refine(cohort, tmp_path / "out", *options, "--rank", "exact", *SIX)
     assert all(0 < c["change"] < 0.01 for c in report["refinement"]["clients"])
 
 
@@ -346,7 +348,7 @@ def test_unchanged_is_said_only_of_the_same_bytes(cohort: Path, tmp_path: Path) 
 # --- who
 
 
-def test_by_default_the_benign_are_refined_and_suspicious_ones_named(
+def test_by_default_the_benign_are_refined_and_of_copies_one_counts(
     cohort: Path, tmp_path: Path
 ) -> None:
     report, done = refine(cohort, tmp_path / "out")
@@ -354,20 +356,46 @@ def test_by_default_the_benign_are_refined_and_suspicious_ones_named(
     assert {c for c, v in found.items() if v == "benign"} == set(BENIGN)
     assert {c for c, v in found.items() if v == "suspicious"} == set(COPIES)
     assert found[STRANGER] == "contaminated"
-    assert weights_of(report).keys() == {*BENIGN}
-    assert max(weights_of(report).values()) <= 1 / (0.6 * 6) + 1e-9
-    assert f"not refined, because suspicious: {', '.join(COPIES)}" in done.stdout
+    assert entries(report).keys() == {*BENIGN, *COPIES}
+    assert {c for c, e in entries(report).items() if e["weight"]} == {*BENIGN, COPIES[0]}
+    assert max(weights_of(report).values()) <= 1 / (0.6 * 7) + 1e-9
+    assert f"the one that is not genuine: {', '.join(COPIES)}" in done.stdout
+    assert "not refined" not in done.stdout
 
 
-def test_suspicious_clients_receive_without_changing_anybody(cohort: Path, tmp_path: Path) -> None:
-    refine(cohort, tmp_path / "1", "--global")
-    report, done = refine(cohort, tmp_path / "2", "--global", "--refine-suspicious")
-    assert {c: e["weight"] for c, e in entries(report).items() if not e["weight"]} == dict.fromkeys(
-        COPIES, 0
-    )
+def test_a_copy_changes_nobodys_refined_adapter_and_gets_that_of_the_original(
+    cohort: Path, tmp_path: Path
+) -> None:
+    refine(cohort, tmp_path / "with", "--global")
+    shutil.copytree(cohort, tmp_path / "alone")
+    shutil.rmtree(tmp_path / "alone" / COPIES[1])
+    report, _ = refine(tmp_path / "alone", tmp_path / "without", "--global")
+    assert verdicts(report)[COPIES[0]] == "benign"
+    for client in [*BENIGN, COPIES[0], "global"]:
+        assert near(dense(tmp_path / "with" / client), dense(tmp_path / "without" / client), 1e-5)
+    assert near(dense(tmp_path / "with" / COPIES[1]), dense(tmp_path / "with" / COPIES[0]), 1e-6)
+
+
+def test_excluding_the_copy_that_counts_leaves_its_share_to_the_other(
+    cohort: Path, tmp_path: Path
+) -> None:
+    report, _ = refine(cohort, tmp_path / "out", "--exclude", COPIES[0])
+    assert entries(report).keys() == {*BENIGN, COPIES[1]}
+    assert weights_of(report)[COPIES[1]] > 0
+
+
+def test_suspicious_clients_receive_without_changing_anybody(tmp_path: Path) -> None:
+    odd, folder = "client-7", tmp_path / "in"
+    for k, truth in enumerate(truths(7)):
+        save_dense(folder / f"client-{k + 1}", truth * (1.6 if k == 6 else 1))
+    report, done = refine(folder, tmp_path / "1", "--global")
+    assert verdicts(report)[odd] == "suspicious"
+    assert f"not refined, because suspicious: {odd}" in done.stdout
+    report, done = refine(folder, tmp_path / "2", "--global", "--refine-suspicious")
+    assert [c for c, e in entries(report).items() if not e["weight"]] == [odd]
     for client in [*BENIGN, "global"]:
         assert near(dense(tmp_path / "2" / client), dense(tmp_path / "1" / client), 1e-5)
-    assert entries(report)["client-7"]["change"] > 0.05
+    assert entries(report)[odd]["change"] > 0.05
     assert "not refined" not in done.stdout
 
 
@@ -375,7 +403,7 @@ def test_include_and_exclude_change_who_counts_and_no_verdict(cohort: Path, tmp_
     options = ("--include", STRANGER, "--include", "client-7", "--exclude", "client-1")
     report, _ = refine(cohort, tmp_path / "out", *options, "--global", "--global-rank", "exact")
     weights = weights_of(report)
-    assert entries(report).keys() == {*BENIGN[1:], "client-7", STRANGER}
+    assert entries(report).keys() == {*BENIGN[1:], *COPIES, STRANGER}
     assert weights["client-7"] > 1 / 14
     assert weights.get(STRANGER, 0.0) < 1 / 70  # it counts, but for what it has in common
     assert not (tmp_path / "out" / "client-1").exists()
@@ -395,7 +423,7 @@ def test_names_of_nobody_exit_2(options: tuple[str, ...], cohort: Path, tmp_path
 
 def test_with_everybody_excluded_there_is_no_verdict(cohort: Path, tmp_path: Path) -> None:
     options = [o for c in BENIGN for o in ("--exclude", c)]
-    done = quick(tmp_path, "refine", cohort, "--out", tmp_path / "out", *options)
+    done = quick(tmp_path, "refine", cohort, "--out", tmp_path / "out", *options, *SIX)
     assert (done.returncode, (tmp_path / "out").exists()) == (3, False)
 
 
@@ -410,8 +438,8 @@ def test_sample_counts_multiply_the_weights_of_the_mean(
     lines = "".join(f"{c},{n}\n" for c, n in counts.items())
     (tmp_path / "counts").write_text(json.dumps(counts) if text == "json" else lines)
     options = ("--weights", tmp_path / "counts", "--global", "--global-rank", "exact")
-    alone, _ = refine(cohort, tmp_path / "alone")
-    report, _ = refine(cohort, tmp_path / "out", *options)
+    alone, _ = refine(cohort, tmp_path / "alone", *SIX)
+    report, _ = refine(cohort, tmp_path / "out", *options, *SIX)
     counted = {c: n * weights_of(alone)[c] for c, n in counts.items()}
     total = sum(counted.values())
     assert weights_of(report) == pytest.approx({c: x / total for c, x in counted.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -323,3 +324,13 @@ def test_an_interrupt_ends_every_command_and_keeps_the_scores(
     time.sleep(6)
     assert not late.exists()
     assert json.loads(scores.read_text())["scores"]
+
+
+def test_a_pipe_is_no_place_for_scores(candidates: Path, tmp_path: Path) -> None:
+    """Nobody may ever write into it: it is refused before anything is run, and not waited for."""
+    pipe, ran = tmp_path / "scores.json", tmp_path / "ran"
+    os.mkfifo(pipe)
+    done = clair("select", candidates, "--eval", f"touch {ran} {{adapter}}", "--resume", pipe)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"--resume {str(pipe)!r}: not a regular file" in done.stderr
+    assert not ran.exists()

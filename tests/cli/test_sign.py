@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -218,6 +219,12 @@ def test_every_difference_from_what_was_signed_is_counted_and_named(name: str, p
     here = {*files(place / "out"), *wanted} - {STATEMENT}
     # where nothing is signed all is compared with the manifest, which then is not counted itself
     assert said["compared"] == len(here)
+
+
+def test_nobody_waits_for_the_end_of_a_file_that_has_grown_to_terabytes(place: Path) -> None:
+    os.truncate(place / "out" / FIRST, 2**43)
+    done = quick(place, "verify", place / "out", "--key", place / "key.pub")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, f"{FIRST}: {SINCE}")
 
 
 def test_the_signature_of_another_output_fits_no_file_that_differs(place: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from clair_cli.cli import app, run
 from clair_cli.cli.given import flag, settings_from
-from clair_cli.cli.reference import markdown, parameters
+from clair_cli.cli.parameters import CONTEXT, parameters
+from clair_cli.cli.reference import markdown
 from clair_cli.settings import Settings
 from tests.helpers.commands import clair
 
@@ -167,7 +168,8 @@ SETTINGS = {f.name for f in fields(Settings)}
 def defaults(command: str) -> dict[str, Any]:
     """What the function of a command gets where the user gives nothing."""
     params = inspect.signature(FUNCTIONS[command]).parameters
-    return {n: None if p.default is p.empty else p.default for n, p in params.items()}
+    given = {n: p for n, p in params.items() if n != CONTEXT}
+    return {n: None if p.default is p.empty else p.default for n, p in given.items()}
 
 
 @pytest.mark.parametrize("command", ["detect", "refine", "inspect"])
@@ -224,3 +226,13 @@ def test_the_reference_spells_options_as_the_commands_do(
         known = {w.rstrip(",") for w in page.split() if re.match(r"-[-a-z]", w)} - {"-h", "--help"}
         spelt = {n for p in parameters(function) for n in p.spelt.split(", ") if n}
         assert spelt <= known
+
+
+@pytest.mark.parametrize("odd", ["1_0", "١٢", "nan", "0x1"])
+@pytest.mark.parametrize(
+    "option", ["--subspace-rank", "--strength", "--rank", "--global-rank", "--path", "--max-memory"]
+)
+def test_a_number_is_written_in_ascii_decimals(
+    option: str, odd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "refine", "x", "--out", "y", option, odd).startswith(f"{option}: expected")

@@ -12,6 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from clair_cli.output.manifest import facts
 from tests.helpers.cohorts import save_cohort
 from tests.helpers.commands import WEIGHTS, clair, fingerprint, quick
 
@@ -216,3 +217,22 @@ def test_the_help_knows_it_and_its_codes() -> None:
         "4",
         "70",
     ]
+
+
+def test_of_a_file_that_grows_no_more_is_read_than_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had its size a moment ago, and then gets 8 TiB more."""
+    file, read, sizes = tmp_path / "file", os.read, []
+    file.write_bytes(b"x" * 100)
+
+    def grows(fd: int, most: int) -> bytes:
+        if not sizes:
+            os.truncate(file, 2**43)
+        sizes.append(most)
+        return read(fd, most)
+
+    monkeypatch.setattr(os, "read", grows)
+    found = facts(file, 100)
+    assert found["size"] > 100
+    assert len(sizes) == 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clair_cli.detection import agreement
+from clair_cli.detection.coherence import coherent, split
 from clair_cli.detection.stacks import stack_module, tables
 from clair_cli.update import LowRankUpdate
 
@@ -71,16 +72,16 @@ def block_kernel(sizes: list[int], within: list[float], between: float) -> np.nd
 
 
 def test_the_split_finds_the_larger_group() -> None:
-    group, ratio = agreement.split(block_kernel([7, 6], [0.4, 0.4], 0.1))
+    group, ratio = split(block_kernel([7, 6], [0.4, 0.4], 0.1))
     assert group.tolist() == [True] * 7 + [False] * 6
     assert ratio > 1.3
-    assert agreement.split(block_kernel([13], [0.4], 0.4))[1] < 1.3
+    assert split(block_kernel([13], [0.4], 0.4))[1] < 1.3
 
 
 def test_a_tight_minority_does_not_win_by_filling_up_with_strangers() -> None:
     """Five colluders at 0.95 and six honest ones at 0.3: the majority is the honest six."""
     kernel = block_kernel([6, 5], [0.3, 0.95], 0.05)
-    assert agreement.coherent(kernel, 6).tolist() == [True] * 6 + [False] * 5
+    assert coherent(kernel, 6).tolist() == [True] * 6 + [False] * 5
 
 
 def test_support_leaves_the_client_itself_out() -> None:
@@ -203,6 +204,6 @@ def test_the_coherent_subset_is_that_of_the_slow_loop(count: int) -> None:
         kernel = kernel + kernel.T
         for size in (2, count // 2 + 1, count - 1):
             wanted = coherent_slowly(kernel, size)
-            assert np.flatnonzero(agreement.coherent(kernel, size)).tolist() == wanted
+            assert np.flatnonzero(coherent(kernel, size)).tolist() == wanted
             seen.add(tuple(wanted))
     assert len(seen) > 12

@@ -12,10 +12,11 @@ import torch
 from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
-from clair_cli.detection.scales import lower_scale, robust_scale
+from clair_cli.detection.scales import robust_scale
 from clair_cli.detection.verdicts import Judgement
 from clair_cli.report import Verdict
 from clair_cli.update import LowRankUpdate
+from tests.detection.reference import lower_scale
 from tests.detection.test_small_cohorts import jittered
 from tests.detection.test_verdicts import (
     BENIGN,

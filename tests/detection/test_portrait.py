@@ -55,3 +55,20 @@ def test_many_clients_have_places_and_no_pairs() -> None:
     found = portrait.agreement_of(tuple(map(str, range(many))), np.eye(many), "direction")
     assert (len(found.places), found.percent, found.order) == (many, (), ())
     assert found.left_out is not None
+
+
+def test_beyond_what_is_computed_in_full_the_map_and_the_spectra_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(3)
+    x = draw.standard_normal((60, 5)) @ draw.standard_normal((5, 80)) + 0.1 * draw.standard_normal(
+        (60, 80)
+    )
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    wanted = portrait.scaled(x @ x.T), portrait.spectra(x @ x.T)
+    monkeypatch.setattr(portrait, "DENSE", 50)
+    found = portrait.scaled(x @ x.T), portrait.spectra(x @ x.T)
+    np.testing.assert_allclose(found[0][0], wanted[0][0], atol=1e-3)
+    assert found[0][1] == pytest.approx(wanted[0][1])
+    for name in ("updates", "differences"):
+        assert getattr(found[1], name) == pytest.approx(getattr(wanted[1], name), abs=1e-6)

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from clair_cli.detection import agreement
+from clair_cli.detection.calibration import DETECTION
+from clair_cli.detection.kernels import Kernels
 from clair_cli.detection.sketches import LEAST, MOST, ROOM, sketch_size, sketched
-from clair_cli.detection.stacks import ModuleStack, stack_module
+from clair_cli.detection.stacks import ModuleStack, stack_module, tables
+from clair_cli.detection.tables import Tables
 from clair_cli.update import LowRankUpdate
 
 SIZE = 64
@@ -24,9 +27,11 @@ def strangers(clients: int, rank: int = 4, d: int = 640) -> list[LowRankUpdate]:
     ]
 
 
-def agreement_of(stack: ModuleStack) -> np.ndarray:
-    d_out = np.array([float(stack.shape[0])])
-    return agreement.agreement(stack.inner.numpy()[None], stack.overlap.numpy()[None], d_out)[0]
+def kernels_of(stack: ModuleStack) -> Kernels:
+    names = tuple(map(str, range(stack.clients)))
+    inner, overlap, d_out, d_in = tables([stack])
+    members = np.ones(stack.clients, bool)
+    return Kernels(Tables(names, ("m",), inner, overlap, d_out, d_in, members, names), DETECTION)
 
 
 def test_the_projection_is_of_equal_buckets() -> None:
@@ -44,12 +49,10 @@ def test_strangers_stay_strangers(seed: int) -> None:
     assert stack.sketched
     assert stack.shape == (SIZE, SIZE)
     beside = ~np.eye(60, dtype=bool)
-    alike = agreement_of(stack)[beside]
-    assert abs(alike.mean()) < 3 * agreement.chance_deviation(np.array([SIZE])) / 60
-    norms = stack.energies.sqrt().numpy()[None]
-    chance = agreement.chance_cosines(stack.overlap.numpy()[None], norms, np.array([SIZE]))
-    cosine = agreement.cosines(stack.inner.numpy()[None])[0]
-    assert np.sqrt((cosine[beside] ** 2).mean()) == pytest.approx(chance[beside].mean(), rel=0.15)
+    found = kernels_of(stack)
+    assert abs(found.kernel[beside].mean()) < 3 * agreement.chance_deviation(np.array([SIZE])) / 60
+    chance, cosine = found.chances.values[beside].mean(), found.direction[beside]
+    assert np.sqrt((cosine**2).mean()) == pytest.approx(chance, rel=0.15)
 
 
 def test_a_copy_is_a_copy_and_an_opposite_is_one() -> None:

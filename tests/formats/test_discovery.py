@@ -72,7 +72,7 @@ def test_files_without_config_need_one_by_option(tmp_path: Path) -> None:
     for root in (flat, folders):
         error = opened(root)["a"]
         assert isinstance(error, ConfigInvalid)
-        assert "--config" in str(error)
+        assert "--adapter-config" in str(error)
         assert "--alpha" in str(error)
         for settings, scale in (({"alpha": 5.0}, 2.5), ({"config": shared, "alpha": 5.0}, 3.0)):
             adapter = opened(root, **settings)["a"]

@@ -252,7 +252,7 @@ def test_named_arrays_are_peft_keys_and_stay_what_they_are(tmp_path: Path) -> No
         adapter = open_adapter(tmp_path / "a.npz", settings)
         assert {s.scale for s in adapter.updates.values()} == {2.0}
         assert {s.dtype for s in adapter.updates.values()} == {"F16"}
-    with pytest.raises(ConfigInvalid, match=r"scale is unknown.*--config"):
+    with pytest.raises(ConfigInvalid, match=r"scale is unknown.*--adapter-config"):
         open_adapter(tmp_path / "a.npz")
     (tmp_path / "out").mkdir()
     write_adapter(adapter, {}, tmp_path / "out")

@@ -19,8 +19,8 @@ from tests.helpers.adapters import (
 
 
 def cohort(root: Path, *extras: dict[str, Tensor]) -> Cohort:
-    """Clients c-1, c-2, ... with these tensors beside equal modules."""
-    found = [with_tensors(root / f"c-{k}", extra) for k, extra in enumerate(extras, start=1)]
+    """Clients c-1, c-2, ... with these tensors beside modules of their own."""
+    found = [with_tensors(root / f"c-{k}", extra, k) for k, extra in enumerate(extras, start=1)]
     return align(Entries(tuple(map(open_adapter, found))))
 
 

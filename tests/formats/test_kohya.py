@@ -25,7 +25,7 @@ from clair_cli.errors import (
 )
 from clair_cli.formats import check_finite, norm, open_writer, write_adapter
 from clair_cli.update import LowRankUpdate
-from tests.helpers.adapters import write_folder
+from tests.helpers.adapters import factors, write_folder
 from tests.helpers.commands import clair, verdicts
 from tests.helpers.image_adapters import (
     SHAPES,
@@ -429,7 +429,7 @@ def test_cohorts_of_mixed_formats_are_told_apart(tmp_path: Path) -> None:
     assert "adapts 0 of the 2 modules" in line
     kohya_cohort(tmp_path / "half", clients=3)
     for k in range(3):
-        write_folder(tmp_path / "half" / f"peft-{k}")
+        write_folder(tmp_path / "half" / f"peft-{k}", factors(seed=k))
     done = clair("detect", tmp_path / "half")
     assert done.returncode == 3
     assert "format differs between clients: kohya in 3 of 6, not in peft-0 (peft)" in done.stdout

@@ -261,7 +261,7 @@ def test_the_metadata_null_that_mlx_writes_is_none(tmp_path: Path) -> None:
 def test_a_config_may_come_from_elsewhere(tmp_path: Path) -> None:
     folder = write_mlx(tmp_path / "a", config=None)
     config = write_mlx(tmp_path / "b") / "adapter_config.json"
-    with pytest.raises(ConfigInvalid, match=r"scale is unknown.*--config"):
+    with pytest.raises(ConfigInvalid, match=r"scale is unknown.*--adapter-config"):
         open_adapter(folder)
     adapter = open_adapter(folder, Settings(config=config))
     assert {s.scale for s in adapter.updates.values()} == {20.0}

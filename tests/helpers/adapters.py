@@ -51,10 +51,10 @@ def write_folder(
     return folder
 
 
-def with_tensors(folder: Path, extra: dict[str, Tensor], **config: Any) -> Path:
+def with_tensors(folder: Path, extra: dict[str, Tensor], seed: int = 0, **config: Any) -> Path:
     """A PEFT folder of plain factors and of `extra` tensors, under PEFT's prefix."""
     named = {PREFIX + name: tensor for name, tensor in extra.items()}
-    return write_folder(folder, factors() | named, CONFIG | config)
+    return write_folder(folder, factors(seed=seed) | named, CONFIG | config)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

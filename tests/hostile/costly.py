@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuzz import clients, documents
+from fuzz import clients, differential, documents
 from tests.helpers.adapters import CONFIG, PREFIX, normal, write_folder
 from tests.helpers.commands import SAMPLES
 from tests.hostile.test_bad_input import BROKEN, JUDGED
@@ -256,6 +258,34 @@ def bombed(bomb: Callable[[Path], object]) -> Callable[[Path], object]:
     return make
 
 
+def named(folder: Path) -> None:
+    """Names that look like another client's folder or a file of clair's, one id three times, links."""
+    shown = hashlib.sha256("Müller".encode()).hexdigest()
+    for name in ("Müller", f"client-{shown[:8]}", "selection.json", "global", "-n", "$(touch x)"):
+        write_folder(folder / name, honest(9), config())
+    write_folder(folder / HOSTILE, honest(10), config())
+    data = (folder / HOSTILE / "adapter_model.safetensors").read_bytes()
+    for ending in ("npz", "safetensors", "safetensors.safetensors"):
+        (folder / f"{HOSTILE}-1.{ending}").write_bytes(data)
+    for name, target in {"lost": "nowhere", "top": "/", "above": "..", "zero": "/dev/zero"}.items():
+        (folder / f"{HOSTILE}-{name}").symlink_to(target)
+    os.mkfifo(folder / f"{HOSTILE}-pipe")
+
+
+def stored_otherwise(folder: Path) -> None:
+    """The honest factors as the differential target stores them: other gauges, dtypes, shards."""
+    for number, dtype in enumerate(("F32", "F64", "F16", "BF16")):
+        draw = clients.ByteDraw(bytes([number, number + 1]))
+        own = {
+            PREFIX + m: tuple(
+                honest(9)[f"{PREFIX}{m}.lora_{side}.weight"].double().numpy() for side in "BA"
+            )
+            for m in SHAPES
+        }
+        factors = differential.gauged(draw, own)
+        differential.store(folder / f"{HOSTILE}-{number}", factors, dtype, number + 1)
+
+
 def documented(folder: Path) -> None:
     """Manifests planted in every place, changed field by field."""
     write_folder(folder / "global", honest(9), config())
@@ -317,3 +347,5 @@ by_sixes("zips", {f: drawn_zip(f, seed) for f, seed in list(FAMILIES.items())[::
 by_sixes("bombs", {name: bombed(bomb) for name, (bomb, _) in BOMBS.items()})
 by_sixes("bad", {n: case.spoil for n, case in (BROKEN | JUDGED).items()}, SAMPLES / "client-05")
 COSTLY["planted manifests"] = documented
+COSTLY["names and links"] = named
+COSTLY["stored otherwise"] = stored_otherwise

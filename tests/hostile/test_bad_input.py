@@ -172,7 +172,9 @@ BROKEN = {
     "alpha is NaN": Case(config_changed(lora_alpha=float("nan")), "CLR105", (CONFIG, "NaN")),
     "no config": Case(lambda c: (c / CONFIG).unlink(), "CLR105", (CONFIG, "missing")),
     "other base": Case(
-        config_changed(base_model_name_or_path="org/other"), "CLR106", (CONFIG, "org/other")
+        config_changed(base_model_name_or_path="org/other"),
+        "CLR106",
+        ("its base model", "org/other"),
     ),
     "most modules gone": Case(without(lambda i, n: i < 3), "CLR107", ("3 of the 14", "missing")),
     "pickle only": Case(pickle_only, "CLR109", ("adapter_model.bin", "pickle")),

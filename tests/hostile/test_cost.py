@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from clair_cli.output import publish
 from clair_cli.report import to_dict
 from fuzz import documents
 from fuzz.clients import ByteDraw
+from fuzz.targets import TARGETS
 from tests.helpers.commands import ENVIRONMENT, SAMPLES, SCRIPT
 from tests.helpers.reports import COMPLETE
 from tests.hostile.costly import COSTLY, HOSTILE, SAME, save_honest
@@ -106,7 +110,45 @@ DOCUMENTS: dict[str, Any] = {
     "manifest": documents.MANIFEST,
     "scores": documents.SCORES,
     "counts": documents.COUNTS,
+    "candidates": None,
 }
+"""That beside candidates is the one that they have."""
+
+
+COVERED = {
+    "header": "drawn: ",
+    "npz": "zips: ",
+    "config": "configs: ",
+    "client": "drawn: ",
+    "configs": "configs: ",
+    "zips": "zips: ",
+    "report": "report",
+    "manifest": "manifest",
+    "candidates": "candidates",
+    "counts": "counts",
+    "same": "stored otherwise",
+}
+"""Target of the fuzzers -> what is measured here that its generator has made."""
+
+
+def test_every_generator_of_the_fuzzers_is_measured() -> None:
+    assert COVERED.keys() == TARGETS.keys()
+    measured = [*COSTLY, *DOCUMENTS]
+    assert [t for t, what in COVERED.items() if not any(m.startswith(what) for m in measured)] == []
+
+
+def test_folders_nested_without_end_cost_nothing(candidates: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(candidates, tmp_path / "out"))
+    base = run("verify", out, codes=(0,))
+    at = os.open(out, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    assert within(run("verify", out, codes=(1,)), base)
+    subprocess.run(["rm", "-rf", str(out / "d")], check=True)  # too deep for pytest
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
@@ -114,9 +156,10 @@ def test_a_hostile_document_costs_at_most_as_much_again_and_a_constant(
     kind: str, candidates: Path, tmp_path: Path
 ) -> None:
     """What is read back: changed field by field as the fuzzers do, or as large as it may be."""
-    base = read_back(kind, json.dumps(DOCUMENTS[kind]).encode(), tmp_path / "honest", candidates)
+    honest = DOCUMENTS[kind] or json.loads((candidates / "report.json").read_bytes())
+    base = read_back(kind, json.dumps(honest).encode(), tmp_path / "honest", candidates)
     made = [
-        documents.changed(ByteDraw(bytes((i * s) % 251 for i in range(64))), DOCUMENTS[kind])
+        documents.changed(ByteDraw(bytes((i * s) % 251 for i in range(64))), honest)
         for s in (37, 113)
     ]
     large = json.dumps([{"x": "y" * 10}] * 200_000).encode()
@@ -136,5 +179,11 @@ def read_back(kind: str, data: bytes, folder: Path, candidates: Path) -> Cost:
     if kind == "counts":
         arguments = ("--weights", file, "--out", folder / "out")
         return run("refine", SAMPLES, *arguments, codes=(0, 2, 3))
+    if kind == "candidates":
+        own = Path(shutil.copytree(candidates, folder / "own"))
+        (own / "report.json").write_bytes(data)
+        (own / "manifest.json").unlink()
+        publish.write_manifest(own, "0")
+        return run("select", own, "--eval", "echo {adapter} 0.5", codes=(0, 1, 2, 3))
     arguments = ("--eval", "echo {adapter} 0.5", "--resume", file, "--out", folder / "chosen")
     return run("select", candidates, *arguments, codes=(0, 1, 2))

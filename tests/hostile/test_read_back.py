@@ -211,7 +211,7 @@ def test_sample_counts(
             assert (code, "--weights" in err or str(file) in err) == (2, True)
 
 
-@pytest.mark.parametrize("where", ["config", "--config", "metadata", "names"])
+@pytest.mark.parametrize("where", ["config", "--adapter-config", "metadata", "names"])
 def test_what_a_client_uploads(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,21 +223,21 @@ def test_what_a_client_uploads(
     outside = tmp_path / "config.json"
     documents = {
         "config": config,
-        "--config": config,
+        "--adapter-config": config,
         "metadata": {"format": "pt"},
         "names": header,
     }
-    if where == "--config":
+    if where == "--adapter-config":
         (client / CONFIG).unlink()
     for number, changed in enumerate(variants(documents[where])):
         if where == "config":
             (client / CONFIG).write_text(json.dumps(changed))
-        elif where == "--config":
+        elif where == "--adapter-config":
             outside.write_text(json.dumps(changed))
         else:
             found = header | {"__metadata__": changed} if where == "metadata" else changed
             join_weights(client / WEIGHTS, found, data)
-        options = ("--config", outside) if where == "--config" else ()
+        options = ("--adapter-config", outside) if where == "--adapter-config" else ()
         said(capsys, "inspect", client, *options, *(("-f", "json") if number % 2 else ()))
         if number % 20 == 0:
             said(capsys, "detect", folder, *options, "-v")

@@ -29,3 +29,9 @@ def test_every_hostile_test_is_in_the_table() -> None:
     files = [f"hostile/{p.name}" for p in (TESTS / "hostile").glob("test_*.py")]
     assert len(files) >= 5
     assert {f for f in files if f not in TABLE} == set()
+
+
+def test_every_row_names_a_test() -> None:
+    rows = [line for line in TABLE.splitlines() if re.match(r"\| (?!#)", line)]
+    assert len(rows) > 30
+    assert [r[:80] for r in rows if not re.search(r"`(?:\w+/)?test_\w+\.py", r)] == []

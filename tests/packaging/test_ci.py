@@ -139,6 +139,40 @@ def test_the_cache_key_changes_with_adapters_and_settings_only(tmp_path: Path) -
     assert key("never") != first
 
 
+def test_the_cache_key_changes_with_what_is_remembered(tmp_path: Path) -> None:
+    def key(settings: str = "never", day: str = "2027, 3, 1", **env: str) -> str:
+        code = (
+            "import datetime, runpy, sys\n"
+            "class Day(datetime.datetime):\n"
+            f"    now = classmethod(lambda c, tz: datetime.datetime({day}))\n"
+            "datetime.datetime = Day\n"
+            f"sys.argv[1:] = {[str(folder), settings]!r}\n"
+            f"runpy.run_path({str(ROOT / 'action' / 'key.py')!r}, run_name='__main__')\n"
+        )
+        command = [sys.executable, "-I", "-c", code]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("CLAIR_")} | env
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=place, env=clean
+        )
+        return done.stdout
+
+    folder, place = samples(tmp_path / "adapters", BENIGN[:3]), tmp_path / "place"
+    place.mkdir()
+    (place / "pyproject.toml").write_text("[tool.other]\n")
+    first = key()
+    assert key(day="2027, 3, 2") == first
+    keys = {first, key(CLAIR_FAIL_ON="broken"), key(CLAIR_FAIL_ON="never")}
+    (place / "old.json").write_text("{}")
+    keys |= {key("never --baseline=old.json")}
+    (place / "old.json").write_text("{ }")
+    keys |= {key("never --baseline old.json"), key("never --baseline=old.json")}
+    (tmp_path / "clair.toml").write_text("verbose = 1\n")
+    keys |= {key(), key(day="2027, 3, 2")}
+    (place / "pyproject.toml").write_text("[tool.clair]\n")
+    keys |= {key()}
+    assert len(keys) == 9
+
+
 def test_the_gitlab_job_writes_the_reports_that_it_declares(tmp_path: Path) -> None:
     samples(tmp_path / "adapters")
     job = GITLAB["clair"]

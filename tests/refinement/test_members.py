@@ -66,6 +66,35 @@ def test_who_is_excluded_neither_gives_nor_gets() -> None:
     assert "odd" not in shares(chosen(exclude=("odd", "cut", "bad"), refine_suspicious=True))
 
 
+def copied(counts: Mapping[str, float] | None = None, **settings: Any) -> Recipients:
+    """Of the clients above: a, and three copies that count as one."""
+    names = ("a", "x", "y", "z")
+    clients = [Adapter(c, Path(c), "peft", c, {}, {}, {}, {}) for c in names]
+    verdicts = [Verdict(c, "benign" if c == "a" else "suspicious") for c in names]
+    cohort = Cohort(tuple(clients), (), {})
+    asked = Settings(**settings, weights=None if counts is None else CLAIMS)
+    return recipients(verdicts, cohort, asked, counts or {}, copied=dict.fromkeys(names[1:], "y"))
+
+
+def test_of_copies_all_receive_and_the_first_gives() -> None:
+    assert shares(copied()) == {"a": 0.5, "x": 0.5, "y": 0, "z": 0}
+    assert shares(copied(exclude=("x",))) == {"a": 0.5, "y": 0.5, "z": 0}
+
+
+def test_of_copies_the_one_that_is_included_gives() -> None:
+    assert shares(copied(include=("z",))) == {"a": 0.5, "x": 0, "y": 0, "z": 0.5}
+
+
+def test_of_copies_the_one_with_a_count_gives_and_the_others_need_none() -> None:
+    assert shares(copied({"a": 1, "z": 3})) == {"a": 0.25, "x": 0, "y": 0, "z": 0.75}
+
+
+def test_where_nobody_is_benign_there_is_no_verdict() -> None:
+    odd = Adapter("odd", Path("odd"), "peft", "odd", {}, {}, {}, {})
+    with pytest.raises(NoVerdict, match="no client is benign"):
+        recipients([Verdict("odd", "suspicious")], Cohort((odd,), (), {}), Settings(), {})
+
+
 def test_nobody_left_is_no_verdict() -> None:
     with pytest.raises(NoVerdict, match="nothing to refine"):
         chosen(exclude=("a", "b", "c"), refine_suspicious=True)
@@ -129,6 +158,7 @@ def test_json_and_lines_say_the_same(text: str, tmp_path: Path) -> None:
 
 
 BAD_VALUES = [0, -1, -0.0, 1e16, 10**30, True, False, None, [], [3], {}, "", "many"]
+BAD_VALUES += ["1_000", "١٢", "1e400", "nan", "0x10", "1" * 65]
 REFUSED: dict[str, bytes] = {
     "NaN": b'{"a": NaN}',
     "Infinity": b'{"a": 1e999}',

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as xml
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -19,7 +20,8 @@ from clair_cli.reasons import RULES
 from clair_cli.renderers import BINARY, REPORTS, ReportFormat, markdown, render, sarif
 from clair_cli.renderers.findings import findings
 from clair_cli.renderers.safe import inert, one_line, safe_text
-from clair_cli.report import Reason, Report, Verdict, from_dict, gated, to_dict
+from clair_cli.renderers.words import as_high
+from clair_cli.report import Rarity, Rate, Reason, Report, Verdict, from_dict, gated, to_dict
 from clair_cli.rows import COLUMNS, identity
 from tests.helpers import outputs
 from tests.helpers.reports import CLIENTS, COMPLETE, HOSTILE, NO_VERDICT, client, hostile
@@ -138,6 +140,28 @@ def test_more_results_than_github_takes_are_cut_and_the_worst_stay(
     assert [r["message"]["text"].split()[2] for r in run["results"]] == ["contaminated"] * 2
     told = run["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"]
     assert told.startswith("3 results left out")
+
+
+def test_every_finding_says_how_rare_its_score_is_among_honest_clients() -> None:
+    sure = as_high(Rarity(21, 9791, None, Rate(0, 5052), Rate(21, 4739)))
+    assert sure == "1 in 466 honest clients of the benchmark scored as high"
+    told = replace(
+        COMPLETE,
+        clients=tuple(
+            replace(c, rarity=Rarity(21, 9791, None, Rate(0, 5052), Rate(21, 4739)))
+            if c.score is not None
+            else c
+            for c in COMPLETE.clients
+        ),
+    )
+    scored = [c for c in odd(told) if c.score is not None]
+    assert len(scored) >= 2
+    measured = [f for f in findings(told) if f.client in {c.client for c in scored}]
+    assert all(sure in f.head for f in measured)
+    suite = outputs.junit(text(told, "junit"))
+    heads = {case.attrib["name"]: xml.tostring(case, "unicode") for case in suite}
+    rows = {row[1]: row[-1] for row in outputs.markdown_tables(text(told, "markdown"))}
+    assert all(sure in heads[c.client] and sure in rows[c.client] for c in scored)
 
 
 # --- JUnit

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from clair_cli.renderers import render
-from clair_cli.report import Agreement, Reason, Report, from_dict, to_dict
-from tests.helpers.commands import SAMPLES, clair
+from clair_cli.report import Agreement, Rarity, Rate, Reason, Report, from_dict, to_dict
+from tests.conftest import Detected
+from tests.helpers.commands import clair
 from tests.helpers.reports import COMPLETE, NO_VERDICT
 
 ATTACK = (
@@ -93,6 +94,18 @@ def test_the_report_is_in_the_page_whole_or_says_what_it_lacks() -> None:
     assert "Without the numbers of single modules" in page_of(large)
 
 
+def test_the_first_screen_says_how_sure_and_breaks_no_name() -> None:
+    rarity = Rarity(0, 9791, None, Rate(0, 5052), Rate(0, 4739))
+    bad = next(c for c in COMPLETE.clients if c.verdict == "contaminated")
+    odd = replace(bad, client="clinic-7", rarity=rarity)
+    benign = [c for c in COMPLETE.clients if c.verdict == "benign"]
+    page = page_of(replace(COMPLETE, clients=(odd, *benign)))
+    first = page.partition("<section")[2].partition("</section>")[0]
+    assert "None of 9791 honest clients of the benchmark scored as high" in first
+    assert first.count('<span class="whole">clinic-7') >= 2
+    assert "The gate fails: " in first
+
+
 def test_equal_reports_give_equal_pages() -> None:
     assert page_of(from_dict(to_dict(COMPLETE))) == page_of(COMPLETE)
 
@@ -111,7 +124,7 @@ def test_a_table_of_fewer_clients_than_rows_is_a_page(clients: tuple[str, ...]) 
 
 
 def test_a_report_of_nobody_is_a_page() -> None:
-    assert "NO VERDICT" in page_of(replace(NO_VERDICT, clients=()))
+    assert "No verdict, exit code 3" in page_of(replace(NO_VERDICT, clients=()))
     assert "</html>" in page_of(replace(COMPLETE, clients=()))
 
 
@@ -121,9 +134,11 @@ def test_several_rounds_show_the_trend_and_the_last() -> None:
     assert "How did it go over the rounds?" not in page_of(COMPLETE)
 
 
-def test_the_command_writes_pages_and_gates_the_last_report(tmp_path: Path) -> None:
-    first, page = tmp_path / "a.json", tmp_path / "a.html"
-    done = clair("detect", SAMPLES, "-q", "-o", f"json={first}", "-o", f"html={page}")
+def test_the_command_writes_pages_and_gates_the_last_report(
+    tmp_path: Path, detected: Detected
+) -> None:
+    first, page = detected.json, tmp_path / "a.html"
+    done = clair("report", first, "-q", "-o", f"html={page}")
     assert (done.returncode, done.stderr) == (1, "")
     assert page.read_text() == page_of(from_dict(json.loads(first.read_text())))
     trend = tmp_path / "trend.html"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,24 @@ import pytest
 
 from benchmarks.large_reports import large
 from clair_cli.renderers import render
-from clair_cli.report import Report, to_dict
-from tests.helpers.commands import SAMPLES, clair
+from clair_cli.renderers.page.looks import look
+from clair_cli.report import Agreement, Report, to_dict
+from tests.conftest import Detected
+from tests.helpers.commands import clair
 from tests.helpers.reports import COMPLETE, NO_VERDICT
 from tests.renderers.test_page import hostile
 
+MARKS = """selector => [...document.querySelectorAll(selector)].map(
+    (u) => [u.getAttribute("href"), getComputedStyle(u).fill])"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs clair-cli[browser]")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as Debian packs it")
+
+
+LOADS = 8
+"""A busy machine slows any load; the quickest is what the page itself takes."""
+BUSY = 4
+"""Waiting processes per core above which no load says how long a page takes, only its own time does."""
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +44,18 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def samples(tmp_path_factory: pytest.TempPathFactory, detected: Detected) -> Path:
     """The page of the sample adapters, beside their report as JSON."""
-    folder = tmp_path_factory.mktemp("page")
-    options = ("-q", "-o", f"json={folder / 'a.json'}", "-o", f"html={folder / 'a.html'}")
-    assert clair("detect", SAMPLES, *options).returncode == 1
-    return folder / "a.html"
+    page = tmp_path_factory.mktemp("page") / "a.html"
+    shutil.copy(detected.json, page.with_suffix(".json"))
+    assert clair("report", detected.json, "-q", "-o", f"html={page}").returncode == 1
+    return page
+
+
+@pytest.fixture(scope="module")
+def many() -> Report:
+    """The report of 200 clients of 448 modules."""
+    return large(200, 448)
 
 
 class Opened:
@@ -51,9 +70,17 @@ class Opened:
         self.tab.on("console", lambda m: self.wrong.append(m.text))
         self.tab.on("pageerror", lambda e: self.wrong.append(str(e)))
         self.tab.on("dialog", lambda d: (self.wrong.append("dialog"), d.dismiss()))
+        self.own = self.context.new_cdp_session(self.tab)
+        self.own.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.tab.goto(path.as_uri())
         if options.get("java_script_enabled", True):
             self.tab.wait_for_selector("html.ready", state="attached", timeout=20_000)
+
+    def times(self) -> tuple[float, float]:
+        """Milliseconds until ready, and those that the page's main thread ran, others not counted."""
+        ready = self.tab.evaluate("performance.getEntriesByName('ready')[0].startTime")
+        told = {m["name"]: m["value"] for m in self.own.send("Performance.getMetrics")["metrics"]}
+        return ready, 1000 * told["TaskDuration"]
 
     def __enter__(self) -> Opened:
         return self
@@ -126,6 +153,24 @@ def test_the_heat_map_tells_its_cells_to_the_keyboard(chromium: Any, samples: Pa
         assert second.startswith("client-03")
 
 
+def test_the_legend_of_the_map_names_every_mark_on_it_in_its_colour(
+    chromium: Any, tmp_path: Path
+) -> None:
+    names = tuple(c.client for c in COMPLETE.clients if c.score is not None)
+    places = tuple((float(k), float(-k)) for k, _ in enumerate(names))
+    agrees = Agreement("direction", names, (), (), None, places, 0.1, 0.9)
+    report = replace(COMPLETE, population=replace(COMPLETE.population, agreement=agrees))
+    shown = {look(c) for c in COMPLETE.clients if c.client in names}
+    assert len(shown) >= 3
+    with Opened(chromium, written(tmp_path, report)) as page:
+        drawn = page.tab.evaluate(MARKS, "figure.map > svg use")
+        legend = page.tab.evaluate(MARKS, "figure.map .legend use")
+        said = page.tab.locator("figure.map .legend li").all_text_contents()
+        assert [w.strip() for w in said] == [w.word for w in sorted(shown, key=lambda w: w.rank)]
+        assert {tuple(m) for m in drawn} == {tuple(m) for m in legend}
+        assert len(legend) == len(shown) == len({fill for _, fill in legend})
+
+
 def test_a_link_opens_the_card_of_its_client(chromium: Any, samples: Path) -> None:
     with Opened(chromium, samples) as page:
         page.tab.locator("#cards").wait_for()
@@ -142,9 +187,11 @@ def test_the_report_can_be_saved_from_the_page(chromium: Any, samples: Path) -> 
         assert saved == json.loads(samples.with_suffix(".json").read_text())
 
 
-def test_a_large_report_is_saved_without_modules_and_pairs(chromium: Any, tmp_path: Path) -> None:
-    report = to_dict(large(200, 448))
-    path = written(tmp_path, large(200, 448))
+def test_a_large_report_is_saved_without_modules_and_pairs(
+    chromium: Any, tmp_path: Path, many: Report
+) -> None:
+    report = to_dict(many)
+    path = written(tmp_path, many)
     with Opened(chromium, path, accept_downloads=True) as page:
         with page.tab.expect_download() as waiting:
             page.tab.click("#download")
@@ -201,15 +248,17 @@ def test_a_page_prints(chromium: Any, samples: Path) -> None:
 
 @pytest.mark.parametrize(("clients", "most"), [(200, 500_000), (1000, 2_000_000)])
 def test_a_large_page_is_small_and_quick(
-    chromium: Any, tmp_path: Path, clients: int, most: int
+    chromium: Any, tmp_path: Path, many: Report, clients: int, most: int
 ) -> None:
-    """The best of five loads, from the start of navigation until pictures and controls are there."""
-    report = large(clients, 448)
-    path = written(tmp_path, report)
+    """Some load, from the start of navigation until pictures and controls are there, is in time."""
+    path = written(tmp_path, many if clients == 200 else large(clients, 448))
     assert path.stat().st_size <= most
-    taken = []
-    for _ in range(5):
+    limit, ready, own = (500 if clients == 200 else 5000), math.inf, math.inf
+    for _ in range(LOADS):
         with Opened(chromium, path) as page:
-            taken.append(page.tab.evaluate("performance.getEntriesByName('ready')[0].startTime"))
+            ready, own = map(min, (ready, own), page.times())
             assert page.tab.locator("#cards .card").count() == clients
-    assert min(taken) < (500 if clients == 200 else 5000)
+        if ready < limit:
+            break
+    assert own < (350 if clients == 200 else 1500)
+    assert ready < limit or os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)

@@ -9,19 +9,26 @@ from typing import get_args
 import pytest
 
 from clair_cli import results
+from clair_cli.accepted import Accept
 from clair_cli.reasons import Rule
 from clair_cli.renderers import RENDERERS, TABLE, FormatName, Record
 from clair_cli.report import Reason, Report
 from clair_cli.results import (
+    Apart,
     Choice,
+    Configured,
     Difference,
     InspectedClient,
     InspectedFolder,
     InspectedModule,
     Inspection,
+    NotInspected,
+    Option,
     Rules,
     Selection,
     SharedFull,
+    Survey,
+    Surveyed,
     Tried,
     Verification,
     explained,
@@ -40,6 +47,10 @@ RECORDS: dict[str, Record] = {
     "explained": explained(EVIL),
     "rule": RULE,
     "rules": Rules((RULE,)),
+    "configured": Configured(
+        HOSTILE, (Option("detect", "base", HOSTILE, "file", HOSTILE),),
+        (Accept(client=HOSTILE, codes=("CLR203",), reason=HOSTILE),), (HOSTILE,), (HOSTILE,),
+    ),
     "inspection": Inspection(
         HOSTILE, "peft", HOSTILE, ((HOSTILE, 8, SHA),), (MODULE,), (HOSTILE,) * 7,
         (Reason("CLR114", HOSTILE),),
@@ -57,6 +68,12 @@ RECORDS: dict[str, Record] = {
     "selection": Selection(
         HOSTILE, True, (Choice(HOSTILE, TRIED, TRIED[0]), Choice("c", TRIED[1:], None))
     ),
+    "not inspected": NotInspected(HOSTILE, Reason("CLR101", HOSTILE)),
+    "survey": Survey(
+        HOSTILE, "base", "contaminated", (Surveyed(HOSTILE, EVIL),),
+        (Apart(HOSTILE, HOSTILE), Apart(HOSTILE, None, Reason("CLR104", HOSTILE))),
+        ((HOSTILE, Reason("CLR101", HOSTILE)),), (Reason("CLR304", HOSTILE),), 1,
+    ),
     "verification": Verification(HOSTILE, 3, (Difference(HOSTILE, HOSTILE),)),
 }  # fmt: skip
 
@@ -67,8 +84,9 @@ def test_the_table_covers_every_record_in_every_format() -> None:
     assert all(set(found) == formats for found in TABLE.values())
     assert set(RENDERERS) == formats
     whole = {"Inspection", "InspectedFolder", "Selection", "Verification", "Explained", "Rules"}
+    whole |= {"Configured", "NotInspected", "Survey"}
     parts = {"InspectedModule", "InspectedFull", "InspectedClient", "SharedFull"}
-    parts |= {"Tried", "Choice", "Difference", "Explanation"}
+    parts |= {"Tried", "Choice", "Difference", "Explanation", "Option", "Surveyed", "Apart"}
     assert {n for n, kind in vars(results).items() if _is_own_record(kind)} == whole | parts
 
 

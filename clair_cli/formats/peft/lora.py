@@ -61,7 +61,7 @@ def describe(contents: Contents, settings: Settings) -> Described:
     check_type(data, CONFIG)
     modules = find_factors(tensors, contents.where, settings)
     if data is None and settings.alpha is None:
-        text = f"{CONFIG}: missing, so the scale is unknown; give one with --config, or --alpha"
+        text = f"{CONFIG}: missing, so the scale is unknown; give one with --adapter-config, or --alpha"
         raise ConfigInvalid(text)
     config = LoraConfig("--alpha", None, settings.alpha or 0.0)
     if data is not None:

@@ -10,7 +10,7 @@ from clair_cli.reasons import RULES, plain
 from clair_cli.refined import RefinedClient
 from clair_cli.renderers.page.looks import Look, look, number, share, worst_first
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.words import as_high, few
+from clair_cli.renderers.words import as_high, decision, few
 from clair_cli.report import Cause, Reason, Report, Verdict
 
 WORST = 5
@@ -100,12 +100,19 @@ def _card(place: int, client: Verdict, refined: RefinedClient | None, files: Any
             -1.0 if client.score is None else round(client.score, 6),
             -1.0 if client.stability is None else round(client.stability, 6),
         ),
-        first=reasons[0].text if reasons else "",
+        first=_first(client, reasons),
         reasons=reasons,
         facts=tuple(_facts(client, refined)),
         modules=_worst(client),
         files=tuple(_file(f) for f in files),
     )
+
+
+def _first(client: Verdict, reasons: tuple[Said, ...]) -> str:
+    """What stands on the closed card."""
+    if client.accepted is not None:
+        return f"accepted: {safe_text(client.accepted.reason)}"
+    return reasons[0].text if reasons else ""
 
 
 def _said(reason: Reason) -> Said:
@@ -128,6 +135,8 @@ def codes(report: Report) -> tuple[Code, ...]:
 
 def _facts(client: Verdict, refined: RefinedClient | None) -> list[tuple[str, str]]:
     facts = []
+    if client.accepted is not None:
+        facts.append(("accepted", decision(client.accepted, str(client.verdict))))
     if client.stability is not None:
         text = f"the same without {share(client.stability)} of the others, one at a time"
         if client.depends_on:

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from clair_cli.reasons import RULES, plain
 from clair_cli.renderers.page.looks import LOOKS, Look, number, worst_first
 from clair_cli.renderers.safe import safe_text
-from clair_cli.renderers.text import accounted, verdict_line
-from clair_cli.renderers.words import few, many, span
-from clair_cli.report import Reason, Report
+from clair_cli.renderers.text import apart, verdict_line
+from clair_cli.renderers.words import as_high, few, many, span
+from clair_cli.report import Reason, Report, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do, and why."""
+    """One thing to do, why, and the look of whom it is about."""
 
     do: str
     why: str
+    look: Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,13 @@ def headline(report: Report) -> Headline:
     """That of one report."""
     counts = [(w, sum(LOOKS[c.verdict] is w for c in report.clients)) for w in LOOKS.values()]
     present = tuple((w, n) for w, n in counts if n)
-    findings = report.population.findings
+    findings, total = report.population.findings, len(report.clients)
     return Headline(
         look=LOOKS[None] if report.status == "no_verdict" or not present else present[0][0],
         sentence=_sentence(report),
         gate=_gate(report),
         failed=report.exit_code == 1,
-        coverage=accounted(report),
+        coverage=f"{total} of {total} clients accounted for.{apart(report)}",
         counts=present,
         facts=_facts(report),
         steps=tuple(_steps(report)),
@@ -54,9 +55,15 @@ def headline(report: Report) -> Headline:
     )
 
 
-def _named(report: Report, verdict: str) -> list[str]:
-    found = sorted((c for c in report.clients if c.verdict == verdict), key=worst_first)
-    return [safe_text(c.client) for c in found]
+def _of(report: Report, verdict: str, decided: bool | None = None) -> list[Verdict]:
+    """Clients of a verdict, worst first; with `decided` only those that are accepted, or are not."""
+    found = [c for c in report.clients if c.verdict == verdict]
+    found = [c for c in found if decided in (None, c.accepted is not None)]
+    return sorted(found, key=worst_first)
+
+
+def _named(report: Report, verdict: str, decided: bool | None = None) -> list[str]:
+    return [safe_text(c.client) for c in _of(report, verdict, decided)]
 
 
 def _sentence(report: Report) -> str:
@@ -86,8 +93,9 @@ def _why(findings: Sequence[Reason]) -> str:
 
 def _gate(report: Report) -> str:
     if report.status == "no_verdict":
-        return f"NO VERDICT, exit code {report.exit_code}"
-    return verdict_line(report)
+        return f"No verdict, exit code {report.exit_code}"
+    word, _, why = verdict_line(report).partition(": ")
+    return f"{GATE.get(word, word)}: {why}"
 
 
 def _facts(report: Report) -> tuple[tuple[str, str], ...]:
@@ -108,25 +116,47 @@ def _steps(report: Report) -> list[Step]:
     if report.status == "no_verdict":
         rules = [RULES[f.code] for f in report.population.findings[-1:] if f.code in RULES]
         why = " ".join(plain(rule.do) for rule in rules)
-        return [Step("Do not average these adapters on the strength of this report.", why)]
+        return [
+            Step("Do not average these adapters on the strength of this report.", why, LOOKS[None])
+        ]
     refined = {c.client for c in report.refinement.clients} if report.refinement else set()
     steps = [
-        Step(f"{do} {few(names)}.", why)
+        Step(
+            f"{do} {few(names)}.",
+            f"{why}{_sure(_of(report, verdict, decided=False))}",
+            LOOKS[verdict],
+        )
         for verdict, do, why in ADVICE
-        if (names := _named(report, verdict))
+        if (names := _named(report, verdict, decided=False))
     ]
+    if accepted := [n for v, *_ in ADVICE for n in _named(report, v, decided=True)]:
+        text = "Somebody has decided that; the card of each says why, and until when."
+        steps.append(Step(f"Take {few(accepted)} as accepted.", text, LOOKS["benign"]))
     benign = len(_named(report, "benign"))
     if refined:
         text = f"Use the {many(len(refined), 'refined adapter')} in the output folder."
-        steps.append(Step(text, "Test each on its own data first; the old ones are untouched."))
+        why = "Test each on its own data first; the old ones are untouched."
+        steps.append(Step(text, why, LOOKS["benign"]))
     elif benign:
         text = (
             f"Average the {many(benign, 'benign client')}, or refine: clair refine DIR --out OUT."
         )
-        steps.append(Step(text, "Benign means like the others, and no more than that."))
+        why = "Benign means like the others, and no more than that."
+        steps.append(Step(text, why, LOOKS["benign"]))
     return steps
 
 
+def _sure(clients: Sequence[Verdict]) -> str:
+    """How rare the least rare of their scores is, as a sentence with a blank before it."""
+    found = [c.rarity for c in clients if c.rarity is not None]
+    if not found:
+        return ""
+    said = as_high(max(found, key=lambda r: r.as_high / max(r.of, 1)))
+    whom = " as the least odd of them" if len(clients) > 1 else ""
+    return f" {said[0].upper()}{said[1:]}{whom}."
+
+
+GATE = {"FAIL": "The gate fails", "PASS": "The gate passes"}
 ADVICE = (
     ("contaminated", "Leave out", "Ask what they were trained on before they take part again."),
     (

@@ -10,8 +10,9 @@
   const cards = [...holder.children].map((card) => {
     const [rank, score, stability] = card.dataset.order.split(" ").map(Number);
     const name = card.querySelector(".who").textContent;
-    return { card, rank, score, stability, name, text: card.textContent.toLowerCase() };
+    return { card, rank, score, stability, name };
   });
+  const textOf = (c) => (c.text ??= c.card.textContent.toLowerCase()); // at the first search, not at load
   const compare = new Intl.Collator(undefined, { numeric: true }).compare;
   const orders = {
     verdict: (a, b) => a.rank - b.rank || b.score - a.score,
@@ -28,7 +29,7 @@
     const kinds = new Set(boxes.filter((b) => b.checked).map((b) => b.value));
     let shown = 0;
     for (const c of cards) {
-      const fits = kinds.has(c.card.dataset.verdict) && c.text.includes(wanted);
+      const fits = kinds.has(c.card.dataset.verdict) && (!wanted || textOf(c).includes(wanted));
       c.card.classList.toggle("hidden", !fits);
       shown += fits;
     }
@@ -105,7 +106,12 @@
     }
     return found;
   };
-  const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const bytes = (base64) => {
+    const text = atob(base64);
+    const found = new Uint8Array(text.length);
+    for (let k = 0; k < text.length; k++) found[k] = text.charCodeAt(k);
+    return found;
+  };
   const inflate = async (data) => {
     const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
@@ -129,10 +135,11 @@
     canvas.height = height;
     const context = canvas.getContext("2d");
     const image = context.createImageData(width, height);
-    levels.forEach((level, k) => {
-      image.data.set(colours.subarray(3 * level, 3 * level + 3), 4 * k);
-      image.data[4 * k + 3] = opacity[level];
-    });
+    const dots = new Uint32Array(image.data.buffer);
+    const palette = new Uint8Array(4 * opacity.length);
+    opacity.forEach((o, k) => palette.set([...colours.subarray(3 * k, 3 * k + 3), o], 4 * k));
+    const words = new Uint32Array(palette.buffer);
+    levels.forEach((level, k) => (dots[k] = words[level]));
     context.putImageData(image, 0, 0);
     return canvas;
   };
@@ -148,7 +155,7 @@
     const readout = document.querySelector(`[data-readout=${key}]`);
     let at = [0, 0];
     here.className = "here hidden";
-    canvas.style.height = `${img.height}px`;
+    canvas.style.height = `${img.getAttribute("height")}px`; // img.height would lay the page out
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${img.alt}. Arrow keys move from cell to cell.`);

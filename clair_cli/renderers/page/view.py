@@ -135,7 +135,7 @@ def missing(report: Report) -> dict[str, str]:
         "agreement": safe_text((agrees and agrees.left_out) or "") or old,
         "spectra": old,
         "stability": OLDER,
-        "moves": "nothing was refined: clair refine DIR --out OUT writes better adapters",
+        "moves": "Nothing was refined: clair refine DIR --out OUT writes better adapters",
     }
 
 
