@@ -1,13 +1,13 @@
-"""How long `clair detect` and `clair refine` take, and how much memory, beside a floor linear in clients.
+"""Time and memory of `clair detect` and `clair refine`, beside floors that are linear in clients.
 
 python -m benchmarks.speed --clients 20,50,100 --modules 8 [--rank 16] [--threads 2] [--repeat 3]
 
 Adapters have the shapes of Llama-3-8B (bf16). Benign clients are a common update plus directions of
-their own and noise, three in twenty are contaminated, so that a run does what a run does. There are two
-floors, each a process of its own with the same threads. That of detect reads every tensor once, hashes it
-and converts it to float32. That of refine also writes the same bytes with fsync. All are run in turn.
-Seconds of the processor are told beside those of the clock, which says little on a busy machine. Start-up
-is taken off.
+their own and noise, three in twenty are contaminated, so that a run does what a run does. There are
+two floors, each a process of its own with the same threads. That of detect reads every tensor once,
+hashes it and converts it to float32. That of refine also writes the same bytes with fsync. All are
+run in turn. Seconds of the processor are told beside those of the clock, which says little on a
+busy machine. Start-up is taken off.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor
 from clair_cli.linalg import eigh, standing_out
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.refinement.coordinates import Frame, coordinates
+from clair_cli.refinement.spectra import participation, squared_spectrum, top_singular
 from clair_cli.refinement.strength import Shrinkage, kept_share
 from clair_cli.update import LowRankUpdate
 
@@ -170,7 +171,7 @@ class ModuleRefiner:
             return _Cut(None, 0.0, 0.0, 0.0)
         core = frame.core
         target, rest = (core, 0.0) if aim.own[k] else self._target(aim, k)
-        u, s, v = _top_singular(target, rank, core, self.numbers)
+        u, s, v = top_singular(target, rank, core, self.numbers)
         size, root = float(target.square().sum()), s.sqrt()
         update = LowRankUpdate(frame.left.lift(u * root).T, frame.right.lift(v * root))
         error = rest * frame.missed(u, v) ** 0.5 if rest and frame.rest else 0.0
@@ -205,7 +206,7 @@ class ModuleRefiner:
     def cut_mean(self, rank: int, share: float = 1.0) -> tuple[LowRankUpdate, float]:
         """So much of the mean at this rank, and the squared error."""
         mean = share * self.space.mean
-        u, s, v = _top_singular(mean, rank, mean, self.numbers)
+        u, s, v = top_singular(mean, rank, mean, self.numbers)
         root, left, right = s.sqrt(), self.space.left, self.space.right
         error = max(float(mean.square().sum()) - float(s.square().sum()), 0.0)
         update = LowRankUpdate(left @ (u * root).to(left), (v * root).T.to(right) @ right.T)
@@ -283,8 +284,8 @@ class ModuleRefiner:
         kept, counts = [], []
         for frame, energy in zip(self.frames, self.energies, strict=True):
             off = frame.core - frame.mean
-            count = _participation(off, energy) if how.rank == "auto" else how.rank
-            u, s, v = _top_singular(off, count, off, self.numbers)
+            count = participation(off, energy) if how.rank == "auto" else how.rank
+            u, s, v = top_singular(off, count, off, self.numbers)
             kept.append(_Kept(1 - how.outside, (how.outside - how.inside) * u * s, v))
             counts.append(count)
         return kept, float(np.mean(counts))
@@ -380,12 +381,6 @@ def _along(frame: Frame, side: str, basis: Tensor, more: Tensor, all_of: float) 
     return _Kept(all_of, wide * more, along)
 
 
-def squared_spectrum(core: Tensor) -> NDArray[np.float64]:
-    """Squared singular values, descending."""
-    values: NDArray[np.float64] = torch.linalg.svdvals(core).square().cpu().double().numpy()
-    return values
-
-
 def refine_module(
     updates: Sequence[LowRankUpdate],
     weights: Sequence[float],
@@ -401,38 +396,3 @@ def refine_module(
     """
     how = Shrinkage("left", subspace_rank, 0.0, strength)
     return ModuleRefiner(updates, weights).refined(how, ranks, common_rank)
-
-
-def _top_singular(
-    core: Tensor, rank: int, guide: Tensor, numbers: RefinementCalibration
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading singular triplets u (p, k), s (k,), v (q, k), k = min(rank, p, q)."""
-    rank = min(rank, *core.shape)
-    width = rank + numbers.svd_oversampling
-    if min(core.shape) <= numbers.exact_svd * width:
-        return _leading(core, rank)
-    rows = torch.linspace(0, guide.shape[0] - 1, width, dtype=torch.long, device=core.device)
-    basis = torch.linalg.qr((guide[rows] @ core.T).T)[0]  # (p, width)
-    for _ in range(numbers.svd_sweeps):
-        basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis)[0])[0]
-    u, s, vt = torch.linalg.svd(basis.T @ core, full_matrices=False)
-    return basis @ u[:, :rank], s[:rank], vt[:rank].T
-
-
-def _leading(core: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `rank` leading singular triplets of a small matrix in float64, by the eigenvectors of its
-    smaller Gram matrix: what is below 1e-8 of the largest is rounding."""
-    if core.shape[0] > core.shape[1]:
-        v, s, u = _leading(core.T, rank)
-        return u, s, v
-    u = eigh(core @ core.T)[1].flip(1)[:, :rank]
-    image = core.T @ u
-    s = image.norm(dim=0)
-    return u, s, image / torch.where(s > 0, s, 1)
-
-
-def _participation(off: Tensor, energy: float) -> int:
-    """How many directions carry a deviation: (sum s^2)^2 / sum s^4, rounded; 0 for zero."""
-    small = off if off.shape[0] <= off.shape[1] else off.T
-    fourth = float((small @ small.T).square().sum())
-    return round(energy**2 / fourth) if fourth > 0 else 0
