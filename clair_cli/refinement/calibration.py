@@ -203,7 +203,7 @@ class RefinementCalibration(Constants):
     )
 
     # --- one module
-    max_columns: int = constant(
+    whole_columns: int = constant(
         2048,
         "columns",
         (8, 2**20),

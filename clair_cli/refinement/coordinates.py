@@ -158,7 +158,7 @@ def _compressed(
     """Bases of the mean, as large as a sample of the clients says that they have to be.
 
     None where they would be about as large as those of all columns, if these are no more than
-    `max_columns`; of more the error is what it is, and is told.
+    `whole_columns`; of more the error is what it is, and is told.
     """
     clients = [_Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
     giving = [c for c in clients if c.weight]
@@ -168,8 +168,8 @@ def _compressed(
         clients[0].down.shape[1],
     )
     dimensions = min(columns, d_out, d_in)
-    few = dimensions <= numbers.max_columns
-    most = dimensions // 2 if few else numbers.max_columns // 4
+    few = dimensions <= numbers.whole_columns
+    most = dimensions // 2 if few else numbers.whole_columns // 4
     size, sample = numbers.mean_rank, clients[:: -(-len(clients) // SAMPLE)]
     draw = _Draw(giving[0].up)
     mean = _Mean.of(giving, _gathered(giving, size), draw)

@@ -105,7 +105,7 @@ def test_a_mean_that_cannot_be_compressed_is_kept_whole() -> None:
 
 def test_of_too_many_columns_the_bases_end_and_the_error_is_told() -> None:
     updates = cohort(60, own=True)
-    found = refined(updates, max_columns=200)
+    found = refined(updates, whole_columns=200)
     assert found.mean_error > REFINEMENT.mean_error
     assert off(found, refined(updates, exact=True)).max() <= 2 * found.mean_error
 
