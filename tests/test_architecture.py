@@ -17,13 +17,13 @@ LAYERS = {
     "start": "entry",
     "commands": "cli",
     "steps": "pipeline",
-    "what is done with verdicts": "refinement renderers",
+    "what is done with verdicts": "refinement renderers sketching uploads",
     "what is said of adapters": "detection opening inspection selection",
     "how adapters are read, and where": "formats engines evaluation scores",
     "records, and folders of files": "acceptance baseline cohort history ledger output rarity report "
     "results trend update",
     "foundations": "settings detection.calibration refinement.calibration constants decimals errors "
-    "accepted linalg schema strict_json progress reasons records refined rows _version",
+    "accepted clock linalg schema strict_json progress reasons records refined rows _version",
 }
 """Eight floors. A part, which is a module or a folder of them, imports only from the floors below. On
 the two lowest neighbours may know each other. There is no circle anywhere."""
