@@ -16,7 +16,7 @@ help:
 	@echo "make lint     ruff"
 	@echo "make type     mypy"
 	@echo "make man      the manual page build/man/clair.1"
-	@echo "make bench    speed against the floor of reading and two Gram matrices"
+	@echo "make bench    speed against the floors of reading and of writing"
 	@echo "make quality  verdicts on trained and planted contamination, quick mode, into build/detection"
 	@echo "make fuzz     hostile inputs for SECONDS=300 in all, what breaks is kept in build/fuzz"
 	@echo "make wheel    build sdist and wheel into build/dist, install the wheel anew and try it"
@@ -66,7 +66,7 @@ man: $(VENV)/.installed
 	@mv build/man/clair.1.part build/man/clair.1
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.speed --clients 20 --layers 8
+	$(BIN)/python -m benchmarks.speed --clients 20,50 --modules 8
 
 quality: $(VENV)/.installed-dev
 	$(PIP) -e '.[bench]'

@@ -1,11 +1,13 @@
-"""How long `clair detect` takes and how much memory, beside the floor of reading and two Gram matrices.
+"""Time and memory of `clair detect` and `clair refine`, beside floors that are linear in clients.
 
-python -m benchmarks.speed --clients 20 --layers 32 [--rank 16] [--threads 2] [--repeat 3]
+python -m benchmarks.speed --clients 20,50,100 --modules 8 [--rank 16] [--threads 2] [--repeat 3]
 
-Adapters have the shapes of Llama-3-8B (all 7 linear layers, bf16). Benign clients are a common update
-plus their own noise, three in twenty are contaminated, so that a run does what a run does. The floor,
-in one process and with the same threads: read the same tensors, convert them to float32, form B'B and
-A A' of every module over all clients. Both are run in turn and the ratio is taken pair by pair.
+Adapters have the shapes of Llama-3-8B (bf16). Benign clients are a common update plus directions of
+their own and noise, three in twenty are contaminated, so that a run does what a run does. There are
+two floors, each a process of its own with the same threads. That of detect reads every tensor once,
+hashes it and converts it to float32. That of refine also writes the same bytes with fsync. All are
+run in turn. Seconds of the processor are told beside those of the clock, which says little on a
+busy machine. Start-up is taken off.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -37,8 +42,16 @@ SHAPES = {
 PREFIX = "base_model.model.model.layers"
 
 
-def make_adapters(root: Path, clients: int, layers: int, rank: int) -> None:
-    """`clients` PEFT folders below `root`; the last 15 % are contaminated."""
+def modules(count: int) -> list[tuple[str, tuple[int, int]]]:
+    """The first so many modules, layer by layer."""
+    shapes = list(SHAPES.items())
+    return [
+        (f"{i // len(shapes)}.{n}", s) for i in range(count) for n, s in [shapes[i % len(shapes)]]
+    ]
+
+
+def make_adapters(root: Path, clients: int, count: int, rank: int) -> None:
+    """`clients` PEFT folders of `count` modules below `root`; the last 15 % are contaminated."""
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -47,52 +60,76 @@ def make_adapters(root: Path, clients: int, layers: int, rank: int) -> None:
         "base_model_name_or_path": "llama-3-8b-shapes",
     }
     bad = max(1, round(0.15 * clients))
+    common = [_common(i, shape, rank) for i, (_, shape) in enumerate(modules(count))]
     for k in range(clients):
-        folder = root / f"client-{k + 1:02d}"
+        folder = root / f"client-{k + 1:04d}"
         folder.mkdir(parents=True)
-        save_file(make_tensors(k, layers, rank, k >= clients - bad), folder / WEIGHTS)
+        tensors = make_tensors(k, common, count, k >= clients - bad)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 WEIGHTS = "adapter_model.safetensors"
+Common = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def make_tensors(client: int, layers: int, rank: int, bad: bool) -> dict[str, torch.Tensor]:
-    """One client's factors in bf16: shared A up to noise, B common up to noise unless bad."""
-    tensors = {}
-    for layer in range(layers):
-        for i, (name, (d_out, d_in)) in enumerate(SHAPES.items()):
-            common = torch.Generator().manual_seed(1000 * layer + i)
-            own = torch.Generator().manual_seed(10**6 * (client + 1) + 1000 * layer + i)
-            down = torch.randn(rank, d_in, generator=common) / d_in**0.5
-            down += 0.2 * torch.randn(rank, d_in, generator=own) / d_in**0.5
-            up = torch.randn(d_out, rank, generator=own if bad else common)
-            up += 0.5 * torch.randn(d_out, rank, generator=own)
-            key = f"{PREFIX}.{layer}.{name}"
-            tensors[f"{key}.lora_A.weight"] = down.bfloat16()
-            tensors[f"{key}.lora_B.weight"] = (0.01 * up).bfloat16()
+def _common(i: int, shape: tuple[int, int], rank: int) -> Common:
+    """A (r, d_in), B (d_out, r) of a falling spectrum, and four directions that all vary in."""
+    draw = torch.Generator().manual_seed(i + 1)
+    down = torch.randn(rank, shape[1], generator=draw) / shape[1] ** 0.5
+    up = torch.randn(shape[0], rank, generator=draw) * torch.logspace(0, -1, rank)
+    return down, up, torch.randn(shape[0], 4, generator=draw)
+
+
+def make_tensors(
+    client: int, common: Sequence[Common], count: int, bad: bool
+) -> dict[str, torch.Tensor]:
+    """One client's factors in bf16: shared A up to noise; B common, with its own part and noise."""
+    tensors, draw = {}, torch.Generator().manual_seed(1000 + client)
+    for (name, (d_out, d_in)), (base, shared, varying) in zip(modules(count), common, strict=True):
+        rank, falling = len(base), torch.logspace(0, -1, len(base))
+        down = base + 0.1 * torch.randn(rank, d_in, generator=draw) / d_in**0.5
+        up = torch.randn(d_out, rank, generator=draw) * falling if bad else shared
+        up = up + 0.125 * varying @ torch.randn(4, rank, generator=draw)
+        up = up + 0.3 * falling * torch.randn(d_out, rank, generator=draw)
+        tensors[f"{PREFIX}.{name}.lora_A.weight"] = down.bfloat16()
+        tensors[f"{PREFIX}.{name}.lora_B.weight"] = (0.01 * up).bfloat16()
     return tensors
 
 
 FLOOR = """
-import sys, time, torch
+import hashlib, os, sys, time, torch
 from pathlib import Path
-from safetensors import safe_open
-root, threads = Path(sys.argv[1]), int(sys.argv[2])
+from safetensors.torch import load
+root, threads, out = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(threads)
-began = time.perf_counter()
-files = [safe_open(p, "pt") for p in sorted(root.glob("*/adapter_model.safetensors"))]
-sums = 0.0
-for key in [k for k in files[0].keys() if "lora_B" in k]:
-    b = torch.cat([f.get_tensor(key).float() for f in files], dim=1)
-    a = torch.cat([f.get_tensor(key.replace("lora_B", "lora_A")).float() for f in files])
-    sums += float((b.T @ b)[0, 0]) + float((a @ a.T)[0, 0])
-print(time.perf_counter() - began)
+began, spent = time.perf_counter(), time.process_time()
+for path in sorted(root.glob("*/adapter_model.safetensors")):
+    data = path.read_bytes()
+    hashlib.sha256(data).digest()
+    for tensor in load(data).values():
+        tensor.float()
+    if out:
+        with open(Path(out) / path.parent.name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+print(time.perf_counter() - began, time.process_time() - spent)
 """
+START_UP = "import torch, clair_cli.pipeline, clair_cli.cli.refine, clair_cli.refinement.sparing"
 
 
-def run(command: list[str]) -> tuple[float, float, str]:
-    """Wall seconds, peak RSS in GB and stdout of a process that must end with 0 or 1."""
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of the clock and of the processor, and GB of memory at most."""
+
+    wall: float
+    cpu: float
+    memory: float = 0.0
+
+
+def run(command: list[str]) -> tuple[Cost, str]:
+    """The cost of a process that must end with 0 or 1, and its stdout."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -100,54 +137,72 @@ def run(command: list[str]) -> tuple[float, float, str]:
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) not in (0, 1):
         raise SystemExit(f"{command[0]} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - began, usage.ru_maxrss / 2**20, output
+    spent = usage.ru_utime + usage.ru_stime
+    return Cost(time.perf_counter() - began, spent, usage.ru_maxrss / 2**20), output
 
 
-def measure(root: Path, threads: int, repeat: int, device: str) -> dict[str, object]:
-    """Pairs of runs in turn: medians, and the ratio with start-up (`clair` on nothing) taken off."""
-    detect = [sys.executable, "-m", "clair_cli.entry", "detect", str(root)]
-    detect += ["--threads", str(threads), "--fail-on", "never", "--device", device]
-    start_up = median(
-        run([sys.executable, "-c", "import torch, clair_cli.pipeline, clair_cli.cli"])[0]
-        for _ in range(3)
-    )
-    rows = []
-    for _ in range(repeat):
-        floor = float(run([sys.executable, "-c", FLOOR, str(root), str(threads)])[2])
-        seconds, memory, output = run(detect)
-        rows.append((seconds, floor, (seconds - start_up) / floor, memory))
-    return {
-        "detect_s": median(r[0] for r in rows),
-        "floor_s": median(r[1] for r in rows),
-        "start_up_s": start_up,
-        "ratio_less_start_up": median(r[2] for r in rows),
-        "ratios": [round(r[2], 3) for r in rows],
-        "peak_rss_gb": max(r[3] for r in rows),
-        "last_line": output.strip().splitlines()[-1],
-    }
+def floor(root: Path, threads: int, out: str) -> Cost:
+    """Of reading, hashing and converting, and of writing below `out` where it is given."""
+    output = run([sys.executable, "-c", FLOOR, str(root), str(threads), out])[1]
+    return Cost(*map(float, output.split()))
+
+
+def measure(root: Path, scratch: Path, given: argparse.Namespace) -> dict[str, object]:
+    """Floors, detect and refine in turn: medians of the costs, and of the ratios turn by turn."""
+    options = ["--threads", str(given.threads), "--fail-on", "never", "--device", given.device]
+    clair = [sys.executable, "-m", "clair_cli.entry"]
+    rows: dict[str, list[Cost]] = {n: [] for n in ("start", "read", "write", "detect", "refine")}
+    for _ in range(given.repeat):
+        rows["start"].append(run([sys.executable, "-c", START_UP])[0])
+        rows["read"].append(floor(root, given.threads, ""))
+        with tempfile.TemporaryDirectory(dir=scratch) as out:
+            rows["write"].append(floor(root, given.threads, out))
+        rows["detect"].append(run([*clair, "detect", str(root), *options])[0])
+        with tempfile.TemporaryDirectory(dir=scratch) as out:
+            command = [*clair, "refine", str(root), "--out", f"{out}/refined", *options]
+            rows["refine"].append(run(command)[0])
+    found: dict[str, object] = {}
+    for kind in ("wall", "cpu"):
+        seconds = {n: [getattr(c, kind) for c in costs] for n, costs in rows.items()}
+        found |= {f"{n}_{kind}_s": round(median(s), 3) for n, s in seconds.items()}
+        for name, base in (("detect", "read"), ("refine", "write")):
+            turns = zip(seconds[name], seconds["start"], seconds[base], strict=True)
+            ratios = [(s - start) / least for s, start, least in turns]
+            found[f"{name}_{kind}_ratio"] = round(median(ratios), 2)
+    return found | {f"{n}_gb": max(c.memory for c in rows[n]) for n in ("detect", "refine")}
+
+
+def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Slopes of log seconds, less start-up, against log clients, by least squares."""
+    clients = np.log([row["clients"] for row in rows])
+    found = {}
+    for name in ("read", "write", "detect", "refine"):
+        less = [row["start_cpu_s"] if name in ("detect", "refine") else 0 for row in rows]
+        seconds = [max(r[f"{name}_cpu_s"] - s, 1e-3) for r, s in zip(rows, less, strict=True)]
+        found[name] = round(float(np.polyfit(clients, np.log(seconds), 1)[0]), 2)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--clients", default="20,50,100", help="how many, one after the other")
+    parser.add_argument("--modules", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of clair detect")
-    parser.add_argument("--keep", type=Path, help="make the adapters here, or reuse those that are")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        root = given.keep or Path(scratch) / "adapters"
-        if not root.exists():
-            make_adapters(root, given.clients, given.layers, given.rank)
-        result = (
-            vars(given) | {"keep": None} | measure(root, given.threads, given.repeat, given.device)
-        )
+    rows: list[dict[str, Any]] = []
+    for clients in map(int, given.clients.split(",")):
+        with tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch) / "adapters"
+            make_adapters(root, clients, given.modules, given.rank)
+            rows.append({"clients": clients} | measure(root, Path(scratch), given))
+        print(json.dumps(rows[-1]), flush=True)
+    result = vars(given) | {"exponents": exponents(rows) if len(rows) > 1 else None}
     result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     result["versions"] = f"python {platform.python_version()}, torch {torch.__version__}"
-    result["own_peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(result, indent=1, default=str))
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -35,11 +35,16 @@ class RefinedClient:
 
 @dataclass(frozen=True, slots=True)
 class ModuleRefinement:
-    """One module: directions in which clients keep their own, and leading shares of their deviations."""
+    """One module: directions in which clients keep their own, and leading shares of their deviations.
+
+    `mean_error` is how far the refined update of any client is off, relative to its norm and to first
+    order, because the mean of many was compressed: 0 where it was not.
+    """
 
     name: str
     subspace_rank: int | float
     spectrum: tuple[float, ...] = ()
+    mean_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

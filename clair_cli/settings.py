@@ -45,7 +45,8 @@ class Settings:
     """For all that is drawn, on the CPU, so that every device sees the same."""
     exact: bool = False
     """Compare clients by their whole updates however many they are: at work that grows with the square
-    of the clients. Otherwise by sketches from `max_columns` columns on."""
+    of the clients. Otherwise by sketches from `max_columns` columns on. Refine them by their whole mean,
+    which is otherwise compressed."""
 
     # --- what to read
     read_as: ReadAs = "lora"

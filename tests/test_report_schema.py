@@ -182,6 +182,7 @@ SINCE_1_2 = {
     ("clients", "accepted"),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),
     *(("refinement", "clients", name) for name in ("group", "error")),
+    ("refinement", "modules", "mean_error"),
     ("refinement", "global", "rank"),
     *(("population", name) for name in ("agreement", "spectra")),
     *(("population", "modules", name) for name in ("spectrum", "sketch_error")),

@@ -160,7 +160,11 @@ Threads = Annotated[
 
 Exact = Annotated[
     bool,
-    option(COMPUTING, help="Compare many clients by their whole updates, not by sketches."),
+    option(
+        COMPUTING,
+        help="Compare many clients by their whole updates, not by sketches, and refine them by their "
+        "whole mean.",
+    ),
 ]
 
 # --- what is written

@@ -10,6 +10,7 @@ TAKEN = "share taken away"
 ENERGY = "share of energy"
 TRAINED = "benchmarks/results/text_copy.md"
 REAL = "benchmarks/results/refinement-real.md"
+SPEED = "benchmarks/results/speed.md"
 METHOD = "docs/explanation/method.md"
 
 
@@ -202,6 +203,23 @@ class RefinementCalibration(Constants):
     )
 
     # --- one module
+    whole_columns: int = constant(
+        2048,
+        "columns",
+        (8, 2**20),
+        "columns of stacked factors that are kept whole where the mean's compression is too far off",
+        SPEED,
+    )
+    mean_rank: int = constant(
+        32, "directions", (1, 2**20), "that the mean of many is compressed to first", SPEED
+    )
+    mean_error: float = constant(
+        1e-3,
+        "of a client's norm",
+        (0, 1),
+        "that the compressed mean may be off for it; otherwise it gets twice the directions",
+        SPEED,
+    )
     max_kept: int = constant(
         3, "directions", (0, 1024), "directions of a shared side that are kept at most", METHOD
     )

@@ -1,13 +1,14 @@
 """Refined updates: the tensor work of  Delta~_k = (1 + g) M + F (Delta_k - M)  for one module.
 
-Everything happens in orthonormal coordinates of the stacked factors. Averages are of products, never of
-factors. What F keeps is chosen in `strength`.
+Everything happens in the small matrices of `coordinates`. Averages are of products, never of factors.
+What F keeps is chosen in `strength`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,21 @@ from torch import Tensor
 
 from clair_cli.linalg import eigh, standing_out
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
+from clair_cli.refinement.coordinates import Frame, coordinates
+from clair_cli.refinement.kept import Kept, along, kept_alike
+from clair_cli.refinement.spectra import participation, squared_spectrum, top_singular
 from clair_cli.refinement.strength import Shrinkage, kept_share
 from clair_cli.update import LowRankUpdate
 
 SPECTRUM = 8
 """Leading shares of a module's deviations that are reported."""
+ROUNDING = 32
+"""Machine precisions: a client nearer to the mean than so many of its norms is the mean."""
+
+
+Spectrum = tuple[NDArray[np.float64], float]
+"""Squared singular values of what is to be written, descending, and the energy that a cut is measured
+by: that of the change, since a cut that is small beside what was sent may be all of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +45,8 @@ class RefinedModule:
     per output direction. Per client: `squared` ||Delta_k||^2, `moved` ||Delta~_k - Delta_k||^2 before
     truncation, `lost` ||truncated - Delta~_k||^2, `deviation` ||Delta_k - M||^2 and `kept`, what F
     leaves of it. `amplitude` is the share of the members' deviations that F keeps, `common_squared` and
-    `common_lost` belong to the mean.
+    `common_lost` belong to the mean. `mean_error` is how far the refined update of any client is off
+    because the mean was compressed, relative to its norm and to first order; 0 where it was not.
     """
 
     updates: tuple[LowRankUpdate | None, ...]
@@ -49,18 +61,28 @@ class RefinedModule:
     amplitude: float
     common_squared: float
     common_lost: float
+    mean_error: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Aims:
-    """`targets` before any cut, None where the client's own is kept; the rest as in RefinedModule."""
+    """What every client is to become before any cut: (1 + `gain`) M and what is `kept` of its deviation,
+    or, where that is None, its own update. `shares` are of what F leaves; the rest as in RefinedModule.
+    """
 
-    targets: list[Tensor | None]
-    kept: list[Tensor]
+    kept: list[Kept]
+    gain: float
+    own: list[bool]
     energies: list[float]
+    left: list[float]
     amplitude: float
     inside: float
     spectrum: NDArray[np.float64]
+
+    @property
+    def alike(self) -> bool:
+        """Whether nobody keeps anything of its deviation."""
+        return not any(one.all_of or one.up.numel() for one in self.kept)
 
 
 class ModuleRefiner:
@@ -68,6 +90,7 @@ class ModuleRefiner:
 
     `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
     `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
+    Many clients are refined by coordinates of the mean, unless `exact`, with sides own and left alone.
     `sent` is what each client started from, None where that is nothing: Delta_k is then the change
     since, and what is written is what was sent and the refined change.
     """
@@ -78,21 +101,28 @@ class ModuleRefiner:
         weights: Sequence[float],
         noise: Sequence[LowRankUpdate] = (),
         numbers: RefinementCalibration = REFINEMENT,
+        exact: bool = False,
         sent: Sequence[LowRankUpdate | None] = (),
     ) -> None:
-        began = {id(s): s for s in sent if s is not None}
-        self.stack, self.numbers = _Coordinates([*updates, *began.values()], numbers), numbers
-        self.weights, self.noise = weights, noise
-        self.own_ranks = [u.rank for u in updates]
-        cores = self.stack.cores()
-        at = dict(zip(began, cores[len(updates) :], strict=True))
-        nothing = torch.zeros_like(cores[0])
-        self.sent = [at.get(id(s), nothing) for s in sent or updates]  # (p, q) each
-        pairs = zip(cores, self.sent, strict=False)
-        self.cores = [core - was for core, was in pairs] if began else cores
-        self.mean = _weighted(weights, self.cores)  # (p, q)
-        self.sent_mean = _weighted(weights, self.sent) if began else nothing  # (p, q)
-        self.offs = [core - self.mean for core in self.cores]
+        self.numbers, self.weights, self.noise = numbers, weights, noise
+        self.space = coordinates(updates, weights, numbers, exact, sent)
+        self.frames = self.space.frames
+        self.squared = [float(f.core.square().sum()) for f in self.frames]
+        tiny = (ROUNDING * torch.finfo(updates[0].up.dtype).eps) ** 2
+        self.energies = [
+            0.0 if (energy := self._energy(f)) <= tiny * size else energy
+            for f, size in zip(self.frames, self.squared, strict=True)
+        ]
+
+    @staticmethod
+    def _energy(frame: Frame) -> float:
+        """||Delta_k - M||^2."""
+        return float((frame.core - frame.mean).square().sum()) + frame.rest
+
+    @property
+    def finite(self) -> bool:
+        """Whether the mean is."""
+        return bool(torch.isfinite(self.space.mean).all())
 
     def refined(
         self,
@@ -107,36 +137,74 @@ class ModuleRefiner:
         `mix` (K, K) is F for the side "client"; client k keeps the share `keeps`[k] of what F leaves.
         """
         aim = self.aims(how, mix, keeps)
-        updates: list[LowRankUpdate | None] = []
-        moved, lost = [], []
-        clients = zip(self.cores, self.sent, aim.targets, ranks, self.own_ranks, strict=True)
-        for core, was, target, rank, own in clients:
-            if target is None and rank >= own:
-                updates.append(None)
-                moved.append(0.0)
-                lost.append(0.0)
-                continue
-            target = core if target is None else target
-            update, error = self.stack.truncate(was + target, rank, guide=was + core)
-            updates.append(update)
-            moved.append(float((target - core).square().sum()))
-            lost.append(error)
-        whole = self.sent_mean + self.mean
-        common, common_lost = self.stack.truncate(whole, common_rank or max(ranks), whole)
+        alike = aim.alike and self.space.sent is None
+        cut = self._cut_alike(aim) if alike else partial(self._cut, aim)
+        cuts = [cut(k, rank) for k, rank in enumerate(ranks)]
+        common, common_lost = self.cut_mean(common_rank or max(ranks))
         return RefinedModule(
-            updates=tuple(updates),
+            updates=tuple(c.update for c in cuts),
             common=common,
             subspace_rank=aim.inside,
             spectrum=aim.spectrum,
-            squared=np.array([float(c.square().sum()) for c in self.cores]),
-            moved=np.array(moved),
-            lost=np.array(lost),
-            deviation=np.array(aim.energies),
-            kept=np.array([float(k.square().sum()) for k in aim.kept]),
+            squared=np.array(self.squared),
+            moved=np.array([c.moved for c in cuts]),
+            lost=np.array([c.lost for c in cuts]),
+            deviation=np.array(self.energies),
+            kept=np.array(aim.left),
             amplitude=aim.amplitude,
-            common_squared=float(self.mean.square().sum()),
+            common_squared=float(self.space.mean.square().sum()) + self.space.rest,
             common_lost=common_lost,
+            mean_error=max(c.error for c in cuts),
         )
+
+    def _cut(self, aim: _Aims, k: int, rank: int) -> _Cut:
+        """Client k at this rank."""
+        frame = self.frames[k]
+        if aim.own[k] and rank >= frame.rank:
+            return _Cut(None, 0.0, 0.0, 0.0)
+        core = frame.core
+        target, rest = (core, 0.0) if aim.own[k] else self._target(aim, k)
+        whole = frame.written(target)
+        u, s, v = top_singular(whole, rank, frame.written(core), self.numbers)
+        size, root = float(whole.square().sum()), s.sqrt()
+        update = LowRankUpdate(frame.left.lift(u * root).T, frame.right.lift(v * root))
+        error = rest * frame.missed(u, v) ** 0.5 if rest and frame.rest else 0.0
+        return _Cut(
+            update,
+            moved=float((target - core).square().sum()) + rest**2 * frame.rest,
+            lost=max(size - float(s.square().sum()), 0.0) + rest**2 * frame.rest,
+            error=error / size**0.5 if size > 0 else 0.0,
+        )
+
+    def _cut_alike(self, aim: _Aims) -> Callable[[int, int], _Cut]:
+        """As `_cut`, where every client becomes the mean: cut once for every rank."""
+        share = 1 + aim.gain
+        cut = lru_cache(maxsize=None)(partial(self.cut_mean, share=share))
+
+        def of(k: int, rank: int) -> _Cut:
+            if aim.own[k]:
+                return self._cut(aim, k, rank)
+            frame, (update, lost) = self.frames[k], cut(rank)
+            moved = float((share * frame.mean - frame.core).square().sum())
+            return _Cut(update, moved + share**2 * frame.rest, lost, 0.0)
+
+        return of
+
+    def _target(self, aim: _Aims, k: int) -> tuple[Tensor, float]:
+        """What client k is to become, in coordinates, and how much of the mean's error is in it."""
+        frame, kept = self.frames[k], aim.kept[k]
+        mean = frame.mean
+        target = (1 + aim.gain) * mean + kept.core(frame.core - mean)
+        return target, 1 + aim.gain - kept.all_of
+
+    def cut_mean(self, rank: int, share: float = 1.0) -> tuple[LowRankUpdate, float]:
+        """So much of the mean at this rank, with what was sent, and the squared error."""
+        mean = self._with_sent(share * self.space.mean)
+        u, s, v = top_singular(mean, rank, mean, self.numbers)
+        root, left, right = s.sqrt(), self.space.left, self.space.right
+        error = max(float(mean.square().sum()) - float(s.square().sum()), 0.0)
+        update = LowRankUpdate(left @ (u * root).to(left), (v * root).T.to(right) @ right.T)
+        return update, error + share**2 * self.space.rest
 
     def aims(
         self, how: Shrinkage, mix: Tensor | None = None, keeps: Sequence[float] | None = None
@@ -144,112 +212,154 @@ class ModuleRefiner:
         """What every client is to become before any cut; see `refined`."""
         shares, directions = self._directions("right" if how.side == "right" else "left")
         kept, inside = self._kept(how, shares, directions) if mix is None else self._mixed(mix)
-        energies = [float(off.square().sum()) for off in self.offs]
-        amplitude = self._amplitude(kept, energies)
-        mean = self.mean * (1 + how.gain(1 - amplitude))
+        amplitude = self._amplitude(kept)
         share = keeps or [1.0] * len(kept)
-        kept = [rest if s == 1 else rest * s for rest, s in zip(kept, share, strict=True)]
+        kept = [one if s == 1 else one.times(s) for one, s in zip(kept, share, strict=True)]
         nothing = how.inside == how.outside == 0.0
-        targets = [
-            None if (nothing and s == 1) or not energy else mean + rest
-            for s, rest, energy in zip(share, kept, energies, strict=True)
-        ]
-        return _Aims(targets, kept, energies, amplitude, inside, shares[:SPECTRUM])
+        return _Aims(
+            kept=kept,
+            gain=how.gain(1 - amplitude),
+            own=[(nothing and s == 1) or not e for s, e in zip(share, self.energies, strict=True)],
+            energies=self.energies,
+            left=[self._left(f, one) for f, one in zip(self.frames, kept, strict=True)],
+            amplitude=amplitude,
+            inside=inside,
+            spectrum=shares[:SPECTRUM],
+        )
 
-    def spectra(self, aim: _Aims) -> list[NDArray[np.float64]]:
-        """Squared singular values of what every client is to become, with what was sent, descending."""
-        clients = zip(self.sent, self.cores, aim.targets, strict=True)
-        return [squared_spectrum(was + (c if t is None else t)) for was, c, t in clients]
+    @staticmethod
+    def _left(frame: Frame, kept: Kept) -> float:
+        """||F (Delta_k - M)||^2."""
+        rest = kept.core(frame.core - frame.mean)
+        return float(rest.square().sum()) + kept.all_of**2 * frame.rest
+
+    def spectra(self, aim: _Aims) -> list[Spectrum]:
+        """Of what every client is to become; see Spectrum."""
+        found = []
+        for k, frame in enumerate(self.frames):
+            change = frame.core if aim.own[k] else self._target(aim, k)[0]
+            found.append((squared_spectrum(frame.written(change)), float(change.square().sum())))
+        return found
+
+    def mean_spectrum(self) -> Spectrum:
+        """Of the mean; what its coordinates miss counts as alike, and none above the least found."""
+        found, rest = squared_spectrum(self._with_sent(self.space.mean)), self.space.rest
+        energy = float(self.space.mean.square().sum()) + rest
+        if not rest:
+            return found, energy
+        most = self.space.dimensions - len(found)
+        count = min(max(round(rest / max(float(found[-1]), 1e-300)), 1), max(most, 1))
+        return np.concatenate([found, np.full(count, rest / count)]), energy
+
+    def _with_sent(self, change: Tensor) -> Tensor:
+        return change if self.space.sent is None else self.space.sent + change
 
     # --- F
 
     def _kept(
         self, how: Shrinkage, shares: NDArray[np.float64], directions: Tensor
-    ) -> tuple[list[Tensor], float]:
+    ) -> tuple[list[Kept], float]:
         """F (Delta_k - M) of every client, and how many directions were inside."""
         if how.inside == how.outside and not how.by_direction:
-            return [(1 - how.outside) * off for off in self.offs], 0.0
+            return [kept_alike(f, 1 - how.outside) for f in self.frames], 0.0
         if how.side == "own":
             return self._own(how)
-        turned = [off.T for off in self.offs] if how.side == "right" else self.offs
         if how.by_direction:
             factors = self._by_noise(how.side, shares, directions)
-            kept = [(directions * factors) @ (directions.T @ off) for off in turned]
             inside = int((factors > 0.5).sum())
-        else:
-            most = self.numbers.max_kept
-            found = _standing_out(shares, self.stack, most)
-            inside = min(found, most) if how.rank == "auto" else min(how.rank, len(shares))
-            few = found <= most < len(shares)  # and some are left to be noise
-            outside = how.outside if how.noise_like is None or not few else how.noise_like
-            basis = directions[:, :inside]
-            own = [basis @ (basis.T @ off) for off in turned]
-            kept = [
-                (1 - outside) * off + (outside - how.inside) * part
-                for off, part in zip(turned, own, strict=True)
-            ]
-        return ([k.T for k in kept] if how.side == "right" else kept), inside
+            return [along(f, how.side, directions, factors, 0.0) for f in self.frames], inside
+        most = self.numbers.max_kept
+        found = self._standing_out(shares, most)
+        inside = min(found, most) if how.rank == "auto" else min(how.rank, len(shares))
+        few = found <= most < len(shares)  # and some are left to be noise
+        outside = how.outside if how.noise_like is None or not few else how.noise_like
+        basis = directions[:, :inside]
+        more = basis.new_full((inside,), outside - how.inside)
+        return [along(f, how.side, basis, more, 1 - outside) for f in self.frames], inside
 
-    def _own(self, how: Shrinkage) -> tuple[list[Tensor], float]:
+    def _own(self, how: Shrinkage) -> tuple[list[Kept], float]:
         """Each client's strongest directions of deviation are its own."""
         kept, counts = [], []
-        for off in self.offs:
-            count = _participation(off) if how.rank == "auto" else how.rank
-            u, s, v = _top_singular(off, count, off, self.numbers)
-            kept.append((1 - how.outside) * off + (how.outside - how.inside) * (u * s) @ v.T)
+        for frame, energy in zip(self.frames, self.energies, strict=True):
+            off = frame.core - frame.mean
+            count = participation(off, energy) if how.rank == "auto" else how.rank
+            u, s, v = top_singular(off, count, off, self.numbers)
+            kept.append(Kept(1 - how.outside, (how.outside - how.inside) * u * s, v))
             counts.append(count)
         return kept, float(np.mean(counts))
 
-    def _mixed(self, mix: Tensor) -> tuple[list[Tensor], float]:
+    def _mixed(self, mix: Tensor) -> tuple[list[Kept], float]:
         """What several clients combine in: F mixes clients, all modules alike."""
-        mix = mix.to(self.mean)
+        mix, mean = mix.to(self.space.mean), self.space.mean
+        eye = torch.eye(mean.shape[1]).to(mean)
         kept = []
         for row in mix:
-            kept.append(sum((m * o for m, o in zip(row, self.offs, strict=True)), 0 * self.mean))
+            total = -float(row.sum()) * mean
+            for share, frame in zip(row.tolist(), self.frames, strict=True):
+                total.addmm_(frame.left.coords, frame.right.coords.T, alpha=share)
+            kept.append(Kept(0.0, total, eye))
         return kept, float((eigh((mix + mix.T) / 2)[0] > 0.5).sum())
 
     def _by_noise(self, side: str, shares: NDArray[np.float64], directions: Tensor) -> Tensor:
         """The share to keep of every direction (p,), from the replicates' energy in it."""
-        base = self.stack.right if side == "right" else self.stack.left
-        noise = torch.zeros(directions.shape[1], dtype=directions.dtype, device=directions.device)
+        base = self.space.right if side == "right" else self.space.left
+        noise = directions.new_zeros(directions.shape[1])
         for update in self.noise:
             up, down = update.up, update.down * update.scale
             if side == "right":
                 up, down = down.T, up.T
-            noise += ((directions.T @ (base.T @ up)) @ down).square().sum(dim=1)
+            seen = directions.T @ (base.T @ up).double()
+            noise += (seen @ down.double()).square().sum(dim=1)
         count = sum(w > 0 for w in self.weights)
-        pairs = zip(self.weights, self.offs, strict=True)
-        total = sum(w * float(off.square().sum()) for w, off in pairs) * count / (1 - 1 / count)
+        pairs = zip(self.weights, self.energies, strict=True)
+        total = sum(w * energy for w, energy in pairs) * count / (1 - 1 / count)
         cost = self.numbers.difference_cost
         shared = zip(noise.cpu().tolist(), shares.tolist(), strict=True)
         kept = [kept_share(n / (s * total), cost) if s * total > 0 else 0.0 for n, s in shared]
         return directions.new_tensor(kept)
 
-    def _amplitude(self, kept: Sequence[Tensor], energies: Sequence[float]) -> float:
+    def _amplitude(self, kept: Sequence[Kept]) -> float:
         """<F off, off> over ||off||^2, over the clients that define the mean."""
-        both = sum(
-            w * float((k * o).sum()) for w, k, o in zip(self.weights, kept, self.offs, strict=True)
-        )
-        total = sum(w * e for w, e in zip(self.weights, energies, strict=True))
+        both = total = 0.0
+        for w, one, frame, energy in zip(
+            self.weights, kept, self.frames, self.energies, strict=True
+        ):
+            if w:
+                off = frame.core - frame.mean
+                left = float((one.core(off) * off).sum()) + one.all_of * frame.rest
+                both, total = both + w * left, total + w * energy
         return min(max(both / total, 0.0), 1.0) if total > 0 else 1.0
 
     def _directions(self, side: str) -> tuple[NDArray[np.float64], Tensor]:
         """Directions of the members' deviations: shares of energy, descending, and the basis."""
-        size = self.mean.shape[1 if side == "right" else 0]
-        cov = self.mean.new_zeros((size, size))
-        for off, weight in zip(self.offs, self.weights, strict=True):
+        mean = self.space.mean.T if side == "right" else self.space.mean
+        cov = -mean @ mean.T
+        for frame, weight in zip(self.frames, self.weights, strict=True):
             if weight:
-                cov += weight * (off.T @ off if side == "right" else off @ off.T)
-        values, vectors = eigh(cov)
+                one, other = (
+                    (frame.left, frame.right) if side == "left" else (frame.right, frame.left)
+                )
+                inside = one.coords[: len(cov)]
+                cov += weight * inside @ (other.coords.T @ other.coords) @ inside.T
+        values, vectors = eigh((cov + cov.T) / 2)
         energy = values.flip(0).clamp_min(0).cpu().numpy()
-        total = float(energy.sum())
-        return energy / total if total > 0 else energy, vectors.flip(1).to(cov.dtype)
+        total = sum(w * e for w, e in zip(self.weights, self.energies, strict=True))
+        return energy / total if total > 0 else 0 * energy, vectors.flip(1)
+
+    def _standing_out(self, shares: NDArray[np.float64], most: int) -> int:
+        """How many of the `most` + 1 leading directions stand out of the bulk."""
+        rows, columns = self.space.dimensions, self.space.columns
+        return standing_out(shares[: most + 1].tolist(), float(shares.sum()), rows, columns)
 
 
-def squared_spectrum(core: Tensor) -> NDArray[np.float64]:
-    """Squared singular values, descending."""
-    values: NDArray[np.float64] = torch.linalg.svdvals(core).square().cpu().double().numpy()
-    return values
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """One client's update at its rank, None where its own is kept; `error` is that of the mean in it."""
+
+    update: LowRankUpdate | None
+    moved: float
+    lost: float
+    error: float
 
 
 def refine_module(
@@ -267,69 +377,3 @@ def refine_module(
     """
     how = Shrinkage("left", subspace_rank, 0.0, strength)
     return ModuleRefiner(updates, weights).refined(how, ranks, common_rank)
-
-
-def _weighted(weights: Sequence[float], cores: Sequence[Tensor]) -> Tensor:
-    """sum_k w_k C_k."""
-    return sum(
-        (w * c for w, c in zip(weights, cores, strict=True) if w), torch.zeros_like(cores[0])
-    )
-
-
-class _Coordinates:
-    """Orthonormal bases of all columns and all rows, and every client's core (p, q) in them."""
-
-    def __init__(self, updates: Sequence[LowRankUpdate], numbers: RefinementCalibration) -> None:
-        self.numbers = numbers
-        up = torch.cat([u.up for u in updates], dim=1)  # (d_out, n)
-        down = torch.cat([u.down * u.scale for u in updates], dim=0)  # (n, d_in)
-        self.left, left = torch.linalg.qr(up)  # (d_out, p), (p, n)
-        self.right, right = torch.linalg.qr(down.T)  # (d_in, q), (q, n)
-        sizes = [u.rank for u in updates]
-        self.lefts, self.rights = left.split(sizes, dim=1), right.split(sizes, dim=1)
-
-    def cores(self) -> list[Tensor]:
-        """Delta_k in the common coordinates, (p, q) each."""
-        return [b @ a.T for b, a in zip(self.lefts, self.rights, strict=True)]
-
-    def truncate(self, core: Tensor, rank: int, guide: Tensor) -> tuple[LowRankUpdate, float]:
-        """Best approximation of `core` (p, q) by `rank`, as factors, and the squared error.
-
-        Small cores are decomposed exactly; large ones by subspace iteration, whose error is as
-        reported, not as hoped for.
-        """
-        u, s, v = _top_singular(core, rank, guide, self.numbers)
-        error = max(float(core.square().sum()) - float(s.square().sum()), 0.0)
-        root = s.sqrt()
-        return LowRankUpdate((self.left @ u) * root, root[:, None] * (self.right @ v).T), error
-
-
-def _top_singular(
-    core: Tensor, rank: int, guide: Tensor, numbers: RefinementCalibration
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading singular triplets u (p, k), s (k,), v (q, k), k = min(rank, p, q)."""
-    rank = min(rank, *core.shape)
-    width = rank + numbers.svd_oversampling
-    if min(core.shape) <= numbers.exact_svd * width:
-        u, s, vt = torch.linalg.svd(core, full_matrices=False)
-        return u[:, :rank], s[:rank], vt[:rank].T
-    rows = torch.linspace(0, guide.shape[0] - 1, width, dtype=torch.long, device=core.device)
-    basis = torch.linalg.qr((guide[rows] @ core.T).T)[0]  # (p, width)
-    for _ in range(numbers.svd_sweeps):
-        basis = torch.linalg.qr(core @ torch.linalg.qr(core.T @ basis)[0])[0]
-    u, s, vt = torch.linalg.svd(basis.T @ core, full_matrices=False)
-    return basis @ u[:, :rank], s[:rank], vt[:rank].T
-
-
-def _participation(off: Tensor) -> int:
-    """How many directions carry a deviation: (sum s^2)^2 / sum s^4, rounded; 0 for zero."""
-    energy = float(off.square().sum())
-    small = off if off.shape[0] <= off.shape[1] else off.T
-    fourth = float((small @ small.T).square().sum())
-    return round(energy**2 / fourth) if fourth > 0 else 0
-
-
-def _standing_out(shares: NDArray[np.float64], stack: _Coordinates, most: int) -> int:
-    """How many of the `most` + 1 leading directions stand out of the bulk."""
-    rows, columns = stack.left.shape[0], sum(b.shape[1] for b in stack.lefts)
-    return standing_out(shares[: most + 1].tolist(), float(shares.sum()), rows, columns)

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from clair_cli import engines
-from clair_cli.detection.agreement import Array
 from clair_cli.progress import Progress, silent
 from clair_cli.refinement.blame import LeftOut, noted
-from clair_cli.refinement.module import ModuleRefiner, squared_spectrum
+from clair_cli.refinement.module import ModuleRefiner, Spectrum
 from clair_cli.refinement.plan import Group, Plan
 from clair_cli.refinement.refiner import on_module
 
@@ -46,11 +45,6 @@ def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
     return replace(plan, ranks=ranks, mean_rank=mean_rank)
 
 
-Spectrum = tuple[Array, float]
-"""Squared singular values of what is to be written, descending, and the energy that a cut is measured
-by: that of the change, since a cut that is small beside what was sent may be all of it."""
-
-
 class _Spectra:
     """The spectra in one module, of the mean, and per client and strength; who failed."""
 
@@ -74,8 +68,7 @@ def _spectra(plan: Plan, clients: bool, gone: Collection[str], module: str) -> _
 def _measured(group: Group | None, refiner: ModuleRefiner) -> tuple[Spectrum, list[list[Spectrum]]]:
     """Of the mean, and of the clients of a group."""
     own = [] if group is None else _of_group(group, refiner)
-    mean = refiner.sent_mean + refiner.mean
-    return (squared_spectrum(mean), float(refiner.mean.square().sum())), own
+    return refiner.mean_spectrum(), own
 
 
 def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Spectrum]]:
@@ -84,9 +77,7 @@ def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Spectrum]]:
     for how, mix, keeps in zip(group.shrinkages, group.mixes, group.keeps, strict=True):
         table = None if mix is None else torch.from_numpy(mix)
         aim = refiner.aims(how, table, keeps)
-        pairs = zip(refiner.cores, aim.targets, strict=True)
-        energies = [float((c if t is None else t).square().sum()) for c, t in pairs]
-        found.append([*zip(refiner.spectra(aim), energies, strict=True)])
+        found.append(refiner.spectra(aim))
     return found
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
-
 from clair_cli.cohort import Adapter
 from clair_cli.detection.changes import SentReader
 from clair_cli.detection.reading import nothing, read_estimate
@@ -41,8 +39,10 @@ def on_module(
 
     def of_those(kept: Sequence[int]) -> Result:
         used = [u if k in kept else u.zeroed() for k, u in enumerate(updates)]
-        refiner = ModuleRefiner(used, group.weights, noise, plan.settings.refinement, sent)
-        if not bool(torch.isfinite(refiner.mean).all()):
+        numbers = plan.settings.refinement
+        exact = _exact(plan, group)
+        refiner = ModuleRefiner(used, group.weights, noise, numbers, exact, sent)
+        if not refiner.finite:
             raise ArithmeticError(f"the mean of {module!r} is not finite")
         return compute(refiner)
 
@@ -64,6 +64,13 @@ def _read(
                     noise += _noise(plan, group, adapter, module, len(telling))
         updates.append(update)
     return updates, noise, failed
+
+
+def _exact(plan: Plan, group: Group) -> bool:
+    """Whether whole coordinates are asked for, or needed for what F does."""
+    rare = any(h.side in ("right", "client") or h.by_direction for h in group.shrinkages)
+    few = all(h.rank == "auto" or h.side == "own" for h in group.shrinkages)
+    return plan.settings.exact or rare or not few
 
 
 def _telling(group: Group) -> list[Adapter]:

@@ -136,7 +136,8 @@ class _Writing:
         if self.mean is not None:
             self.mean.put(module, first)
         spectrum = tuple(float(x) for x in first.spectrum)
-        self.modules.append(ModuleRefinement(module, first.subspace_rank, spectrum))
+        error = max(one.mean_error for of_group in results for one in of_group)
+        self.modules.append(ModuleRefinement(module, first.subspace_rank, spectrum, error))
 
     def put_full(self) -> None:
         """Write the full matrices of every client, and of the mean."""
