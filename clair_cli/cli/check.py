@@ -22,7 +22,6 @@ def check(
     context: typer.Context,
     upload: s.Upload,
     against: s.Against,
-    update: s.Update = False,
     read_as: o.ReadAs = None,
     base: o.Base = None,
     config: o.Config = None,
@@ -36,6 +35,7 @@ def check(
     modules: o.Modules = "shared",
     device: o.Device = "auto",
     threads: o.Threads = 0,
+    update: s.Update = False,
     fail_on: o.FailOn = "contaminated",
     explain: s.ExplainIt = False,
     format: o.Format = "text",
@@ -45,7 +45,7 @@ def check(
     config_file: o.ConfigFile = None,
     no_config: o.NoConfig = False,
 ) -> int:
-    """Judge one upload jointly with a cohort: a folder, or a reference file of clair fit.
+    """Judge one upload beside a cohort, or a file of clair fit.
 
     Only the upload fails: what is said of the cohort's own clients is for clair detect. A broken upload,
     or one that cannot be compared, fails unless --fail-on never.

@@ -36,9 +36,10 @@ def fit(
     config_file: o.ConfigFile = None,
     no_config: o.NoConfig = False,
 ) -> int:
-    """Write what a cohort taught into one file: its sketches, hashes and verdicts.
+    """Write what a cohort taught into one file.
 
-    clair check judges one upload against that file, without the adapters. Says what the cohort cannot
+    It holds sketches, hashes and verdicts. clair check judges one upload against it, without the
+    adapters. Says what the cohort cannot
     tell apart.
     """
     settings = settings_from({k: v for k, v in locals().items() if k not in ("seed", "size")})

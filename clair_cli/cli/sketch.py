@@ -33,7 +33,7 @@ def sketch(
     config_file: o.ConfigFile = None,
     no_config: o.NoConfig = False,
 ) -> int:
-    """Write a small summary of an adapter, by which it can be judged.
+    """Write a small summary of an adapter, to be judged by.
 
     clair detect takes folders of sketches, or of sketches and adapters. A sketch cannot be refined, and
     it hides nothing: see docs/how-to/sketches.md.

@@ -54,9 +54,10 @@ def trend(
     config_file: o.ConfigFile = None,
     no_config: o.NoConfig = False,
 ) -> int:
-    """Show every client over the rounds: its verdicts and scores, who turned, who came and went.
+    """Show every client over the rounds, by their reports.
 
-    The rounds are in the order in which the reports are given; the exit code is that of the last.
+    Verdicts and scores, who turned, who came and went. The rounds are in the order in which the reports
+    are given; the exit code is that of the last.
     """
     files = [_split(value) for value in output or []]
     reports = tuple(map(saved_report, paths))
