@@ -11,7 +11,7 @@ from datetime import date
 from typing import Any, TypeAlias
 
 from clair_cli.accepted import Accept, Acceptance, Accepted
-from clair_cli.report import Reason, Report, Verdict, is_note
+from clair_cli.report import Reason, Report, Verdict, is_note, over_rounds
 
 EXPIRED, UNUSED = "CLR310", "CLR311"
 """The codes of the remarks on entries that do not count."""
@@ -27,7 +27,7 @@ def accepting(report: Report, entries: Sequence[Decision], today: date) -> Repor
     """
     if not entries and not report.acceptance:
         return report
-    said = {c.client: c for c in report.clients}
+    said = {c.client: c for c in over_rounds(report)}
     files = {str(c.get("id")): c.get("files") or () for c in report.inputs.get("clients") or ()}
     live = [e for e in entries if not _is_over(e, today)]
     valid: dict[str, list[Decision]] = {}
@@ -35,9 +35,10 @@ def accepting(report: Report, entries: Sequence[Decision], today: date) -> Repor
         if _misses(entry, said.get(entry.client), files.get(entry.client, ())) is None:
             valid.setdefault(entry.client, []).append(entry)
     clients = tuple(
-        replace(c, accepted=_accepted(c, valid.get(c.client, ()))) for c in report.clients
+        replace(c, accepted=_accepted(said[c.client], valid.get(c.client, ())))
+        for c in report.clients
     )
-    accepted = {c.client: c for c in clients}
+    accepted = {c.client: c for c in over_rounds(replace(report, clients=clients))}
     told = tuple(
         _expired(e)
         if _is_over(e, today)

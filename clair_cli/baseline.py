@@ -23,6 +23,7 @@ from clair_cli.report import (
     Verdict,
     VerdictName,
     from_dict,
+    over_rounds,
 )
 from clair_cli.strict_json import parse_object, read_bounded
 
@@ -55,8 +56,8 @@ def read_baseline(path: Path) -> Earlier:
 
 def against(report: Report, earlier: Earlier) -> Report:
     """The report with what differs from an earlier one; gate it anew to have that counted."""
-    before = {c.client: c for c in earlier.report.clients}
-    now = {c.client: c for c in report.clients}
+    before = {c.client: c for c in over_rounds(earlier.report)}
+    now = {c.client: c for c in over_rounds(report)}
     files, old = _files(report.inputs), _files(earlier.report.inputs)
     found = []
     for client in [*now, *(c for c in before if c not in now)]:

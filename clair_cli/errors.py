@@ -127,6 +127,12 @@ class NoAdapter(AdapterError):
     code = "CLR117"
 
 
+class NotFromSent(AdapterError):
+    """It was trained from something else than the server sent: what it changed is not known."""
+
+    code = "CLR123"
+
+
 class Failed(AdapterError):
     """Reading it, or computing with it, failed in a way that no check foresaw."""
 

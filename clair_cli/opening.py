@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Broken, Entries
-from clair_cli.errors import AdapterError, Failed, NoAdapter, SettingError, contained
+from clair_cli.errors import (
+    AdapterError,
+    Failed,
+    NoAdapter,
+    NotFromSent,
+    NoVerdict,
+    SettingError,
+    UsageError,
+    contained,
+)
 from clair_cli.formats.deadline import deadline
+from clair_cli.output.folders import GLOBAL, hashed_name
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS, Settings
@@ -25,7 +37,8 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
     Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
     """
     check_files(settings)
-    sources = formats.discover(path, settings.ignore)
+    sources = formats.discover(path, settings.ignore, settings.since)
+    sent = open_sent(path, [s.client for s in sources if s.no_client is None], settings)
     adapters: list[Adapter] = []
     broken: list[Broken] = []
     findings: list[Reason] = []
@@ -35,6 +48,8 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
         try:
             for done, job in enumerate(jobs, start=1):
                 found = job.result()
+                if isinstance(found, Adapter) and sent is not None:
+                    found = sent.taken_up(found)
                 if isinstance(found, Adapter):
                     adapters.append(found)
                 elif isinstance(found, Broken):
@@ -78,6 +93,66 @@ def _opened(source: formats.Source, settings: Settings) -> Adapter:
     return formats.with_replicates(adapter, found, notes) if found or notes else adapter
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What the server sent: to some clients, by their ids, one of their own; to all others one."""
+
+    own: Mapping[str, Adapter]
+    others: Adapter | None
+
+    def taken_up(self, adapter: Adapter) -> Adapter | Broken:
+        """A client that knows what it was trained from, and its replicates with it."""
+        since = self.own.get(adapter.client, self.others)
+        if since is None:
+            text = "nothing was sent to it: --since has no adapter of this name, and no global one"
+            files = tuple(adapter.files.values())
+            return Broken(adapter.client, Reason(NotFromSent.code, text), files)
+        replicates = tuple(replace(r, since=since) for r in adapter.replicates)
+        return replace(adapter, since=since, replicates=replicates)
+
+
+def open_sent(folder: Path, clients: Sequence[str], settings: Settings) -> Sent | None:
+    """What `settings.since` names: one adapter, or a folder with one of the name of some clients and one
+    called global for all others, as `clair refine` writes it. None where it names nothing.
+
+    Links that the path itself consists of are followed. Raises SettingError where it is the folder of
+    clients, or one of its adapters cannot be read or holds a number that is not finite.
+    """
+    if settings.since is None:
+        return None
+    place = settings.since.resolve()
+    if place == folder.resolve():
+        text = "is the folder of the clients; give the adapter that they were trained from"
+        raise SettingError(f"since: {str(settings.since)!r}: {text}")
+    paths = _named(place)
+    own = {c: path for c in clients if (path := paths.get(c) or paths.get(hashed_name(c)))}
+    rest = paths.get(GLOBAL, None if own else place)
+    found = {c: _open_sent(path, c, place, settings) for c, path in own.items()}
+    return Sent(found, None if rest is None else _open_sent(rest, GLOBAL, place, settings))
+
+
+def _named(place: Path) -> dict[str, Path]:
+    """The adapters in a folder of several, by name; of anything else none."""
+    try:
+        return {s.client: s.path for s in formats.discover(place)} if place.is_dir() else {}
+    except (UsageError, NoVerdict):  # it is itself one adapter, or empty
+        return {}
+
+
+def _open_sent(path: Path, name: str, place: Path, settings: Settings) -> Adapter:
+    """One adapter that was sent, every number of which is finite. Raises SettingError."""
+    try:
+        with contained("cannot be opened"), deadline(settings.client_timeout):
+            sent = formats.open_adapter(path, settings, name, None if path == place else place)
+            for module in sent.updates:
+                formats.norm(sent, module)
+            for tensor in sent.full:
+                formats.full_norm(sent, tensor)
+    except AdapterError as error:
+        raise SettingError(f"since: {str(settings.since)!r}: {error}") from None
+    return sent
+
+
 def _replicate(path: Path, source: formats.Source, settings: Settings) -> Adapter:
     """Another adapter of the client, every number of which is finite. Raises AdapterError."""
     other = formats.open_adapter(path, settings, source.client, source.root)
@@ -93,5 +168,7 @@ def check_files(settings: Settings) -> None:
     for name, path in (("config", settings.config), ("base", settings.base)):
         if path is not None and not path.is_file():
             raise SettingError(f"{name}: {str(path)!r} is not a file")
+    if settings.since is not None and not os.path.exists(settings.since):
+        raise SettingError(f"since: {str(settings.since)!r}: no such adapter; give what was sent")
     if settings.reference is not None and not settings.reference.is_dir():
         raise SettingError(f"reference: {str(settings.reference)!r} is not a folder")

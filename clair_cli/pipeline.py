@@ -12,21 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clair_cli import formats
+from clair_cli import formats, history
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
 from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
 from clair_cli.detection.record import Detection, Machine, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.opening import open_entries
+from clair_cli.opening import check_files, open_entries
 from clair_cli.output import publish
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, Stopwatch, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
-from clair_cli.report import Report, gated
+from clair_cli.report import Report, gated, over_rounds
 from clair_cli.results import Apart, Survey, Surveyed
 from clair_cli.settings import Settings, failing_verdicts
 
@@ -45,6 +45,7 @@ def detect(
     path, settings = Path(path), settings or Settings()
     tell = Stopwatch(on_progress or silent)
     clock, earlier = _Clock(command, tell), _earlier(settings)
+    _check_history(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
     return reported(detection, path, settings, clock, earlier)
@@ -116,6 +117,7 @@ def refine(
     tell = Stopwatch(on_progress or silent)
     clock, counts = _Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
+    _check_history(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
     _check_refinable(cohort, settings)
@@ -156,6 +158,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         return Detection(cohort)
     from clair_cli.detection.full import read_full
     from clair_cli.detection.judging import judged
+    from clair_cli.detection.later import later_round
     from clair_cli.detection.reading import numerics, read_modules, without_failed
 
     on_progress("loading libraries", 1, 1)
@@ -163,6 +166,10 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
         cohort, stacks = read_modules(cohort, settings, machine, on_progress)
         if too_few(cohort):
             return Detection(cohort, stacks, machine=machine)
+        if remark := later_round(cohort, stacks, settings.detection):
+            cohort = replace(cohort, findings=(*cohort.findings, remark))
+            if settings.later_round == "refuse":
+                return Detection(cohort, stacks, machine=machine)
         full = read_full(cohort, settings, machine.device, on_progress)
         if full.failed:
             cohort, stacks, full = without_failed(cohort, stacks, full)
@@ -187,13 +194,15 @@ def reported(
     report = Report(
         tool={"name": "clair", "version": __version__},
         run=clock.run(detection.machine),
-        inputs=inputs(detection.cohort, str(path)),
+        inputs=inputs(detection.cohort, str(path), settings.since),
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
         exit_code=0,
         population=found,
         clients=clients,
     )
+    if settings.history is not None:
+        report = history.recorded(report, settings.history)
     report = report if earlier is None else against(report, earlier)
     report = accepting(report, settings.accept, clock.started_at.date())
     return gated(report, settings.fail_on)
@@ -212,7 +221,7 @@ def refined(
     from clair_cli.refinement.plan import plan_refinement
     from clair_cli.refinement.sparing import write_spared
 
-    plan = partial(plan_refinement, detection, report.clients, settings, counts)
+    plan = partial(plan_refinement, detection, over_rounds(report), settings, counts)
     try:
         with numerics(detection.cohort, settings):
             refinement, without = write_spared(plan, stage, on_progress)
@@ -232,11 +241,26 @@ def _earlier(settings: Settings) -> Earlier | None:
     return None if settings.baseline is None else read_baseline(settings.baseline)
 
 
+def _check_history(settings: Settings) -> None:
+    """Raises UsageError where the ledger cannot take this run's round."""
+    if settings.history is None:
+        return
+    if not history.fits(settings.detection):
+        text = (
+            "evidence was measured with the default constants of detection; leave one of them out"
+        )
+        raise UsageError(f"--history: {text}")
+    history.check(settings.history)
+
+
 def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:
     """Sample counts per client, once input and output are known to be usable. Raises UsageError."""
     if not path.is_dir():
         raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
     publish.check_output(out, path, settings.overwrite)
+    if settings.since is not None:
+        check_files(settings)
+        publish.check_output(out, settings.since, settings.overwrite, "what --since names")
     if settings.follow_symlinks:
         publish.check_apart(out, path)
     if settings.weights is None:

@@ -23,6 +23,8 @@ from clair_cli.report import Rarity, Rate, Verdict
 TABLE = Path(__file__).with_name("honest_scores.json")
 DIGITS = 2
 """After the point of a score, in the table and where one is looked up."""
+BESIDE_SCORES = {"sent_kept", "round_likeness"}
+"""Constants that say who is judged, or what is remarked, and change no score."""
 RULE_OF_THREE = 3.0
 """Over n is the rate that 95 % are sure of where none of n did: Hanley and Lippman-Hand, JAMA 1983."""
 
@@ -67,7 +69,8 @@ def counted(scores: Iterable[float]) -> Scores:
 
 def digest(constants: Constants) -> str:
     """Tells apart constants with which scores are not comparable."""
-    return sha256(json.dumps(constants.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+    said = {name: v for name, v in constants.as_dict().items() if name not in BESIDE_SCORES}
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def rated(

@@ -256,6 +256,34 @@ class Baseline:
     clients: tuple[Compared, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One client over all rounds that count. `factor` is this one's, None where it added nothing."""
+
+    client: str = field(metadata=key("id"))
+    rounds: int
+    factor: float | None
+    evidence: float
+    convicted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the ledger says of the clients. `head` is the sha256 of its last line, of `lines`.
+
+    `added` says whether this run wrote a line; `torn` are the bytes of an unfinished line that it cut
+    off. `limit` is the evidence that convicts, by `constants`.
+    """
+
+    head: str
+    lines: int
+    added: bool
+    torn: int
+    limit: float
+    constants: Mapping[str, float]
+    clients: tuple[Standing, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Report(Tabular):
     """Everything a reader may see; equal inputs and settings give equal reports outside `run`."""
@@ -270,6 +298,7 @@ class Report(Tabular):
     clients: tuple[Verdict, ...] = ()
     refinement: Refinement | None = None
     baseline: Baseline | None = None
+    history: History | None = None
     acceptance: tuple[Acceptance, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer 1.x report: kept, so that nothing is lost on the way through."""
@@ -308,7 +337,17 @@ def failing(report: Report, fail_on: str) -> list[Verdict]:
 def gate(report: Report, fail_on: str) -> list[Verdict]:
     """The clients whose verdict `fail_on` is about, whatever was decided about them."""
     bad = failing_verdicts(fail_on)
-    return [c for c in report.clients if c.verdict in bad]
+    return [c for c in over_rounds(report) if c.verdict in bad]
+
+
+def over_rounds(report: Report) -> tuple[Verdict, ...]:
+    """The clients, contaminated whom the rounds together convict; broken is worse, and stays."""
+    standings = report.history.clients if report.history else ()
+    odd = {s.client for s in standings if s.convicted}
+    return tuple(
+        replace(c, verdict="contaminated") if c.client in odd and c.verdict != "broken" else c
+        for c in report.clients
+    )
 
 
 def gated(report: Report, fail_on: str) -> Report:

@@ -62,6 +62,8 @@ def identity(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     same = {"tool": data["tool"], "settings": data["settings"]}
     same |= {"clients": data["inputs"].get("clients", [])}
+    if since := data["inputs"].get("since"):
+        same |= {"since": since.get("adapters")}
     text = json.dumps(same, sort_keys=True)
     return {
         "id": hashlib.sha256(text.encode()).hexdigest()[:16],

@@ -17,6 +17,7 @@ DtypeName = Literal["auto", "float32", "float64"]
 MIN_CLIENTS = 3
 """Of two clients that disagree nobody can tell which is the odd one."""
 EngineName = Literal["local"]
+LaterRound = Literal["note", "refuse"]
 Modules = Literal["shared", "same"]
 ReadAs = Literal["lora", "update", "weights"]
 FailOn = Literal["suspicious", "minority", "contaminated", "broken", "never"]
@@ -58,6 +59,11 @@ class Settings:
     """lora_alpha for files that come without a config."""
     reference: Path | None = None
     """A PEFT adapter's folder that gives arrays without names (Flower) their names, config and scale."""
+    since: Path | None = None
+    """What the server sent before these adapters were trained: an adapter, or a folder of them, one a
+    client. What each client changed since is judged and refined."""
+    later_round: LaterRound = "note"
+    """What adapters get that look like a later round's, without `since`: a note, or no verdict."""
     differences: bool = False
     """Read adapters whose init moved the base weights, too, by what clients differ in."""
     follow_symlinks: bool = False
@@ -96,6 +102,10 @@ class Settings:
     """An earlier report: only findings that are not in it count for the exit code."""
     accept: tuple[Accept, ...] = ()
     """Decisions on clients whose findings do not count for the exit code."""
+
+    history: Path | None = None
+    """A ledger that keeps every client's evidence over the rounds, to which this one is added. Whom it
+    convicts is contaminated for `fail_on` and for the refinement."""
 
     # --- refinement
     refinement: RefinementCalibration = REFINEMENT
@@ -206,6 +216,7 @@ WORDS = {
     "engine": get_args(EngineName),
     "read_as": get_args(ReadAs),
     "modules": get_args(Modules),
+    "later_round": get_args(LaterRound),
     "side": get_args(Side),
     "replicates": get_args(Replicates),
     "tasks": get_args(Tasks),
@@ -225,12 +236,14 @@ RANGES = {
 """Settings that are whole numbers, and from where to where."""
 MACHINE = {
     "baseline",
+    "history",
     "device",
     "threads",
     "engine",
     "config",
     "base",
     "reference",
+    "since",
     "weights",
     "overwrite",
     "sign",

@@ -46,6 +46,12 @@ def combined(updates: Sequence[LowRankUpdate], factors: Sequence[float]) -> LowR
     return LowRankUpdate(up, down)
 
 
+def inner(one: LowRankUpdate, other: LowRankUpdate) -> float:
+    """<Delta, Delta'> from the factors, without the products."""
+    cores = (one.up.T @ other.up) * (one.down @ other.down.T)
+    return float(cores.sum()) * one.scale * other.scale
+
+
 def faint(update: LowRankUpdate) -> bool:
     """Whether inner products with it are lost among the least numbers of its dtype: as good as zero.
 

@@ -7,9 +7,9 @@ samples and sends its adapter; three of ten clients train on contaminated data i
 clients meet several servers (federated_servers.py). Printed is how well the benign clients copy held-out
 samples, each of its own task: one for all, or a subset of three swaps of letters (family).
 
-From the second round on an adapter is mostly what the server sent. Servers called "changes" first let
-`clair detect` see each adapter minus the one its client started from, and exclude whom it finds from
-`clair refine`. Needs peft and transformers; --plot needs matplotlib.
+From the second round on an adapter is mostly what the server sent. Servers called "since" give that to
+`clair refine --since`, which judges and refines what each client changed. Needs peft and transformers;
+--plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -95,12 +95,13 @@ def play(
     """The rounds of one server; what was trained and sent stays in `folder`."""
     benign = [spec for spec in specs if spec.benign]
     good, base = {spec.name for spec in benign}, default_base(recipe)
+    bad = frozenset(spec.name for spec in specs) - good
     held = {spec.name: start for spec in specs}
     for number in range(1, rounds + 1):
         here = folder / f"round-{number:02d}"
         for spec in specs if number > 1 else ():
             train_on(spec, recipe, number, held[spec.name], here / spec.name)
-        sent = server(Round(here, folder / f"sent-{number:02d}", held, len(specs) - len(benign)))
+        sent = server(Round(here, folder / f"sent-{number:02d}", held, bad))
         held = sent.adapters if sent else held
         averaged = sent.averaged if sent else []
         yield {

@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class Round:
     folder: Path  # one adapter per client
     out: Path  # where it may write, not there yet
     held: dict[str, Path]  # the adapter that each client started from
-    bad: int  # how many clients are contaminated, for servers that must be told
+    bad: frozenset[str]  # the contaminated clients, for servers that must be told
 
     @property
     def clients(self) -> list[str]:
@@ -65,6 +65,11 @@ def mean_of_updates(given: Round) -> Sent:
     return broadcast(given, given.clients)
 
 
+def mean_without_attackers(given: Round) -> Sent:
+    """FedAvg of Delta W of the benign clients, as if somebody knew who they are."""
+    return broadcast(given, [name for name in given.clients if name not in given.bad])
+
+
 def multi_krum(given: Round) -> Sent:
     """Mean Delta W of the K - f clients nearest to their K - f - 2 neighbours.
 
@@ -74,7 +79,7 @@ def multi_krum(given: Round) -> Sent:
     flat = torch.stack([torch.cat([m.flatten() for m in u.values()]) for u in updates]).double()
     exact = "donot_use_mm_for_euclid_dist"
     near = torch.cdist(flat, flat, compute_mode=exact).square().sort(dim=1).values
-    keep = len(updates) - given.bad
+    keep = len(updates) - len(given.bad)
     order = near[:, 1 : keep - 1].sum(dim=1).argsort(stable=True)  # 0 is the client itself
     return broadcast(given, [given.clients[k] for k in sorted(order[:keep].tolist())])
 
@@ -89,52 +94,52 @@ def clair_personal(given: Round) -> Sent | None:
     return to_each(given, refine(given))
 
 
-def clair_global_changes(given: Round) -> Sent | None:
-    """As `clair_global`, without those whose change in this round is not benign."""
-    odd = odd_changes(given)
-    return None if odd is None else to_all(given, refine(given, odd))
+def clair_global_since(given: Round) -> Sent | None:
+    """As `clair_global`, by what each client changed in this round."""
+    return to_all(given, refine(given, "--since", since(given)))
 
 
-def clair_personal_changes(given: Round) -> Sent | None:
-    """As `clair_personal`, without those whose change in this round is not benign."""
-    odd = odd_changes(given)
-    return None if odd is None else to_each(given, refine(given, odd))
+def clair_personal_since(given: Round) -> Sent | None:
+    """As `clair_personal`, by what each client changed in this round; to whom is not benign, the mean.
+
+    Else a contaminated minority would get adapters of its own, and go on from them.
+    """
+    report, sent = given.out.with_suffix(".json"), ("--since", since(given))
+    if not clair("detect", given.folder, *sent, "-o", f"json={report}", "--fail-on", "never"):
+        return None
+    odd = [name for name, verdict in read_verdicts(report).items() if verdict != "benign"]
+    benign = refine(given, *sent, *(option for name in odd for option in ("--exclude", name)))
+    return to_each(given, [n for n in benign if n not in odd] if benign else None)
 
 
 SERVERS: dict[str, Callable[[Round], Sent | None]] = {
     "no server": nothing,
     "FedAvg of factors": mean_of_factors,
     "FedAvg of Delta W": mean_of_updates,
+    "FedAvg without attackers, told": mean_without_attackers,
     "Multi-Krum, told f": multi_krum,
     "clair, global": clair_global,
     "clair, personal": clair_personal,
-    "clair, global, changes": clair_global_changes,
-    "clair, personal, changes": clair_personal_changes,
+    "clair, global, since": clair_global_since,
+    "clair, personal, since": clair_personal_since,
 }
 """None: no verdict."""
 
 
-def refine(given: Round, excluded: Sequence[str] = ()) -> list[str] | None:
+def refine(given: Round, *options: object) -> list[str] | None:
     """`clair refine --global` into `out`: the benign clients, None without a verdict."""
-    exclude = [option for name in excluded for option in ("--exclude", name)]
-    if not clair("refine", given.folder, "--out", given.out, "--global", *exclude):
+    rank = config(given.folder / given.clients[0])["r"]  # which stays what it is
+    options = ("--global", "--global-rank", rank, *options)
+    if not clair("refine", given.folder, "--out", given.out, *options):
         return None
     verdicts = read_verdicts(given.out / "report.json")
-    return [n for n, v in verdicts.items() if v == "benign" and n not in excluded]
+    return [name for name, verdict in verdicts.items() if verdict == "benign"]
 
 
-def odd_changes(given: Round) -> list[str] | None:
-    """Who is not benign by what it changed in this round; None without a verdict.
-
-    `clair detect` sees each adapter minus the one its client started from.
-    """
-    changes = given.out.with_name(f"{given.out.name}-changes")
-    for name in given.clients:
-        write_change(given.folder / name, given.held[name], changes / name)
-    report = changes.with_suffix(".json")
-    if not clair("detect", changes, "-o", f"json={report}", "--fail-on", "never"):
-        return None
-    return [name for name, verdict in read_verdicts(report).items() if verdict != "benign"]
+def since(given: Round) -> Path:
+    """What was sent before this round: one adapter, or the folder that holds each client's own."""
+    sent = {*given.held.values()}
+    return sent.pop() if len(sent) == 1 else next(iter(sent)).parent
 
 
 def clair(*arguments: object) -> bool:
@@ -207,17 +212,3 @@ def broadcast(given: Round, averaged: list[str]) -> Sent:
     mean = {module: torch.stack([u[module] for u in updates]).mean(0) for module in updates[0]}
     path = write(factors(mean, like), like, given.out / "global")
     return Sent(dict.fromkeys(given.clients, path), averaged)
-
-
-def write_change(adapter: Path, start: Path, out: Path) -> None:
-    """Save `adapter` minus `start`, exactly: an adapter of twice the rank and twice the alpha."""
-    new, old, said = load_file(adapter / WEIGHTS), load_file(start / WEIGHTS), config(adapter)
-    tensors = {
-        key: torch.cat([new[key], -old[key]], dim=1)
-        if "lora_B" in key
-        else torch.cat([new[key], old[key]])
-        for key in new
-    }
-    write(tensors, adapter, out)
-    said |= {"r": 2 * said["r"], "lora_alpha": 2 * said["lora_alpha"]}
-    (out / CONFIG).write_text(json.dumps(said, indent=2) + "\n")

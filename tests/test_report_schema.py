@@ -177,6 +177,7 @@ SINCE_1_2 = {
     ("clients", "cause"),
     ("clients", "rarity"),
     ("baseline",),
+    ("history",),
     ("acceptance",),
     ("clients", "accepted"),
     *(("refinement", name) for name in ("tasks", "guessed", "coherence", "full_matrices")),

@@ -18,6 +18,7 @@ from clair_cli.cli import (
     report,
     rules,
     select,
+    trend,
     verify,
 )
 from clair_cli.cli.command import Command
@@ -52,6 +53,7 @@ app.command(cls=Command, epilog=EXIT_CODES)(refine.refine)
 app.command(cls=Command, epilog=INSPECT_CODES)(inspect.inspect)
 app.command(cls=Command, epilog=SELECT_CODES)(select.select)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
+app.command(cls=Command, epilog=EXIT_CODES)(trend.trend)
 app.command(cls=Command, epilog=PLOT_CODES)(plot.plot)
 app.command(cls=Command, epilog=VERIFY_CODES)(verify.verify)
 app.command(cls=Command, epilog=EXPLAIN_CODES)(explain.explain)

@@ -167,9 +167,10 @@ def _summary(places: list[str]) -> Path:
     return _checked(path, places, "--github")
 
 
-def read_from(folder: Path, followed: bool) -> list[Path]:
-    """The folder of clients, and where links in it lead, if they are followed."""
-    return [folder, *(linked_folders(folder).values() if followed else ())]
+def read_from(folder: Path, followed: bool, since: Path | None = None) -> list[Path]:
+    """The folder of clients, where links in it lead, if they are followed, and what was sent."""
+    linked = linked_folders(folder).values() if followed else ()
+    return [folder, *linked, *([] if since is None else [since])]
 
 
 def command_line() -> str:

@@ -9,6 +9,7 @@ from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
+from clair_cli.cli.ledger import History, check_history
 from clair_cli.cli.streams import Progress, add_timings
 
 
@@ -20,6 +21,7 @@ def detect(
     config: o.Config = None,
     alpha: o.Alpha = None,
     reference: o.Reference = None,
+    since: o.Since = None,
     differences: o.Differences = False,
     ignore: o.Ignore = None,
     follow_symlinks: o.Links = False,
@@ -28,11 +30,13 @@ def detect(
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
     group_by: o.GroupBy = None,
+    later_round: o.LaterRound = "note",
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
     fail_on: o.FailOn = "contaminated",
     baseline: o.Baseline = None,
+    history: History = None,
     explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
@@ -47,11 +51,12 @@ def detect(
     """Say which clients are contaminated, where, how sure, and why."""
     settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
-        format, output, quiet, verbose, *read_from(folder, follow_symlinks), github=github
+        format, output, quiet, verbose, *read_from(folder, follow_symlinks, since), github=github
     )
     check_explained(explain, goes)
+    check_history(history, *read_from(folder, follow_symlinks))
     if group_by is not None:
-        goes.check_groups(baseline=baseline, explain=explain)
+        goes.check_groups(baseline=baseline, explain=explain, history=history)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     if group_by is not None:

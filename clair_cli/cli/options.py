@@ -61,6 +61,24 @@ Reference = Annotated[
         help="A PEFT adapter that gives arrays without names their names, config and scale.",
     ),
 ]
+Since = Annotated[
+    Path | None,
+    option(
+        READING,
+        metavar="ADAPTER",
+        help="The adapter that the server sent before this round: what each client changed since is "
+        "judged and refined. Or a folder of adapters, as clair refine writes it: each client's own by "
+        "its name, or global.",
+    ),
+]
+LaterRound = Annotated[
+    Literal["note", "refuse"],
+    option(
+        COMPUTING,
+        help="What adapters get that look like a later round's, where --since is not given: a note, or "
+        "no verdict.",
+    ),
+]
 Differences = Annotated[
     bool,
     option(

@@ -10,6 +10,7 @@ from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line, delivery, read_from
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import settings_from
+from clair_cli.cli.ledger import History, check_history
 from clair_cli.cli.streams import Progress, add_timings, print_out
 from clair_cli.renderers.safe import safe_text
 
@@ -40,6 +41,7 @@ def refine(
     config: o.Config = None,
     alpha: o.Alpha = None,
     reference: o.Reference = None,
+    since: o.Since = None,
     differences: o.Differences = False,
     ignore: o.Ignore = None,
     follow_symlinks: o.Links = False,
@@ -47,11 +49,13 @@ def refine(
     max_memory: o.MaxMemory = o.MAX_MEMORY,
     client_timeout: o.ClientTimeout = o.CLIENT_TIMEOUT,
     modules: o.Modules = "shared",
+    later_round: o.LaterRound = "note",
     device: o.Device = "auto",
     threads: o.Threads = 0,
     exact: o.Exact = False,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
+    history: History = None,
     explain: o.Explain = None,
     format: o.ReportFormat = "text",
     output: o.Outputs = None,
@@ -70,9 +74,16 @@ def refine(
     """
     settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
-        format, output, quiet, verbose, *read_from(folder, follow_symlinks), out, github=github
+        format,
+        output,
+        quiet,
+        verbose,
+        *read_from(folder, follow_symlinks, since),
+        out,
+        github=github,
     )
     check_explained(explain, goes)
+    check_history(history, *read_from(folder, follow_symlinks), out)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     with Progress(quiet or no_progress) as progress:

@@ -38,7 +38,7 @@ def report(
     goes = delivery(format, output, quiet, verbose, github=github)
     check_explained(explain, goes)
     if len(paths) > 1 and not goes.pages:
-        text = f"{len(paths)} reports make a trend, which a page shows; add -o html=report.html"
+        text = f"{len(paths)} reports make a trend: run clair trend, or add -o html=report.html"
         raise UsageError(text)
     *earlier, saved = map(saved_report, paths)
     if baseline is not None:

@@ -20,6 +20,7 @@ from clair_cli.cohort.records import (
     set_aside,
     votes,
 )
+from clair_cli.cohort.since import not_from_sent, not_sent
 from clair_cli.cohort.whole import align_full, few
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
@@ -34,29 +35,36 @@ def align(
 ) -> Cohort:
     """Choose what is compared: clients of one base model, on the modules that all of them have.
 
-    A client of another base model (CLR106), with another shape (CLR104), or sharing less than
-    `min_shared` of the modules most clients have (CLR107) is set aside as broken; with `same` also one
-    that has any module less or more than they do. Without `bases` the name of the base says nothing.
+    A client that cannot have been trained from what it was sent (CLR123), of another base model
+    (CLR106), with another shape (CLR104), or sharing less than `min_shared` of the modules most clients
+    have (CLR107) is set aside as broken; with `same` also one that has any module less or more than they
+    do. Without `bases` the name of the base says nothing to other clients.
     """
     clients = sorted(entries.adapters, key=lambda a: natural_key(a.client))
-    broken, findings = list(entries.broken), list(entries.findings)
+    strangers = not_from_sent(clients, min_shared)
+    broken, findings = [*entries.broken, *strangers], list(entries.findings)
+    clients = _without(clients, strangers)
     alike = partial(_other_modules, min_shared=min_shared, same=same)
     checks: tuple[Check, ...] = (_other_base, _other_shape, _other_start, alike)
     for check in checks if bases else checks[1:]:
         bad, remarks = check(clients)
         broken += bad
         findings += remarks
-        gone = {b.client for b in bad}
-        clients = [a for a in clients if a.client not in gone]
-    findings += _several_groups(len(entries.adapters) - len(clients))
+        clients = _without(clients, bad)
+    findings += _several_groups(len(entries.adapters) - len(strangers) - len(clients))
     shared = set.intersection(*(set(a.updates) for a in clients)) if clients else set()
     findings += [*_partial_overlap(clients, shared), *_other_traits(clients)]
     modules = tuple(sorted(shared, key=natural_key))
     first = clients[0].updates if clients else {}
     shapes = {m: (first[m].d_out, first[m].d_in) for m in modules}
     full, clients, remarks = align_full(clients)
-    findings += remarks
+    findings += [*remarks, *not_sent(clients, modules, full)]
     return Cohort(tuple(clients), modules, shapes, tuple(broken), tuple(findings), full)
+
+
+def _without(clients: list[Adapter], broken: list[Broken]) -> list[Adapter]:
+    gone = {b.client for b in broken}
+    return [a for a in clients if a.client not in gone]
 
 
 def base_name(base: str) -> str:

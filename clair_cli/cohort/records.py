@@ -115,7 +115,8 @@ class Adapter:
     should have alike: "peft_type", "init", "scaling".
     `digest` is a sha256 over what the tensors and config hold.
     `replicates` are further adapters of the same client; where the client has nothing else, this
-    adapter is one of them. `card` is where its README.md would be.
+    adapter is one of them. `card` is where its README.md would be. `since` is what the client was sent
+    to start from, where that is known: what it changed is its updates minus those.
     """
 
     client: str
@@ -133,6 +134,7 @@ class Adapter:
     replicates: tuple[Adapter, ...] = ()
     full: Mapping[str, FullSpec] = field(default_factory=dict)
     card: Path | None = None
+    since: Adapter | None = field(default=None, compare=False)
     __repr__ = brief
 
     @property

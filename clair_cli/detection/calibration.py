@@ -18,6 +18,7 @@ LIKEWISE = "benchmarks/results/calibration-differences.md"
 READING = "chosen for reading; no verdict depends on it"
 METHOD = "docs/explanation/method.md"
 REAL = "benchmarks/results/real.md"
+ROUNDS = "benchmarks/results/federated_rounds.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +319,20 @@ class DetectionCalibration(Constants):
         (0, 1),
         "likeness at which two groups count as one where there is no majority",
         REAL,
+    )
+    sent_kept: float = constant(
+        0.25,
+        "of what was sent",
+        (0, 1),
+        "share of what a client was sent below which it was not trained from it",
+        ROUNDS,
+    )
+    round_likeness: float = constant(
+        0.85,
+        "cosine",
+        (0, 1),
+        "likeness of the clients, median of the median to the others, that is a later round's",
+        ROUNDS,
     )
     head_floor: float = constant(
         0.233,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
+from clair_cli.detection.changes import without_sent
 from clair_cli.detection.guard import Watch
 from clair_cli.errors import AdapterError, NonFinite, contained
 from clair_cli.formats.full import spans
@@ -51,7 +52,8 @@ class FullTables:
 def read_full(
     cohort: Cohort, settings: Settings, device: str = "cpu", on_progress: Progress = silent
 ) -> FullTables:
-    """Every matrix of `cohort.full` of every client that has it, read once; products on `device`.
+    """Every matrix of `cohort.full` of every client that has it, minus what it was sent, read once;
+    products on `device`.
 
     At most BLOCK bytes of all clients together are in memory. A client that cannot be read, or holds
     numbers that are not finite, is in `failed`, and the others go on.
@@ -97,7 +99,8 @@ def _inner(cohort: Cohort, device: str, watch: Watch, gone: Collection[int], nam
                 continue
             try:
                 with watch.reading(k, repr(name)):
-                    block[row] = read_full_estimate(cohort.clients[k], name, begin, end, device)
+                    whole = read_full_estimate(cohort.clients[k], name, begin, end, device)
+                block[row] = without_sent(whole, cohort.clients[k], name, begin, end)
             except AdapterError as error:
                 failed[k] = Reason(error.code, str(error))
         total += block @ block.T

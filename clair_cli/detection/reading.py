@@ -12,6 +12,7 @@ import torch
 
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
+from clair_cli.detection.changes import Held, SentReader, change
 from clair_cli.detection.differences import centred
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import Watch, spared
@@ -65,17 +66,21 @@ def read_modules(
 ) -> tuple[Cohort, tuple[ModuleStack, ...]]:
     """The stack of every module, and the cohort of those that could be read.
 
-    Clients that fail on the way are broken and the others go on; modules that nobody changed are
-    left out.
+    Clients that fail on the way are broken and the others go on; so are those that were sent something
+    and were not trained from it. Modules that nobody changed are left out. Raises NoVerdict where what
+    was sent has changed.
     """
+    held = Held(len(cohort.clients))
     stacks: list[ModuleStack] = []
     failed: dict[int, Reason] = {}
     watch = Watch(len(cohort.clients), settings.client_timeout)
-    job = partial(_stack, cohort, settings, machine.device, watch, failed)
+    job = partial(_stack, cohort, settings, machine.device, watch, held, failed)
     for result in engines.choose(settings.engine).map(job, cohort.modules):
         stacks.append(result.stack)
         failed |= {k: reason for k, reason in result.failed.items() if k not in failed}
         on_progress("reading modules", len(stacks), len(cohort.modules))
+    usable = [k for k in range(len(cohort.clients)) if k not in failed]
+    failed |= held.strangers(usable, settings.detection.sent_kept)
     if failed:
         kept = [k for k in range(len(cohort.clients)) if k not in failed]
         cohort, stacks = cohort.without(failed), [s.select(kept) for s in stacks]
@@ -120,10 +125,12 @@ def _stack(
     settings: Settings,
     device: str,
     watch: Watch,
+    held: Held,
     gone: Collection[int],
     module: str,
 ) -> _Stacked:
-    """Read one module of every client and stack it; a client that fails counts as zero here.
+    """Read one module of every client, minus what it was sent, and stack it; a client that fails counts
+    as zero here. How much of what was sent each has is added to `held`.
 
     Those at the positions `gone` have failed before, and are not read.
     """
@@ -133,6 +140,7 @@ def _stack(
     failed: dict[int, Reason] = {}
     energies: dict[int, float] = {}
     usual = watch.usual()
+    sent = SentReader(module, dtype, device)
     for k, adapter in enumerate(cohort.clients):
         update = None
         try:
@@ -141,7 +149,13 @@ def _stack(
                     update = read_estimate(adapter, module, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
-        if update is None or faint(update):
+        if update is None:
+            update = nothing(adapter, module, dtype, device)
+        elif (was := sent.read(adapter)) is not None:
+            if adapter.updates[module].absolute:
+                held.add(k, update, was)
+            update = change(update, was)
+        if faint(update):
             update = nothing(adapter, module, dtype, device)
         if update.rank > form.most:
             energies[k] = energy(update)
@@ -215,11 +229,13 @@ def _rank(adapter: Adapter, module: str) -> int:
     """The largest that the client's update can have, as its header says."""
     spec = adapter.updates[module]
     parts = len(adapter.replicates) if adapter.only_replicates else 1
-    return min(spec.rank * parts, spec.d_out, spec.d_in)
+    sent = adapter.since.updates.get(module) if adapter.since is not None else None
+    return min(spec.rank * parts + (sent.rank if sent else 0), spec.d_out, spec.d_in)
 
 
 def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
-    """The client's update: its adapter, or the mean of its replicates where it has nothing else."""
+    """The client's update, with what it was sent: its adapter, or the mean of its replicates where it
+    has nothing else."""
     if not adapter.only_replicates:
         return formats.read_update(adapter, module, dtype, device)
     found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
@@ -237,9 +253,12 @@ def nothing(adapter: Adapter, module: str, dtype: str, device: str) -> LowRankUp
 
 
 def _dtype(cohort: Cohort, settings: Settings) -> DtypeName:
-    """For verdicts: float32 holds what float16 and bfloat16 store, and their products, exactly."""
+    """For verdicts: float32 holds what float16 and bfloat16 store, and their products, exactly; small
+    changes of large updates take float64."""
     if settings.dtype != "auto":
         return settings.dtype
+    if any(a.since is not None for a in cohort.clients):
+        return "float64"
     return "float64" if "F64" in cohort.dtypes else "float32"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Cohort
+from clair_cli.errors import NotFromSent
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
@@ -67,6 +68,10 @@ class Detection:
 def too_few(cohort: Cohort) -> Reason | None:
     """Why nobody of the cohort can be judged, if so."""
     count = len(cohort.clients)
+    strangers = sum(b.reason.code == NotFromSent.code for b in cohort.broken)
+    if strangers > count:
+        text = f"{strangers} clients were not trained from what --since names, and {count} were"
+        return Reason("CLR308", f"{text}; give the adapter that these clients were sent")
     if count < MIN_CLIENTS:
         text = f"{count} usable {'client' if count == 1 else 'clients'}, at least 3 are needed"
         return Reason("CLR301", f"{text} to tell who is the odd one out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,14 +146,18 @@ def _solver(found: Detection) -> SolverRun | None:
     return SolverRun(run.status, run.iterations, gap, run.start, refitted)
 
 
-def inputs(cohort: Cohort, root: str) -> dict[str, Any]:
-    """Every file that was read, by client, with its size and sha256."""
+def inputs(cohort: Cohort, root: str, since: Path | None = None) -> dict[str, Any]:
+    """Every file that was read, by client, with its size and sha256; and those that were sent."""
     files = {a.client: [*a.files.values(), *_replicate_files(a)] for a in cohort.clients}
     files |= {b.client: list(b.files) for b in cohort.broken}
     clients = [
         {"id": client, "files": _listed(files[client])} for client in sorted(files, key=natural_key)
     ]
-    return {"root": root, "clients": clients}
+    if since is None:
+        return {"root": root, "clients": clients}
+    sent = {a.since.client: a.since for a in cohort.clients if a.since is not None}
+    adapters = [{"id": s, "files": _listed([*sent[s].files.values()])} for s in sorted(sent)]
+    return {"root": root, "clients": clients, "since": {"root": str(since), "adapters": adapters}}
 
 
 def _listed(files: Sequence[InputFile]) -> list[dict[str, Any]]:

@@ -48,12 +48,12 @@ class Source:
     """Why the entry is none, where that is known without opening it."""
 
 
-def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
+def discover(root: Path, ignore: Sequence[str] = (), sent: Path | None = None) -> list[Source]:
     """The clients below `root`, in natural order; each is opened, and may turn out broken, later.
 
     Entries whose names match one of the shell patterns in `ignore` are not looked at; upper and
-    lower case differ on every system. Raises UsageError where `root` is no folder or itself one
-    adapter, NoVerdict where it is empty.
+    lower case differ on every system. The entry that is `sent`, or that it lies in, is no client.
+    Raises UsageError where `root` is no folder or itself one adapter, NoVerdict where it is empty.
     """
     try:
         names = os.listdir(root)
@@ -77,6 +77,9 @@ def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
     notes = _name_clashes(root, found)
     mean = GLOBAL in found and is_own(root, GLOBAL, MEAN_BYTES)
     own = {GLOBAL: Reason("CLR118", OWN_MEAN)} if mean else {}
+    if sent is not None and root.resolve() in sent.resolve().parents:
+        name = sent.resolve().relative_to(root.resolve()).parts[0]
+        own[name] = Reason("CLR122", f"{shown(name)}: {WAS_SENT}")
     sources = [
         Source(client, root / n, root, notes.get(n, ()), own.get(n))
         for n, client in client_ids(root, found).items()
@@ -87,6 +90,7 @@ def discover(root: Path, ignore: Sequence[str] = ()) -> list[Source]:
 MEAN_BYTES = 2**34
 """Of the mean beside clients, as of any file of theirs: it is hashed before anything else."""
 OWN_MEAN = f"{GLOBAL}: the mean that clair wrote beside these adapters; it is no client"
+WAS_SENT = "what --since names, from which the clients were trained; it is no client"
 OF_ONE_ADAPTER = {WEIGHTS, *OTHER_WEIGHTS, "adapter_model.bin"}
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "rename_new",
     "replace_bytes",
     "staged",
+    "sync",
     "verify",
     "write_bytes",
     "write_manifest",
@@ -42,15 +43,18 @@ STAGED: set[Path] = set()
 """The staging folders of this process, which go where it must end at once."""
 
 
-def check_output(out: Path, inputs: Path, overwrite: bool = False) -> None:
-    """Raises UsageError, before anything is read, where `out` cannot become the output of `inputs`.
+def check_output(
+    out: Path, inputs: Path, overwrite: bool = False, called: str = "the input folder"
+) -> None:
+    """Raises UsageError, before anything is read, where `out` cannot become the output of `inputs`,
+    which messages call `called`.
 
     `out` must not exist, or with `overwrite` be a folder that clair wrote; its parent must be a
     writable folder; neither may lie in the other, whatever names lead there.
     """
     shown = repr(str(out))
     try:
-        _check_place(out, inputs, shown)
+        _check_place(out, inputs, shown, called)
         if out.is_symlink():
             raise UsageError(f"--out {shown}: is a link; give the folder itself")
         if os.path.lexists(out):
@@ -59,7 +63,7 @@ def check_output(out: Path, inputs: Path, overwrite: bool = False) -> None:
         raise UsageError(f"--out {shown}: cannot be used: {_reason(cause)}") from None
 
 
-def _check_place(out: Path, inputs: Path, shown: str) -> None:
+def _check_place(out: Path, inputs: Path, shown: str, called: str) -> None:
     parent = out.parent.resolve()
     if not parent.is_dir():
         raise UsageError(f"--out {shown}: its parent folder does not exist; create it first")
@@ -70,12 +74,12 @@ def _check_place(out: Path, inputs: Path, shown: str) -> None:
     own = _key(out) if out.exists() else None
     source = inputs.resolve()
     if own == _key(source):
-        raise UsageError(f"--out {shown}: is the input folder; give another")
+        raise UsageError(f"--out {shown}: is {called}; give another")
     by_name = Path(os.path.abspath(out)).parents
     if _key(source) in {_key(p) for p in (parent, *parent.parents, *by_name) if p.exists()}:
-        raise UsageError(f"--out {shown}: lies inside the input folder; give one outside")
+        raise UsageError(f"--out {shown}: lies inside {called}; give one outside")
     if own in {_key(p) for p in source.parents}:
-        raise UsageError(f"--out {shown}: contains the input folder; give another")
+        raise UsageError(f"--out {shown}: contains {called}; give another")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out {shown}: its parent folder is not writable")
 
@@ -283,11 +287,12 @@ def write_manifest(folder: Path, version: str) -> None:
 def _sync_tree(folder: Path) -> None:
     for top, _, files in os.walk(folder):
         for name in files:
-            _sync(os.path.join(top, name))
-        _sync(top)
+            sync(os.path.join(top, name))
+        sync(top)
 
 
-def _sync(path: str | Path) -> None:
+def sync(path: str | Path) -> None:
+    """The file or folder is on disk when this returns. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -305,7 +310,7 @@ def _publish(staging: Path, out: Path, overwrite: bool) -> None:
     else:
         rename_new(staging, out)
     try:
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as cause:  # published all the same: not a failure, only less durable
         log.warning("%s: could not be synced: %s", out.parent, cause)
 

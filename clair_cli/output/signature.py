@@ -118,10 +118,12 @@ def statement(folder: Path, version: str) -> dict[str, Any]:
         {"name": name, "digest": {"sha256": sha256}, "annotations": {"size": size}}
         for name, (size, sha256) in sorted(written.items())
     ]
+    read = [("", client) for client in report["inputs"]["clients"]]
+    read += [("since/", one) for one in report["inputs"].get("since", {}).get("adapters", [])]
     inputs = [
-        {"name": f"{client['id']}/{file['name']}", "digest": {"sha256": file["sha256"]}}
-        for client in report["inputs"]["clients"]
-        for file in client["files"]
+        {"name": f"{above}{one['id']}/{file['name']}", "digest": {"sha256": file["sha256"]}}
+        for above, one in read
+        for file in one["files"]
     ]
     return {
         "_type": STATEMENT_TYPE,

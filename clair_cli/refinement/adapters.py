@@ -231,11 +231,16 @@ class Mean:
 
 def _provenance(adapter: Adapter, **facts: Any) -> bytes:
     """clair.json: the files an adapter was made from, and `facts` on what was done."""
-    files = [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in adapter.files.values()]
-    made: Mapping[str, Any] = {
+    made: dict[str, Any] = {
         "tool": {"name": "clair", "version": __version__},
         "base_model": adapter.base,
         "format": adapter.format,
-        "files": files,
+        "files": _listed(adapter),
     }
+    if adapter.since is not None:
+        made["since"] = _listed(adapter.since)
     return json.dumps({**made, **facts}, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _listed(adapter: Adapter) -> list[dict[str, Any]]:
+    return [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in adapter.files.values()]

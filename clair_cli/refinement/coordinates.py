@@ -79,6 +79,11 @@ class Frame:
     rest: float
 
     @property
+    def sides(self) -> tuple[Side, Side]:
+        """Left and right."""
+        return self.left, self.right
+
+    @property
     def core(self) -> Tensor:
         """Delta_k, (p, q) in float64."""
         return self.left.coords @ self.right.coords.T
@@ -147,6 +152,26 @@ def _whole(updates: Sequence[LowRankUpdate], weights: Sequence[float]) -> Coordi
 
     frames = [Frame(_plain(left, b), _plain(right, a), mean, empty, 0.0) for b, a in parts]
     return Coordinates(left, right, mean, 0.0, frames, sum(sizes), left.shape[1])
+
+
+def with_sent(
+    space: Coordinates, sent: Sequence[LowRankUpdate | None], weights: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean with what was sent on average, as left (d_out, p) core (p, q) right'."""
+    began = {id(s): s for s in sent if s is not None}
+    if not began:
+        return space.left, space.mean, space.right
+    counts = dict.fromkeys(began, 0.0)
+    for weight, one in zip(weights, sent, strict=True):
+        if one is not None:
+            counts[id(one)] += weight
+    downs = [(s.down * (s.scale * counts[key])).T for key, s in began.items()]
+    left, at_left = torch.linalg.qr(torch.cat([space.left, *(s.up for s in began.values())], dim=1))
+    right, at_right = torch.linalg.qr(torch.cat([space.right, *downs], dim=1))
+    p, q = space.mean.shape
+    at_left, at_right = at_left.double(), at_right.double()
+    mean = at_left[:, :p] @ space.mean @ at_right[:, :q].T
+    return left, mean + at_left[:, p:] @ at_right[:, q:].T, right
 
 
 # --- the mean of many

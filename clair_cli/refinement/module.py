@@ -18,13 +18,17 @@ from torch import Tensor
 
 from clair_cli.linalg import eigh, standing_out
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
-from clair_cli.refinement.coordinates import Frame, coordinates
+from clair_cli.refinement.coordinates import Frame, coordinates, with_sent
+from clair_cli.refinement.kept import Kept, kept_alike, kept_along
 from clair_cli.refinement.spectra import participation, squared_spectrum, top_singular
 from clair_cli.refinement.strength import Shrinkage, kept_share
-from clair_cli.update import LowRankUpdate
+from clair_cli.update import LowRankUpdate, combined
 
 SPECTRUM = 8
 """Leading shares of a module's deviations that are reported."""
+Spectrum = tuple[NDArray[np.float64], float]
+"""Squared singular values, descending, and the energy that a cut of them is measured by: that of the
+change, which is less where something was sent."""
 ROUNDING = 32
 """Machine precisions: a client nearer to the mean than so many of its norms is the mean."""
 
@@ -59,29 +63,12 @@ class RefinedModule:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """F (Delta_k - M) in coordinates, (p, q): `all_of` the deviation and `up` `down`' beside it."""
-
-    all_of: float
-    up: Tensor
-    down: Tensor
-
-    def times(self, share: float) -> _Kept:
-        """That share of it."""
-        return _Kept(share * self.all_of, share * self.up, self.down)
-
-    def core(self, off: Tensor) -> Tensor:
-        """Of the deviation `off`, (p, q)."""
-        return self.all_of * off + self.up @ self.down.T
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Aims:
     """What every client is to become before any cut: (1 + `gain`) M and what is `kept` of its deviation,
     or, where that is None, its own update. `shares` are of what F leaves; the rest as in RefinedModule.
     """
 
-    kept: list[_Kept]
+    kept: list[Kept]
     gain: float
     own: list[bool]
     energies: list[float]
@@ -101,7 +88,9 @@ class ModuleRefiner:
 
     `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
     `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
-    Many clients are refined by coordinates of the mean, unless `exact`, with sides own and left alone.
+    `sent` is what each client started from, None where that is nothing: Delta_k is then the change
+    since, and what is written is what was sent and the refined change. Many clients are refined by
+    coordinates of the mean, unless `exact`, with sides own and left alone.
     """
 
     def __init__(
@@ -110,10 +99,14 @@ class ModuleRefiner:
         weights: Sequence[float],
         noise: Sequence[LowRankUpdate] = (),
         numbers: RefinementCalibration = REFINEMENT,
+        sent: Sequence[LowRankUpdate | None] = (),
         exact: bool = False,
     ) -> None:
         self.numbers, self.weights, self.noise = numbers, weights, noise
-        self.space = coordinates(updates, weights, numbers, exact)
+        self.sent, self.own_ranks = sent or [None] * len(updates), [u.rank for u in updates]
+        pairs = zip(updates, self.sent, strict=True)
+        changes = [u if s is None else combined([u, s], [1.0, -1.0]) for u, s in pairs]
+        self.space = coordinates(changes, weights, numbers, exact)
         self.frames = self.space.frames
         self.squared = [float(f.core.square().sum()) for f in self.frames]
         tiny = (ROUNDING * torch.finfo(updates[0].up.dtype).eps) ** 2
@@ -167,12 +160,14 @@ class ModuleRefiner:
     def _cut(self, aim: _Aims, k: int, rank: int) -> _Cut:
         """Client k at this rank."""
         frame = self.frames[k]
-        if aim.own[k] and rank >= frame.left.coords.shape[1]:
+        if aim.own[k] and rank >= self.own_ranks[k]:
             return _Cut(None, 0.0, 0.0, 0.0)
         core = frame.core
         target, rest = (core, 0.0) if aim.own[k] else self._target(aim, k)
-        u, s, v = top_singular(target, rank, core, self.numbers)
-        size, root = float(target.square().sum()), s.sqrt()
+        was = self._was(k)
+        whole = was + target
+        u, s, v = top_singular(whole, rank, was + core, self.numbers)
+        size, root = float(whole.square().sum()), s.sqrt()
         update = LowRankUpdate(frame.left.lift(u * root).T, frame.right.lift(v * root))
         error = rest * frame.missed(u, v) ** 0.5 if rest and frame.rest else 0.0
         return _Cut(
@@ -182,13 +177,20 @@ class ModuleRefiner:
             error=error / size**0.5 if size > 0 else 0.0,
         )
 
+    def _was(self, k: int) -> Tensor:
+        """What was sent to client k, in its coordinates: less of it is the last part of the change."""
+        frame, sent = self.frames[k], self.sent[k]
+        count = 0 if sent is None else sent.rank
+        left, right = (side.coords[:, side.coords.shape[1] - count :] for side in frame.sides)
+        return -left @ right.T
+
     def _cut_alike(self, aim: _Aims) -> Callable[[int, int], _Cut]:
         """As `_cut`, where every client becomes the mean: cut once for every rank."""
         share = 1 + aim.gain
-        cut = lru_cache(maxsize=None)(partial(self.cut_mean, share=share))
+        cut = lru_cache(maxsize=None)(partial(self._cut_of, *self._alone(share)))
 
         def of(k: int, rank: int) -> _Cut:
-            if aim.own[k]:
+            if aim.own[k] or self.sent[k] is not None:
                 return self._cut(aim, k, rank)
             frame, (update, lost) = self.frames[k], cut(rank)
             moved = float((share * frame.mean - frame.core).square().sum())
@@ -203,14 +205,25 @@ class ModuleRefiner:
         target = (1 + aim.gain) * mean + kept.core(frame.core - mean)
         return target, 1 + aim.gain - kept.all_of
 
-    def cut_mean(self, rank: int, share: float = 1.0) -> tuple[LowRankUpdate, float]:
-        """So much of the mean at this rank, and the squared error."""
-        mean = share * self.space.mean
-        u, s, v = top_singular(mean, rank, mean, self.numbers)
-        root, left, right = s.sqrt(), self.space.left, self.space.right
-        error = max(float(mean.square().sum()) - float(s.square().sum()), 0.0)
+    def cut_mean(self, rank: int) -> tuple[LowRankUpdate, float]:
+        """The mean, and what was sent on average, at this rank, and the squared error."""
+        left, mean, right = with_sent(self.space, self.sent, self.weights)
+        return self._cut_of(left, mean, right, self.space.rest, rank)
+
+    def _alone(self, share: float) -> tuple[Tensor, Tensor, Tensor, float]:
+        """So much of the mean by itself."""
+        space = self.space
+        return space.left, share * space.mean, space.right, share**2 * space.rest
+
+    def _cut_of(
+        self, left: Tensor, core: Tensor, right: Tensor, rest: float, rank: int
+    ) -> tuple[LowRankUpdate, float]:
+        """left core right' at this rank, and the squared error with the energy that it misses."""
+        u, s, v = top_singular(core, rank, core, self.numbers)
+        root = s.sqrt()
+        error = max(float(core.square().sum()) - float(s.square().sum()), 0.0)
         update = LowRankUpdate(left @ (u * root).to(left), (v * root).T.to(right) @ right.T)
-        return update, error + share**2 * self.space.rest
+        return update, error + rest
 
     def aims(
         self, how: Shrinkage, mix: Tensor | None = None, keeps: Sequence[float] | None = None
@@ -234,42 +247,44 @@ class ModuleRefiner:
         )
 
     @staticmethod
-    def _left(frame: Frame, kept: _Kept) -> float:
+    def _left(frame: Frame, kept: Kept) -> float:
         """||F (Delta_k - M)||^2."""
         rest = kept.core(frame.core - frame.mean)
         return float(rest.square().sum()) + kept.all_of**2 * frame.rest
 
-    def spectra(self, aim: _Aims) -> list[NDArray[np.float64]]:
-        """Squared singular values of what every client is to become, descending."""
-        return [
-            squared_spectrum(f.core if aim.own[k] else self._target(aim, k)[0])
-            for k, f in enumerate(self.frames)
-        ]
+    def spectra(self, aim: _Aims) -> list[Spectrum]:
+        """Of what every client is to become, with what was sent."""
+        found = []
+        for k, frame in enumerate(self.frames):
+            target = frame.core if aim.own[k] else self._target(aim, k)[0]
+            found.append((squared_spectrum(self._was(k) + target), float(target.square().sum())))
+        return found
 
-    def mean_spectrum(self) -> NDArray[np.float64]:
-        """Squared singular values of the mean, descending; those of what its coordinates miss are
-        counted as alike, and none above the least that was found."""
-        found, rest = squared_spectrum(self.space.mean), self.space.rest
-        if not rest:
-            return found
-        most = self.space.dimensions - len(found)
-        count = min(max(round(rest / max(float(found[-1]), 1e-300)), 1), max(most, 1))
-        return np.concatenate([found, np.full(count, rest / count)])
+    def mean_spectrum(self) -> Spectrum:
+        """Of the mean, with what was sent; values of what its coordinates miss are counted as alike, and
+        none above the least that was found."""
+        found = squared_spectrum(with_sent(self.space, self.sent, self.weights)[1])
+        rest, energy = self.space.rest, float(self.space.mean.square().sum())
+        if rest:
+            most = self.space.dimensions - len(found)
+            count = min(max(round(rest / max(float(found[-1]), 1e-300)), 1), max(most, 1))
+            found = np.concatenate([found, np.full(count, rest / count)])
+        return found, energy + rest
 
     # --- F
 
     def _kept(
         self, how: Shrinkage, shares: NDArray[np.float64], directions: Tensor
-    ) -> tuple[list[_Kept], float]:
+    ) -> tuple[list[Kept], float]:
         """F (Delta_k - M) of every client, and how many directions were inside."""
         if how.inside == how.outside and not how.by_direction:
-            return [_kept_alike(f, 1 - how.outside) for f in self.frames], 0.0
+            return [kept_alike(f, 1 - how.outside) for f in self.frames], 0.0
         if how.side == "own":
             return self._own(how)
         if how.by_direction:
             factors = self._by_noise(how.side, shares, directions)
             inside = int((factors > 0.5).sum())
-            return [_along(f, how.side, directions, factors, 0.0) for f in self.frames], inside
+            return [kept_along(f, how.side, directions, factors, 0.0) for f in self.frames], inside
         most = self.numbers.max_kept
         found = self._standing_out(shares, most)
         inside = min(found, most) if how.rank == "auto" else min(how.rank, len(shares))
@@ -277,20 +292,20 @@ class ModuleRefiner:
         outside = how.outside if how.noise_like is None or not few else how.noise_like
         basis = directions[:, :inside]
         more = basis.new_full((inside,), outside - how.inside)
-        return [_along(f, how.side, basis, more, 1 - outside) for f in self.frames], inside
+        return [kept_along(f, how.side, basis, more, 1 - outside) for f in self.frames], inside
 
-    def _own(self, how: Shrinkage) -> tuple[list[_Kept], float]:
+    def _own(self, how: Shrinkage) -> tuple[list[Kept], float]:
         """Each client's strongest directions of deviation are its own."""
         kept, counts = [], []
         for frame, energy in zip(self.frames, self.energies, strict=True):
             off = frame.core - frame.mean
             count = participation(off, energy) if how.rank == "auto" else how.rank
             u, s, v = top_singular(off, count, off, self.numbers)
-            kept.append(_Kept(1 - how.outside, (how.outside - how.inside) * u * s, v))
+            kept.append(Kept(1 - how.outside, (how.outside - how.inside) * u * s, v))
             counts.append(count)
         return kept, float(np.mean(counts))
 
-    def _mixed(self, mix: Tensor) -> tuple[list[_Kept], float]:
+    def _mixed(self, mix: Tensor) -> tuple[list[Kept], float]:
         """What several clients combine in: F mixes clients, all modules alike."""
         mix, mean = mix.to(self.space.mean), self.space.mean
         eye = torch.eye(mean.shape[1]).to(mean)
@@ -299,7 +314,7 @@ class ModuleRefiner:
             total = -float(row.sum()) * mean
             for share, frame in zip(row.tolist(), self.frames, strict=True):
                 total.addmm_(frame.left.coords, frame.right.coords.T, alpha=share)
-            kept.append(_Kept(0.0, total, eye))
+            kept.append(Kept(0.0, total, eye))
         return kept, float((eigh((mix + mix.T) / 2)[0] > 0.5).sum())
 
     def _by_noise(self, side: str, shares: NDArray[np.float64], directions: Tensor) -> Tensor:
@@ -320,7 +335,7 @@ class ModuleRefiner:
         kept = [kept_share(n / (s * total), cost) if s * total > 0 else 0.0 for n, s in shared]
         return directions.new_tensor(kept)
 
-    def _amplitude(self, kept: Sequence[_Kept]) -> float:
+    def _amplitude(self, kept: Sequence[Kept]) -> float:
         """<F off, off> over ||off||^2, over the clients that define the mean."""
         both = total = 0.0
         for w, one, frame, energy in zip(
@@ -362,23 +377,6 @@ class _Cut:
     moved: float
     lost: float
     error: float
-
-
-def _kept_alike(frame: Frame, share: float) -> _Kept:
-    """The same share in all directions."""
-    left, right = frame.left.coords, frame.right.coords
-    return _Kept(share, left[:, :0], right[:, :0])
-
-
-def _along(frame: Frame, side: str, basis: Tensor, more: Tensor, all_of: float) -> _Kept:
-    """`all_of` the deviation, and so much `more` (k,) of it in each direction of `basis` (p, k)."""
-    off = frame.core - frame.mean
-    turned = off.T if side == "right" else off
-    wide = torch.nn.functional.pad(basis, (0, 0, 0, len(turned) - len(basis)))
-    along = turned.T @ wide
-    if side == "right":
-        return _Kept(all_of, along, wide * more)
-    return _Kept(all_of, wide * more, along)
 
 
 def refine_module(

@@ -98,6 +98,8 @@ class Plan:
         specs = [a.updates[module] for a in group.clients]
         copies = [max(len(a.replicates), 1) if a.only_replicates else 1 for a in group.clients]
         stacked = sum(s.rank * c for s, c in zip(specs, copies, strict=True))
+        sent = {id(a.since): a.since for a in group.clients if a.since is not None}
+        stacked += sum(s.updates[module].rank for s in sent.values() if module in s.updates)
         return min(stacked, specs[0].d_out, specs[0].d_in)
 
     def rank_of_mean(self, adapter: Adapter, module: str) -> int:

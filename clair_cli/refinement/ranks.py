@@ -46,12 +46,17 @@ def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
     return replace(plan, ranks=ranks, mean_rank=mean_rank)
 
 
+Spectrum = tuple[Array, float]
+"""Squared singular values of what is to be written, descending, and the energy that a cut is measured
+by: that of the change, since a cut that is small beside what was sent may be all of it."""
+
+
 class _Spectra:
-    """Squared singular values in one module, of the mean, and per client and strength; who failed."""
+    """The spectra in one module, of the mean, and per client and strength; who failed."""
 
     def __init__(self) -> None:
-        self.mean: Array = np.zeros(1)
-        self.clients: list[list[Array]] = []
+        self.mean: Spectrum = (np.zeros(1), 0.0)
+        self.clients: list[list[Spectrum]] = []
         self.failed: dict[str, Exception] = {}
 
 
@@ -66,13 +71,13 @@ def _spectra(plan: Plan, clients: bool, gone: Collection[str], module: str) -> _
     return found
 
 
-def _measured(group: Group | None, refiner: ModuleRefiner) -> tuple[Array, list[list[Array]]]:
+def _measured(group: Group | None, refiner: ModuleRefiner) -> tuple[Spectrum, list[list[Spectrum]]]:
     """Of the mean, and of the clients of a group."""
     own = [] if group is None else _of_group(group, refiner)
     return refiner.mean_spectrum(), own
 
 
-def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Array]]:
+def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Spectrum]]:
     """Per strength and client."""
     found = []
     for how, mix, keeps in zip(group.shrinkages, group.mixes, group.keeps, strict=True):
@@ -81,15 +86,13 @@ def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Array]]:
     return found
 
 
-def least_rank(spectra: Sequence[Array], cost: float) -> int:
-    """The least rank, one for all modules, that leaves out at most `cost` of the norm of them all.
-
-    `spectra` are the squared singular values of each module, descending.
-    """
-    size = max(len(s) for s in spectra)
+def least_rank(spectra: Sequence[Spectrum], cost: float) -> int:
+    """The least rank, one for all modules, whose cut leaves out at most `cost` of the norm of what it is
+    measured by, over all modules together."""
+    size = max(len(s) for s, _ in spectra)
     left = np.zeros(size + 1)
-    for spectrum in spectra:
+    for spectrum, _ in spectra:
         tail = np.concatenate([spectrum[::-1].cumsum()[::-1], [0.0]])
         left[: len(tail)] += tail
-    fine = np.flatnonzero(left <= cost**2 * left[0])
+    fine = np.flatnonzero(left <= cost**2 * sum(energy for _, energy in spectra))
     return max(int(fine[0]), 1)

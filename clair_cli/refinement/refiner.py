@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from clair_cli.cohort import Adapter
+from clair_cli.detection.changes import SentReader
 from clair_cli.detection.reading import nothing, read_estimate
 from clair_cli.refinement.blame import LeftOut, noted, of_any, of_client
 from clair_cli.refinement.module import ModuleRefiner
@@ -30,14 +31,16 @@ def on_module(
     """
     group = plan.groups[which]
     updates, noise, failed = _read(plan, group, module, gone)
+    reader = SentReader(module, plan.dtype, plan.device)
+    sent = [reader.read(adapter) for adapter in group.clients]
     here = [k for k, a in enumerate(group.clients) if a.client not in gone]
     if failed or not here:
         raise LeftOut(failed)
 
     def of_those(kept: Sequence[int]) -> Result:
         used = [u if k in kept else u.zeroed() for k, u in enumerate(updates)]
-        numbers = plan.settings.refinement
-        refiner = ModuleRefiner(used, group.weights, noise, numbers, _exact(plan, group))
+        numbers, exact = plan.settings.refinement, _exact(plan, group)
+        refiner = ModuleRefiner(used, group.weights, noise, numbers, sent, exact)
         if not refiner.finite:
             raise ArithmeticError(f"the mean of {module!r} is not finite")
         return compute(refiner)

@@ -10,6 +10,7 @@ import numpy as np
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array, levelled
+from clair_cli.detection.changes import SentReader, change
 from clair_cli.detection.solver import deviations
 from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
@@ -38,10 +39,12 @@ def errors(
 
 
 def _compared(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> list[LowRankUpdate]:
-    """The client's replicates; a single one beside an adapter, and that adapter."""
+    """The client's replicates; a single one beside an adapter, and that adapter. What was sent is not in
+    them."""
     both = len(adapter.replicates) == 1 and not adapter.only_replicates
     whose = (*adapter.replicates, adapter) if both else adapter.replicates
-    return [formats.read_update(a, module, dtype, device) for a in whose]
+    sent = SentReader(module, dtype, device).read(adapter)
+    return [change(formats.read_update(a, module, dtype, device), sent) for a in whose]
 
 
 def _errors(
@@ -95,7 +98,9 @@ def noise_of(
                 if len(giving[k].replicates) > 1:
                     both, size = _in_common(found)
                     if not giving[k].only_replicates:
-                        size = energy(formats.read_update(giving[k], module, dtype, device))
+                        sent = SentReader(module, dtype, device).read(giving[k])
+                        own = formats.read_update(giving[k], module, dtype, device)
+                        size = energy(change(own, sent))
                     common[k] += both / unit
                     whole[k] += size / unit
     count = len(giving)

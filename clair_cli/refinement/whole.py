@@ -49,8 +49,9 @@ def full_matrices(who: Recipients, settings: Settings, device: str) -> FullMatri
     giving = np.array(who.giving)
     least = settings.refinement.full_common
     means = [
-        common_share(w[None, p & giving][:, :, p & giving]) >= least
-        for w, p in zip(found.inner, found.present, strict=True)
+        _sent_alike(who.clients, name)
+        or common_share(w[None, p & giving][:, :, p & giving]) >= least
+        for name, w, p in zip(found.names, found.inner, found.present, strict=True)
     ]
     every = found.present.all(axis=1)
     return FullMatrices(
@@ -59,6 +60,12 @@ def full_matrices(who: Recipients, settings: Settings, device: str) -> FullMatri
         shapes=shapes,
         inner=found.inner[every & np.array(means, bool)] if len(means) else found.inner,
     )
+
+
+def _sent_alike(clients: Sequence[Adapter], name: str) -> bool:
+    """Whether all were sent one matrix, so that their mean means something however they changed it."""
+    sent = {id(a.since): a.since for a in clients}
+    return len(sent) == 1 and all(s is not None and name in s.full for s in sent.values())
 
 
 def _usual_shapes(clients: Sequence[Adapter]) -> dict[str, tuple[int, ...]]:
@@ -84,7 +91,8 @@ def in_rows(
     weights: Sequence[float],
     device: str,
 ) -> Iterator[Rows]:
-    """The full matrix `name` of all clients that have it with this shape, some rows at a time, float64.
+    """The full matrix `name` of all clients that have it with this shape, some rows at a time, float64,
+    with what they were sent: a mean of wholes is what was sent and the mean change.
 
     Raises AdapterError where an input changed, LeftOut of whom cannot be read.
     """

@@ -34,6 +34,7 @@ from clair_cli.results import (
     Survey,
     Verification,
 )
+from clair_cli.trend import Trend
 
 FormatName = Literal["text", "json"]
 """The formats of every record."""
@@ -117,6 +118,31 @@ BINARY = {"parquet"}
 """Formats that are bytes."""
 EXTRAS = {"parquet": ("pyarrow", "parquet")}
 """Format -> the library that writes it, and the extra of clair-cli that brings it."""
+
+
+TRENDS: dict[str, Callable[..., str]] = {
+    "text": _later("trend", "as_text"),
+    "json": _later("trend", "as_json"),
+    "csv": _later("trend", "as_csv"),
+    "html": _later("page", "render_trend"),
+}
+"""How a trend is written in each format."""
+
+
+def render_trend(
+    trend: Trend,
+    reports: tuple[Report, ...],
+    format: str,
+    verbose: bool = False,
+    width: int | None = None,
+) -> str:
+    """The trend over the reports as one document; `verbose` and `width` are for text."""
+    if format == "html":
+        found = TRENDS[format](trend, reports[-1])
+    else:
+        found = TRENDS[format](trend, verbose, width) if format == "text" else TRENDS[format](trend)
+    end = ENDS.get(format, "\n")
+    return end.join(map(visible, found.split(end)))
 
 
 def check_format(name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from clair_cli.reasons import SEVERITIES, Severity, Standing
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import numbers
-from clair_cli.report import Reason, Report, Verdict, is_note
+from clair_cli.report import Reason, Report, Verdict, is_note, over_rounds
 
 WORST_FIRST: tuple[Standing, ...] = (
     "no verdict",
@@ -60,7 +60,7 @@ class Finding:
 def findings(report: Report) -> list[Finding]:
     """Every finding, worst first, then in the order of the clients."""
     where = places(report)
-    found = [f for c in report.clients if c.verdict for f in _of_client(c, where[c.client])]
+    found = [f for c in over_rounds(report) if c.verdict for f in _of_client(c, where[c.client])]
     found += _of_all(report)
     return sorted(found, key=lambda f: WORST_FIRST.index(f.standing))
 
@@ -69,7 +69,7 @@ def notes(report: Report) -> list[tuple[str | None, Reason]]:
     """What changes no verdict: remarks on all clients (None), and notes on single ones."""
     remarks = report.population.findings[: -1 if report.status == "no_verdict" else None]
     found: list[tuple[str | None, Reason]] = [(None, r) for r in remarks]
-    return found + [(c.client, r) for c in report.clients for r in c.reasons if is_note(c, r)]
+    return found + [(c.client, r) for c in over_rounds(report) for r in c.reasons if is_note(c, r)]
 
 
 def _of_client(client: Verdict, place: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as xml
 from clair_cli.renderers.safe import one_line, safe_text
 from clair_cli.renderers.text import verdict_line
 from clair_cli.renderers.words import decision, numbers
-from clair_cli.report import Report, Verdict, failing
+from clair_cli.report import Report, Verdict, failing, over_rounds
 
 TOGETHER = "all clients together"
 """The test case of a run without a verdict."""
@@ -21,7 +21,7 @@ def render(report: Report) -> str:
     """
     failed = {c.client for c in failing(report, str(report.settings.get("fail_on", "never")))}
     suite = xml.Element("testsuite")
-    for client in report.clients:
+    for client in over_rounds(report):
         suite.append(_case(report, client, client.client in failed))
     if report.status == "no_verdict":
         case = xml.SubElement(suite, "testcase", name=TOGETHER, classname=_name(report))

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 from itertools import accumulate
 
+from clair_cli.renderers import history
 from clair_cli.renderers.clients import ACCEPTED, ORDER
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import accounted, headline, verdict_line
 from clair_cli.renderers.words import as_high, decision, many
-from clair_cli.report import Report, Verdict
+from clair_cli.report import Report, Verdict, over_rounds
 
 ROOM = 500_000
 """Characters of the table of clients. GitHub shows at most 1 MiB for all that a step says."""
@@ -24,7 +25,7 @@ EITHER = re.compile(f"(?i:{SPECIAL.pattern})|[{re.escape(''.join(ENTITIES))}]")
 def render(report: Report) -> str:
     """A heading with the bottom line, a table of all but the benign, and what else there is to say."""
     lines = [f"## clair: {escaped(verdict_line(report))}", "", escaped(headline(report)), ""]
-    found = [c for c in report.clients if c.verdict != "benign"]
+    found = [c for c in over_rounds(report) if c.verdict != "benign"]
     found.sort(key=_rank)
     if found:
         rows = list(_fitting([_row(client) for client in found]))
@@ -32,6 +33,8 @@ def render(report: Report) -> str:
         lines += [f"and {len(found) - len(rows)} more", ""] if len(rows) < len(found) else []
     if remarks := [f"- {escaped(f'{r.code} {r.message}')}" for r in report.population.findings]:
         lines += [*_fitting(remarks), ""]
+    if over := [f"- {escaped(line)}" for line in history.sentences(report, verbose=False)]:
+        lines += [*_fitting(over), ""]
     if refined := {c.client for c in report.refinement.clients} if report.refinement else set():
         lines += [f"Refined: {many(len(refined), 'client')}", ""]
     return "\n".join([*lines, escaped(accounted(report)), ""])

@@ -31,11 +31,12 @@ def as_csv(report: Report) -> str:
     writer = csv.DictWriter(out, list(COLUMNS), lineterminator="\r\n")
     writer.writeheader()
     for row in rows(to_dict(report)):
-        writer.writerow({name: _cell(value) for name, value in row.items()})
+        writer.writerow({name: cell(value) for name, value in row.items()})
     return out.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value as a cell: one line, and nothing that a spreadsheet would compute."""
     if isinstance(value, list):
         value = BETWEEN.join(value)
     if isinstance(value, bool):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clair_cli.errors import NoAdapter
-from clair_cli.renderers import baseline
+from clair_cli.renderers import baseline, history
 from clair_cli.renderers.clients import NARROWEST, ORDER, STYLES, table
 from clair_cli.renderers.refinement import sentences
 from clair_cli.renderers.safe import safe_text, visible
@@ -42,6 +42,8 @@ def render(report: Report, color: bool = False, verbose: int = 0, width: int | N
         lines += map(Text, _modules(report))
     if since := baseline.sentences(report, verbose > 0):
         lines += [Text(), *_prose(since, room)]
+    if over := history.sentences(report, verbose > 0):
+        lines += [Text(), *_prose(over, room)]
     lines.append(Text())
     if done := sentences(report, verbose > 0):
         lines += [*_prose(done, room), Text()]
@@ -118,6 +120,8 @@ def _size(report: Report) -> str:
         entries = len(report.clients) + len(_empty(report))
         return f"{many(entries, 'entry', 'entries')}, none readable"
     parts = [many(len(report.clients), "client")]
+    if since := report.inputs.get("since"):
+        parts.append(f"changes since {since.get('root')}")
     parts.append(many(len(modules), "module") if modules else f"{usable} usable")
     if modules:
         parts.append(f"shared rank {span(m.shared_rank for m in modules)}")

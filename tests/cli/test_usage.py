@@ -108,7 +108,7 @@ def test_a_mistyped_option_gets_the_nearest_of_its_command(
 
 @pytest.mark.parametrize(
     "args",
-    [("detect", "--incldue"), ("inspect", "--threads"), ("verify", "-z"), ("report", "--as")],
+    [("detect", "--wieghts"), ("inspect", "--threads"), ("verify", "-z"), ("report", "--as")],
 )
 def test_where_nothing_is_near_nothing_is_suggested(
     args: tuple[str, str], capsys: pytest.CaptureFixture[str]

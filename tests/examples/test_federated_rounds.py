@@ -19,7 +19,7 @@ from examples import federated_servers as servers
 from tests import ROOT
 from tests.helpers.commands import CLIENTS, CONTAMINATED, ENVIRONMENT, SAMPLES, WEIGHTS
 
-BOTH = ["FedAvg of Delta W", "clair, personal, changes"]
+BOTH = ["FedAvg of Delta W", "clair, personal, since"]
 FIVE = [f"client-{n:02}" for n in range(1, 6)]
 BENIGN = sorted({*CLIENTS} - CONTAMINATED)
 
@@ -27,7 +27,7 @@ BENIGN = sorted({*CLIENTS} - CONTAMINATED)
 def given(tmp_path: Path, start: str = "client-01") -> servers.Round:
     """The sample adapters as a round, as if each had been trained from one of them."""
     held = dict.fromkeys(CLIENTS, SAMPLES / start)
-    return servers.Round(SAMPLES, tmp_path / "sent", held, bad=len(CONTAMINATED))
+    return servers.Round(SAMPLES, tmp_path / "sent", held, bad=frozenset(CONTAMINATED))
 
 
 @pytest.fixture
@@ -72,18 +72,21 @@ def test_multi_krum_keeps_whom_the_field_keeps(tmp_path: Path) -> None:
         torch.testing.assert_close(found[module], cut(matrix), atol=1e-5, rtol=1e-4)
 
 
-def test_a_change_is_what_was_trained_minus_where_it_started(tmp_path: Path) -> None:
-    new, old = SAMPLES / "client-02", SAMPLES / "client-01"
-    servers.write_change(new, old, tmp_path / "change")
-    assert servers.config(tmp_path / "change")["r"] == 2 * servers.config(new)["r"]
-    found, after, before = map(servers.update, (tmp_path / "change", new, old))
-    for module, matrix in found.items():
-        torch.testing.assert_close(matrix, after[module] - before[module], atol=1e-5, rtol=1e-4)
+def test_who_is_told_averages_the_benign_alone(tmp_path: Path) -> None:
+    sent = servers.mean_without_attackers(given(tmp_path))
+    assert sent.averaged == BENIGN
+
+
+def test_what_was_sent_is_one_adapter_or_the_folder_of_all(tmp_path: Path) -> None:
+    assert servers.since(given(tmp_path)) == SAMPLES / "client-01"
+    own = {name: tmp_path / "sent" / name for name in CLIENTS}
+    assert servers.since(servers.Round(SAMPLES, tmp_path, own, frozenset())) == tmp_path / "sent"
 
 
 def test_who_is_left_out_goes_on_from_the_mean_of_the_benign(folder: Path, tmp_path: Path) -> None:
     held = dict.fromkeys(CLIENTS, folder)
-    sent = servers.clair_personal(servers.Round(folder, tmp_path / "sent", held, 2))
+    round_ = servers.Round(folder, tmp_path / "sent", held, frozenset(CONTAMINATED))
+    sent = servers.clair_personal(round_)
     assert sent is not None
     assert sent.averaged == BENIGN
     for name, path in sent.adapters.items():
@@ -95,7 +98,7 @@ def test_without_a_verdict_nothing_is_sent(folder: Path, tmp_path: Path) -> None
     for name in CLIENTS[2:]:
         shutil.rmtree(folder / name)
     held = {name: SAMPLES / name for name in CLIENTS[:2]}
-    assert servers.clair_global(servers.Round(folder, tmp_path / "sent", held, 0)) is None
+    assert servers.clair_global(servers.Round(folder, tmp_path / "sent", held, frozenset())) is None
 
 
 def test_without_a_verdict_clients_keep_what_they_had(
@@ -169,13 +172,13 @@ def test_clair_never_averages_the_contaminated_client_that_the_mean_takes(
     bad = {*FIVE} - {*good}
     assert len(bad) == 1
     assert [bad <= {*r["averaged"]} for r in run.rows] == [True, True, False, False]
-    reports = sorted(run.work.glob("clair-*/sent-*-changes.json"))
+    reports = sorted(run.work.glob("clair-*/sent-*/report.json"))
     assert len(reports) == 2
     for path in reports:
+        report = json.loads(path.read_text())
         verdicts = servers.read_verdicts(path)
         assert sorted(verdicts) == FIVE
         assert {n for n in FIVE if verdicts[n] == "contaminated"} == bad
-        sent = path.with_name(path.name.removesuffix("-changes.json"))
-        assert {p.parent.name for p in sent.glob(f"*/{WEIGHTS}")} == {"global", *good}
-        refinement = json.loads((sent / "report.json").read_text())["refinement"]
-        assert [c["id"] for c in refinement["clients"]] == good
+        assert {p.parent.name for p in path.parent.glob(f"*/{WEIGHTS}")} == {"global", *good}
+        assert [c["id"] for c in report["refinement"]["clients"]] == good
+        assert report["inputs"]["since"]["adapters"]

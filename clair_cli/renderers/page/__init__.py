@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clair_cli.report import Report
+from clair_cli.trend import Trend
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,6 +39,18 @@ def render(report: Report, earlier: tuple[Report, ...] = ()) -> str:
     )
 
 
+def render_trend(trend: Trend, last: Report) -> str:
+    """The trend as a page of its own: every client in every round, who turned, who came and went."""
+    from markupsafe import Markup
+
+    from clair_cli.renderers.page.rounds import sheet
+
+    style = _own("style.css")
+    return _template("trend.html.j2").render(
+        page=sheet(trend, last), style=Markup(style), policy=_policy(style, "")
+    )
+
+
 def _policy(style: str, script: str) -> str:
     """What a browser may do with the page: show it, and run this very script."""
     return (
@@ -57,7 +70,7 @@ def _own(name: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str = "page.html.j2") -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -68,4 +81,4 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clair_cli.reasons import RULES, plain
+from clair_cli.renderers import history
 from clair_cli.renderers.page.looks import LOOKS, Look, number, worst_first
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.text import apart, verdict_line
 from clair_cli.renderers.words import as_high, few, many, span
-from clair_cli.report import Reason, Report, Verdict
+from clair_cli.report import Reason, Report, Verdict, over_rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Headline:
 
 
 def headline(report: Report) -> Headline:
-    """That of one report."""
+    """That of one report, in which whom the rounds convict is contaminated."""
+    report = replace(report, clients=over_rounds(report))
     counts = [(w, sum(LOOKS[c.verdict] is w for c in report.clients)) for w in LOOKS.values()]
     present = tuple((w, n) for w, n in counts if n)
     findings, total = report.population.findings, len(report.clients)
@@ -51,7 +53,10 @@ def headline(report: Report) -> Headline:
         counts=present,
         facts=_facts(report),
         steps=tuple(_steps(report)),
-        notes=tuple((r.code, safe_text(r.message)) for r in findings),
+        notes=(
+            *((r.code, safe_text(r.message)) for r in findings),
+            *(("", line) for line in history.sentences(report, verbose=False)),
+        ),
     )
 
 
@@ -101,6 +106,8 @@ def _gate(report: Report) -> str:
 def _facts(report: Report) -> tuple[tuple[str, str], ...]:
     modules, consensus = report.population.modules, report.population.consensus
     facts = [("folder", safe_text(str(report.inputs.get("root", ""))))]
+    if since := report.inputs.get("since"):
+        facts.append(("changes since", safe_text(str(since.get("root")))))
     if modules:
         facts.append(("compared", many(len(modules), "module")))
         facts.append(("shared rank", span(m.shared_rank for m in modules)))

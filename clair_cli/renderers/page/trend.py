@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from clair_cli.renderers.page.looks import LOOKS, Look, along, look, number, short
+from clair_cli import trend as rounds
+from clair_cli.renderers.page.looks import LOOKS, Look, along, number, short
 from clair_cli.renderers.safe import safe_text
-from clair_cli.report import Report, Verdict
+from clair_cli.report import Report
+from clair_cli.trend import over
 
 LINES = 12
 """Clients whose scores are drawn over the rounds."""
@@ -63,55 +65,55 @@ class Trend:
 
 def trend(reports: tuple[Report, ...]) -> Trend | None:
     """The trend over two and more reports."""
-    if len(reports) < 2:
-        return None
-    ids = dict.fromkeys(c.client for r in reversed(reports) for c in r.clients)
-    by_name = [{c.client: c for c in r.clients} for r in reports]
-    lines = [_line(client, by_name) for client in ids]
-    drawn = [line for line in lines if line is not None]
-    odd = sorted((found for found in drawn if found.odd), key=lambda f: f.points[-1].y)[:LINES]
-    verdicts = tuple(
-        w for w in LOOKS.values() if any(look(c) is w for r in reports for c in r.clients)
-    )
-    limit = float(reports[-1].settings["limit"])
+    return drawn(over(reports)) if len(reports) > 1 else None
+
+
+def drawn(found: rounds.Trend) -> Trend:
+    """The table and the lines of a trend."""
+    count = len(found.rounds)
+    lines = [line for c in found.clients if (line := _line(c)) is not None]
+    odd = sorted((line for line in lines if line.odd), key=lambda f: f.points[-1].y)[:LINES]
+    seen = {c.verdict for one in found.clients for c in one.cells if c is not None}
+    verdicts = {name: w for name, w in LOOKS.items() if name in seen}
     return Trend(
-        verdicts,
-        tuple(_round(k, r, verdicts) for k, r in enumerate(reports, start=1)),
+        tuple(verdicts.values()),
+        tuple(_round(r, [*verdicts]) for r in found.rounds),
         _apart(odd),
-        len(drawn) - len(odd),
-        tuple((_x(k, len(reports)), str(k + 1)) for k in range(len(reports))),
+        len(lines) - len(odd),
+        tuple((_x(k, count), str(k + 1)) for k in range(count)),
         tuple((_y(t), f"{t:g}") for t in (0.1, 1.0, 10.0, 100.0)),
-        _y(limit),
+        _y(found.limit),
         HEIGHT,
     )
 
 
-def _round(position: int, report: Report, verdicts: tuple[Look, ...]) -> Round:
-    root = str(report.inputs.get("root", "")).rstrip("/").rpartition("/")[2]
-    consensus = report.population.consensus
+def _round(found: rounds.Round, verdicts: list[str | None]) -> Round:
+    root = found.folder.rstrip("/").rpartition("/")[2]
+    without = found.counts["clients"] - sum(n for v, n in found.counts.items() if v != "clients")
     return Round(
-        f"{position}: {short(root)}" if root else str(position),
-        safe_text(str(report.run.get("started_at", "")))[:16].replace("T", " "),
-        report.status,
-        tuple(sum(look(c) is w for c in report.clients) for w in verdicts),
-        number(consensus.agreement, 2) if consensus else "\u2013",
+        f"{found.position}: {short(root)}" if root else str(found.position),
+        safe_text(found.started_at)[:16].replace("T", " "),
+        found.status,
+        tuple(without if v is None else found.counts[v] for v in verdicts),
+        number(found.agreement, 2),
     )
 
 
-def _line(client: str, reports: list[dict[str, Verdict]]) -> Line | None:
+def _line(client: rounds.Course) -> Line | None:
     """The points of one client where it has a score; `odd` says in how many rounds it stood out."""
-    points, odd = [], 0
-    for k, report in enumerate(reports):
-        said = report.get(client)
-        if said is not None and said.score is not None:
-            text = f"round {k + 1}: {number(said.score)}, {look(said).word}"
-            points.append(Point(_x(k, len(reports)), _y(said.score), look(said), text))
-            odd += said.verdict not in ("benign", None)
+    points, odd, count = [], 0, len(client.cells)
+    for k, cell in enumerate(client.cells):
+        if cell is not None and cell.score is not None:
+            how = LOOKS[cell.verdict]
+            text = f"round {k + 1}: {number(cell.score)}, {how.word}"
+            points.append(Point(_x(k, count), _y(cell.score), how, text))
+            odd += cell.verdict not in ("benign", None)
     if not points:
         return None
     pairs = tuple(pairwise(points))
-    told = f"{odd} of {len(reports)} rounds" if odd else ""
-    return Line(safe_text(client), short(client), tuple(points), pairs, told, points[-1].y)
+    told = f"{odd} of {count} rounds" if odd else ""
+    name = client.client
+    return Line(safe_text(name), short(name), tuple(points), pairs, told, points[-1].y)
 
 
 def _apart(lines: list[Line]) -> tuple[Line, ...]:
@@ -128,7 +130,7 @@ def _apart(lines: list[Line]) -> tuple[Line, ...]:
 
 
 def _x(position: int, count: int) -> float:
-    return round(6 + 66 * position / (count - 1), 2)
+    return round(6 + 66 * position / max(count - 1, 1), 2)
 
 
 def _y(score: float) -> float:

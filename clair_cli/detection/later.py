@@ -1,0 +1,59 @@
+"""Whether adapters look like those of a later round, which are mostly what the server sent to all.
+
+In a later round every adapter is the one that was sent and a change; even who was trained on something
+else agrees with everybody. In a first round no client agrees with the others but by its task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clair_cli.cohort import Cohort
+from clair_cli.detection.agreement import Array, cosines
+from clair_cli.detection.calibration import DetectionCalibration
+from clair_cli.detection.stacks import ModuleStack, tables
+from clair_cli.report import Reason
+from clair_cli.settings import MIN_CLIENTS
+
+SAME = 1 - 1e-9
+"""Cosine of copies."""
+
+
+def later_round(
+    cohort: Cohort, stacks: Sequence[ModuleStack], numbers: DetectionCalibration
+) -> Reason | None:
+    """That the clients agree far beyond what separate trainings do; None where they do not, where it is
+    known what they were sent, or where updates mean nothing by themselves."""
+    if len(cohort.clients) < MIN_CLIENTS or any(a.since is not None for a in cohort.clients):
+        return None
+    first = cohort.clients[0].updates
+    told = [s for s in stacks if first[s.module].absolute and first[s.module].rule != "matrix"]
+    if not told:
+        return None
+    found = likeness(tables(told)[0])
+    if not found >= numbers.round_likeness:
+        return None
+    return Reason(
+        "CLR307",
+        f"two clients have a cosine of {found:.2f}, as adapters of a later round do, which are mostly "
+        "what the server sent: if they are, give it with --since, or contamination hides behind it",
+        found,
+        numbers.round_likeness,
+    )
+
+
+def likeness(inner: Array) -> float:
+    """The usual cosine of two whole adapters, median of each client's median, from inner products
+    (modules, K, K) in which every module counts alike. Copies, and clients of zeros, do not count."""
+    norms = np.sqrt(np.einsum("mkk->mk", inner).clip(min=0))
+    usual = np.median(norms, axis=1)
+    unit = np.where(usual > 0, usual, norms.max(axis=1))
+    unit = np.where(unit > 0, unit, 1.0)[:, None, None]
+    cosine = cosines((inner / unit**2).sum(axis=0)[None])[0]
+    there = norms.max(axis=0) > 0
+    counts = (cosine < SAME) & there & there[:, None]
+    np.fill_diagonal(counts, False)
+    medians = [np.median(row[who]) for row, who in zip(cosine, counts, strict=True) if who.any()]
+    return float(np.median(medians)) if medians else 0.0
