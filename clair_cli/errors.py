@@ -139,6 +139,12 @@ class Failed(AdapterError):
     code = "CLR120"
 
 
+class SketchUnusable(AdapterError):
+    """A sketch of another kind than it is compared with, or whose numbers contradict each other."""
+
+    code = "CLR124"
+
+
 CHANGED = (Unreadable, UnsafePath, ChangedWhileRead)
 """What an input raises that was read before, and is no longer what it was."""
 

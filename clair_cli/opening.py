@@ -66,6 +66,12 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
 
 
+def open_client(path: Path, settings: Settings) -> Adapter:
+    """The client whose folder or file is `path`, with its replicates. Raises AdapterError."""
+    with contained("cannot be opened"), deadline(settings.client_timeout):
+        return _opened(formats.Source(formats.client_name(path), path, None), settings)
+
+
 def _open(source: formats.Source, settings: Settings, stop: Event) -> Adapter | Broken | Reason:
     """The adapter, or why there is none; whatever goes wrong is this client's alone."""
     if source.no_client is not None:

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from clair_cli import formats, history
+from clair_cli import formats, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
-from clair_cli.cohort import By, Cohort, Entries, Start, align, grouped, natural_key
-from clair_cli.detection.record import Detection, Machine, too_few
+from clair_cli.clock import Clock, Stopwatch
+from clair_cli.cohort import (
+    By,
+    Cohort,
+    Entries,
+    Sketching,
+    Start,
+    align,
+    grouped,
+    natural_key,
+    without_sketches,
+)
+from clair_cli.detection.record import Detection, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.opening import check_files, open_entries
-from clair_cli.output import publish
+from clair_cli.formats.reference import open_reference
+from clair_cli.opening import check_files, open_client, open_entries
+from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
-from clair_cli.progress import Progress, Stopwatch, silent
+from clair_cli.progress import Progress, silent
 from clair_cli.rarity import rated
 from clair_cli.renderers import RENDERERS
 from clair_cli.report import Report, gated, over_rounds
-from clair_cli.results import Apart, Survey, Surveyed
+from clair_cli.results import Apart, Checked, Fitted, Survey, Surveyed
 from clair_cli.settings import Settings, failing_verdicts
+from clair_cli.sketching import all_sketched, kind_of
 
 
 def detect(
@@ -44,7 +52,7 @@ def detect(
     """
     path, settings = Path(path), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock, earlier = _Clock(command, tell), _earlier(settings)
+    clock, earlier = Clock(command, tell), _earlier(settings)
     _check_history(settings)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
@@ -71,7 +79,7 @@ def detect_groups(
     groups = []
     judged = {a.client for group in found.groups for a in group.entries.adapters}
     for number, group in enumerate(found.groups):
-        clock = _Clock(command, Stopwatch(on_progress or silent))
+        clock = Clock(command, Stopwatch(on_progress or silent))
         cohort = _aligned(group.entries, settings, by == "base")
         bases = {a.client: a.base for a in group.entries.adapters}
         apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
@@ -115,7 +123,7 @@ def refine(
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock, counts = _Clock(command, tell), _check_places(path, out, settings)
+    clock, counts = Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
     _check_history(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
@@ -127,9 +135,95 @@ def refine(
         return report
     with publish.staged(out, settings.overwrite, path, __version__, seal) as stage:
         report = refined(detection, report, stage, settings, counts, tell)
-        report = replace(report, run=clock.run(detection.machine))
+        report = replace(report, run=clock.run(detection.machine.threads, detection.machine.device))
         publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
     return report
+
+
+def fit(
+    path: Path | str,
+    out: Path | str,
+    settings: Settings | None = None,
+    kind: Sketching | None = None,
+    on_progress: Progress | None = None,
+    command: str | None = None,
+) -> tuple[Report, Fitted | None]:
+    """Sketch the clients of the folder `path`, judge them by that, and write all as the file `out`.
+
+    The file is written whole or not at all, and not at all without a verdict. Sketches among the
+    clients decide the `kind`. Raises what `detect` raises, and OutputError.
+    """
+    path, out, settings = Path(path), Path(out), settings or Settings()
+    tell = Stopwatch(on_progress or silent)
+    clock = Clock(command, tell)
+    entries = _entries(path, settings, tell)
+    with replaced.scratch(out) as folder:
+        sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
+        detection = examined(_aligned(sketches, settings), settings, tell)
+        report = reported(detection, path, settings, clock)
+        report = replace(report, inputs=uploads.sources_of(sketches, str(path)))
+        if report.status == "no_verdict":
+            return report, None
+        uploads.keep(out, detection.cohort.clients, report)
+    return report, uploads.fitted(out, report, detection.cohort.clients)
+
+
+def check(
+    upload: Path | str,
+    against: Path | str,
+    settings: Settings | None = None,
+    update: bool = False,
+    on_progress: Progress | None = None,
+    command: str | None = None,
+) -> tuple[Report | None, Checked]:
+    """Judge one upload jointly with the clients of a folder, or of the reference file `against`.
+
+    The report is on all of them; there is none where the upload cannot be compared. With `update` one
+    that passes the gate is put into the reference file. Raises UsageError and OutputError.
+    """
+    upload, against, settings = Path(upload), Path(against), settings or Settings()
+    clock = Clock(command, Stopwatch(on_progress or silent))
+    if not update:
+        return _checked(upload, against, settings, clock)[:2]
+    if against.is_dir():
+        raise UsageError(f"--update: {str(against)!r} is a folder; put the upload into it yourself")
+    with replaced.locked(against):
+        report, found, cohort = _checked(upload, against, settings, clock)
+        if report is None or found.exit_code:
+            return report, found
+        with replaced.scratch(against) as folder:
+            kind, own = kind_of(cohort.clients), Entries(cohort.clients)
+            uploads.keep(against, all_sketched(own, kind, folder, settings).adapters, report)
+    return report, replace(found, updated=True)
+
+
+def _checked(
+    upload: Path, against: Path, settings: Settings, clock: Clock
+) -> tuple[Report | None, Checked, Cohort]:
+    """The joint report, what it says of the upload, and all clients that were compared."""
+    file, tell = None, clock.watch
+    if against.is_dir():
+        members = _entries(against, settings, tell)
+    else:
+        check_files(settings)
+        reference = open_reference(against, settings)
+        file, members = reference.file.sha256, Entries(reference.adapters)
+    nobody = Cohort((), (), {})
+    refused = partial(uploads.unusable, str(against), file, len(members.adapters), settings)
+    try:
+        own = open_client(upload, settings)
+    except AdapterError as error:
+        return None, refused(uploads.broken(upload, error)), nobody
+    joint, left = uploads.joined(own, members)
+    cohort = _aligned(joint, settings)
+    if (aside := uploads.aside_of(cohort, own.client)) is None:
+        detection = examined(cohort, settings, tell)
+        cohort = detection.cohort
+        aside = uploads.aside_of(cohort, own.client)
+    if aside is not None:
+        return None, refused(aside), nobody
+    report = reported(detection, against, settings, clock)
+    return report, uploads.judged_upload(report, own.client, str(against), file, left), cohort
 
 
 # --- the steps
@@ -149,6 +243,8 @@ def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
 
 
 def _aligned(entries: Entries, settings: Settings, bases: bool = True) -> Cohort:
+    if settings.exact or settings.since is not None:
+        entries = without_sketches(entries)
     return align(entries, settings.min_shared_modules, settings.modules == "same", bases)
 
 
@@ -182,7 +278,7 @@ def reported(
     detection: Detection,
     path: Path,
     settings: Settings,
-    clock: _Clock,
+    clock: Clock,
     earlier: Earlier | None = None,
 ) -> Report:
     """The report of a detection, gated by `settings.fail_on`, and against an earlier report."""
@@ -193,7 +289,7 @@ def reported(
     clients = rated(verdicts(detection), settings.detection, detection.only_copied)
     report = Report(
         tool={"name": "clair", "version": __version__},
-        run=clock.run(detection.machine),
+        run=clock.run(detection.machine.threads, detection.machine.device),
         inputs=inputs(detection.cohort, str(path), settings.since),
         settings=settings.as_dict(),
         status="complete" if judged is not None and judged.identified else "no_verdict",
@@ -285,32 +381,3 @@ def _check_refinable(cohort: Cohort, settings: Settings) -> None:
             formats.check_writable(adapter, (settings.rank, settings.write) != ("keep", "keep"))
         except OutputError as error:
             raise UsageError(f"{error}; nothing was written") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """When a run began, by which command, and where its time goes."""
-
-    command: str | None
-    watch: Stopwatch
-    began: float = field(default_factory=time.monotonic)
-    started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-
-    def run(self, machine: Machine) -> dict[str, Any]:
-        """All that may differ between equal runs."""
-        self.watch.count("reporting")
-        torch = sys.modules.get("torch")
-        environment = {
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "torch": getattr(torch, "__version__", None),
-            "threads": machine.threads,
-            "device": machine.device,
-        }
-        return {
-            "started_at": self.started_at.isoformat(timespec="seconds"),
-            "duration_s": time.monotonic() - self.began,
-            "timings": self.watch.timings(),
-            "command": self.command,
-            "environment": environment,
-        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -220,6 +220,65 @@ class Verification:
     compared: int = 0
     signed: bool = False
     checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SketchWritten:
+    """A sketch that was written to `path`: of a client with so many modules, at this size and seed.
+
+    `left_out` says what of the adapter is not in it.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    client: str
+    modules: int
+    size: int
+    seed: int
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A reference file that was written to `path`, and how well it tells clients apart.
+
+    `counts` are clients in all and per verdict. `margin` is that of the report's consensus,
+    `sketch_error` the largest of its modules. `unsure` says what the cohort cannot tell apart.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    size: int
+    seed: int
+    modules: int
+    counts: Mapping[str, int]
+    limit: float | None
+    margin: float | None
+    sketch_error: float
+    unsure: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One upload judged jointly with a cohort of `members` clients.
+
+    `against` is the folder or reference file, `sha256` that of the file. `in_place_of` are members that
+    the upload stands for: of its name, or made of its file. `findings` are remarks on all of them, of
+    which the last says why there is no verdict. `updated`: the upload is in the reference file now.
+    """
+
+    status: Literal["complete", "no_verdict"]
+    exit_code: int
+    fail_on: str
+    verdict: Verdict
+    against: str
+    sha256: str | None
+    members: int
+    in_place_of: tuple[str, ...] = ()
+    findings: tuple[Reason, ...] = ()
+    updated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     "mlx dora": {"lora_a": "ir", "lora_b": "ro", "m": "o"},
     "torchtune": {"lora_a.weight": "ri", "lora_b.weight": "or", "magnitude": "o"},
     "plain": {"weight": "oi", "bias": "o"},
+    "sketch": {"left": "or", "right": "ir"},
 }
 OWN = {
     "experts": "base_model.model.model.layers.1.mlp.experts",
@@ -131,6 +132,7 @@ NOISE = bytes(
     b for i in range(4096) for b in (i * 37 % 251, i * 91 % 255, i % 128, 0x3E + i % 2 * 128)
 )
 NUMBERS = (0, 1, 2, 3, 5, 64, 2**20, 2**31, 2**62, 2**63, 2**64, -1, 10**30, True, 1.5, "2", None)
+FLOATS = ("F32", "F32", "F16", "BF16")
 Tensors = dict[str, tuple[Any, list[Any], bytes]]
 """Name -> dtype, shape, bytes."""
 
@@ -140,11 +142,12 @@ def tensors(draw: Draw) -> tuple[str, Tensors]:
     family = draw.pick(list(FAMILIES))
     found: Tensors = {}
     for _ in range(draw.pick((1, 2, 3))):
-        usual = draw.pick((OWN.get(family, MODULES[0]), *MODULES[:11]))
-        module = draw.pick(MODULES) if seldom(draw) else usual
+        own = draw.pick((OWN.get(family, MODULES[0]), *MODULES[:11]))
+        module = draw.pick(MODULES) if seldom(draw) else own
         for role, dims in FAMILIES[family].items():
             if not seldom(draw):
-                found[f"{module}.{role}"] = _tensor(draw, dims)
+                usual = ("F16",) if role in FAMILIES["sketch"] else FLOATS
+                found[f"{module}.{role}"] = _tensor(draw, dims, usual)
     if family == "VERA":
         found |= {f"base_model.{role}": _tensor(draw, dims) for role, dims in SHARED.items()}
     while seldom(draw) or seldom(draw):
@@ -152,8 +155,8 @@ def tensors(draw: Draw) -> tuple[str, Tensors]:
     return family, found
 
 
-def _tensor(draw: Draw, dims: str) -> tuple[Any, list[Any], bytes]:
-    dtype = draw.pick(DTYPES) if seldom(draw) else draw.pick(("F32", "F32", "F16", "BF16"))
+def _tensor(draw: Draw, dims: str, usual: Sequence[str] = FLOATS) -> tuple[Any, list[Any], bytes]:
+    dtype = draw.pick(DTYPES) if seldom(draw) else draw.pick(usual)
     shape = [SIZES[d] for d in dims]
     if seldom(draw):
         shape = draw.pick((shape[::-1], shape[1:], [*shape, 1], [0, *shape[1:]], [1] * 70, [7, 5]))
@@ -177,7 +180,7 @@ def safetensors(draw: Draw, found: Tensors) -> bytes:
         at += len(data)
     if entries and seldom(draw):
         entries.append(entries[0])
-    entries.insert(0, ("__metadata__", metadata(draw)))
+    entries.insert(0, ("__metadata__", metadata(draw, found)))
     text = ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in entries)
     head = f"{{{text}}}".encode()
     length = draw.pick(NUMBERS[:11]) if seldom(draw) else len(head)
@@ -202,9 +205,20 @@ METADATA: tuple[Any, ...] = (
 )
 
 
-def metadata(draw: Draw) -> Any:
-    """What lies under __metadata__."""
-    return draw.pick(METADATA)
+def metadata(draw: Draw, found: Tensors) -> Any:
+    """What lies under __metadata__; beside sides of sketches mostly what belongs to them."""
+    names = [name.removesuffix(".left") for name in found if name.endswith(".left")]
+    if not names or seldom(draw):
+        return draw.pick(METADATA)
+    modules = [
+        {"name": n, "d_out": 6, "d_in": 4, "rank": 2, "norm": draw.pick((1.0, 0.0, 1e300, -1.0, 2))}
+        for n in names
+    ]
+    head: dict[str, Any] = {"version": 1, "tool": "clair", "size": 8, "seed": 0, "client": "x"}
+    head |= {"base": None, "format": "peft", "traits": {}, "files": [], "modules": modules}
+    if seldom(draw):
+        head[draw.pick(list(head))] = draw.pick(NUMBERS)
+    return {"format": "clair-sketch", "sketch": json.dumps(head)}
 
 
 def npz(draw: Draw, found: Tensors) -> bytes:

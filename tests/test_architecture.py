@@ -15,20 +15,22 @@ import clair_cli
 PACKAGE = Path(clair_cli.__file__).parent
 LAYERS = {
     "start": "entry",
-    "commands": "cli",
+    "commands": "cli integrations",
     "steps": "pipeline",
-    "what is done with verdicts": "refinement renderers",
+    "what is done with verdicts": "refinement renderers sketching uploads",
     "what is said of adapters": "detection opening inspection selection",
     "how adapters are read, and where": "formats engines evaluation scores",
     "records, and folders of files": "acceptance baseline cohort history ledger output rarity report "
     "results trend update",
     "foundations": "settings detection.calibration refinement.calibration constants decimals errors "
-    "accepted linalg schema strict_json progress reasons records refined rows _version",
+    "accepted clock linalg schema strict_json progress reasons records refined rows _version",
 }
 """Eight floors. A part, which is a module or a folder of them, imports only from the floors below. On
 the two lowest neighbours may know each other. There is no circle anywhere."""
 
 DEPTH = {name: depth for depth, row in enumerate(LAYERS.values()) for name in row.split()}
+OF_EXTRAS = {"integrations.flower": "flwr", "integrations.nvflare": "nvflare"}
+"""Modules that import the framework of an extra, which need not be there."""
 TORCH_LADEN = {"detection", "refinement", "linalg"}
 SPEAKERS = {"entry", "cli"}
 GROUND = len(LAYERS) - 2
@@ -102,7 +104,9 @@ def test_the_floors_are_really_there() -> None:
 def test_torch_is_loaded_only_where_numbers_begin() -> None:
     light = {"detection", "refinement", "detection.calibration", "refinement.calibration"}
     names = sorted(
-        m for m in MODULES if m in light or (part(m) not in TORCH_LADEN and m != "__init__")
+        m
+        for m in MODULES.keys() - OF_EXTRAS.keys()
+        if m in light or (part(m) not in TORCH_LADEN and m != "__init__")
     )
     assert len(names) > 30
     loaded = (
@@ -165,3 +169,10 @@ def test_the_checks_above_see_what_they_look_for() -> None:
     assert any(map(speaks, ast.walk(bad)))
     assert any(map(runs_code, ast.walk(bad)))
     assert inner(bad) == {"cli"}
+
+
+def test_only_the_module_of_an_extra_imports_its_framework() -> None:
+    for module, framework in OF_EXTRAS.items():
+        roots = {m: {n.split(".")[0] for n in imported(SOURCES[p])} for m, p in MODULES.items()}
+        assert {m for m, used in roots.items() if framework in used} == {module}
+    assert not {m for m, p in MODULES.items() if inner(SOURCES[p]) & OF_EXTRAS.keys()}

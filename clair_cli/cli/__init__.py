@@ -8,29 +8,35 @@ import typer
 
 from clair_cli._version import __version__
 from clair_cli.cli import (
+    check,
     completion,
     config,
     detect,
     explain,
+    fit,
     inspect,
     plot,
     refine,
     report,
     rules,
     select,
+    sketch,
     trend,
     verify,
 )
 from clair_cli.cli.command import Command
 from clair_cli.cli.given import flag
 from clair_cli.cli.help import (
+    CHECK_CODES,
     CONFIG_CODES,
     EXIT_CODES,
     EXPLAIN_CODES,
+    FIT_CODES,
     INSPECT_CODES,
     PLOT_CODES,
     PRINT_CODES,
     SELECT_CODES,
+    SKETCH_CODES,
     VERIFY_CODES,
     usage_message,
 )
@@ -52,6 +58,9 @@ app.command(cls=Command, epilog=EXIT_CODES)(detect.detect)
 app.command(cls=Command, epilog=EXIT_CODES)(refine.refine)
 app.command(cls=Command, epilog=INSPECT_CODES)(inspect.inspect)
 app.command(cls=Command, epilog=SELECT_CODES)(select.select)
+app.command(cls=Command, epilog=SKETCH_CODES)(sketch.sketch)
+app.command(cls=Command, epilog=FIT_CODES)(fit.fit)
+app.command(cls=Command, epilog=CHECK_CODES)(check.check)
 app.command(cls=Command, epilog=EXIT_CODES)(report.report)
 app.command(cls=Command, epilog=EXIT_CODES)(trend.trend)
 app.command(cls=Command, epilog=PLOT_CODES)(plot.plot)

@@ -19,8 +19,8 @@ from clair_cli.errors import SettingError, UsageError
 
 PREFIX = "CLAIR_"
 """How the variables begin that stand for options."""
-UPLOADS = "adapters"
-"""The argument that names uploads, which may be files: what lies beside them came with them."""
+UPLOADS = ("adapters", "adapter", "upload")
+"""The arguments that name uploads, which may be files: what lies beside them came with them."""
 
 
 class Command(TyperCommand):
@@ -68,8 +68,10 @@ class Command(TyperCommand):
             named = None if off else named
         typed = {n: v for n, v in given.items() if source(ctx, n) == "COMMANDLINE"}
         typed.pop("config_file", None)
-        uploads = typed.get(UPLOADS) or []
-        typed[UPLOADS] = [p.parent if os.path.isfile(p) else p for p in uploads]
+        for name in UPLOADS:
+            told = typed.get(name) or []
+            uploads = told if isinstance(told, list) else [told]
+            typed[name] = [p.parent if os.path.isfile(p) else p for p in uploads]
         paths = [p for v in typed.values() for p in (v if isinstance(v, list) else [v])]
         folders = [p for p in paths if isinstance(p, Path) and os.path.isdir(p)]
         return configured(named, off, folders, commands_of(ctx))

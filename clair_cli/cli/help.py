@@ -27,6 +27,35 @@ Exit codes:
     4  the answer could not be written
    70  internal error"""
 
+SKETCH_CODES = """\b
+Exit codes:
+    0  the sketch was written
+    1  the adapter is broken, or cannot be sketched
+    2  usage: bad option, no such file or folder
+    4  the sketch could not be written
+   70  internal error
+  130  interrupted (143: terminated, 129: hung up); nothing is left behind"""
+
+FIT_CODES = """\b
+Exit codes:
+    0  the reference was written
+    2  usage: bad option, no such folder
+    3  no verdict: fewer than 3 usable clients, nothing comparable,
+       not identifiable; nothing was written
+    4  the reference could not be written
+   70  internal error
+  130  interrupted (143: terminated, 129: hung up); nothing is left behind"""
+
+CHECK_CODES = """\b
+Exit codes:
+    0  the upload was judged, and --fail-on does not name its verdict
+    1  --fail-on names its verdict, or it is broken or not comparable
+    2  usage: bad option, no such file or folder, or no reference
+    3  no verdict: not identifiable, or too few clients
+    4  the reference could not be written
+   70  internal error
+  130  interrupted (143: terminated, 129: hung up); nothing is left behind"""
+
 CONFIG_CODES = """\b
 Exit codes:
     0  shown

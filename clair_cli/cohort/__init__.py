@@ -4,15 +4,17 @@ Nothing here holds a tensor. `align` checks once what the rest of clair relies o
 `Cohort` exists in every client with one shape.
 """
 
-from clair_cli.cohort.alignment import align
+from clair_cli.cohort.alignment import align, without_sketches
 from clair_cli.cohort.grouping import By, Group, Groups, grouped
 from clair_cli.cohort.records import (
+    WHOLE,
     Adapter,
     Broken,
     Cohort,
     Entries,
     FullSpec,
     InputFile,
+    Sketching,
     Start,
     TensorSpec,
     UpdateSpec,
@@ -20,6 +22,7 @@ from clair_cli.cohort.records import (
 )
 
 __all__ = [
+    "WHOLE",
     "Adapter",
     "Broken",
     "By",
@@ -29,10 +32,12 @@ __all__ = [
     "Group",
     "Groups",
     "InputFile",
+    "Sketching",
     "Start",
     "TensorSpec",
     "UpdateSpec",
     "align",
     "grouped",
     "natural_key",
+    "without_sketches",
 ]

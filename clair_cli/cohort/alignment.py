@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from clair_cli.cohort.records import (
@@ -22,6 +23,7 @@ from clair_cli.cohort.records import (
 )
 from clair_cli.cohort.since import not_from_sent, not_sent
 from clair_cli.cohort.whole import align_full, few
+from clair_cli.errors import SketchUnusable
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
@@ -45,8 +47,8 @@ def align(
     broken, findings = [*entries.broken, *strangers], list(entries.findings)
     clients = _without(clients, strangers)
     alike = partial(_other_modules, min_shared=min_shared, same=same)
-    checks: tuple[Check, ...] = (_other_base, _other_shape, _other_start, alike)
-    for check in checks if bases else checks[1:]:
+    checks: tuple[Check, ...] = (_other_sketch, _other_shape, _other_start, alike)
+    for check in (_other_base, *checks) if bases else checks:
         bad, remarks = check(clients)
         broken += bad
         findings += remarks
@@ -98,6 +100,35 @@ def _other_base(clients: list[Adapter]) -> Checked:
         for a in speaking
         if _base(a) != base
     ], []
+
+
+def without_sketches(entries: Entries) -> Entries:
+    """The same, where whole updates are to be compared: sketches are set aside as broken."""
+    text = "is a sketch, and --exact and --since need whole updates; give the adapter itself"
+    gone = [a for a in entries.adapters if a.sketch is not None]
+    broken = [set_aside(a, Reason(SketchUnusable.code, text)) for a in gone]
+    kept = tuple(a for a in entries.adapters if a.sketch is None)
+    return replace(entries, adapters=kept, broken=(*entries.broken, *broken))
+
+
+def _other_sketch(clients: list[Adapter]) -> Checked:
+    """Sketches of another kind than most: nothing can be said of two kinds together."""
+    sketches = [a for a in clients if a.sketch is not None]
+    kinds = votes(sketches, lambda a: a.sketch).most_common()
+    if not kinds:
+        return [], []
+    (usual, most), voters = kinds[0], sum(n for _, n in kinds)
+    text = f"but {most} of {voters} sketches have {usual}; sketch it again like these"
+    broken = [
+        set_aside(a, Reason(SketchUnusable.code, f"its sketch has {a.sketch}, {text}"))
+        for a in sketches
+        if a.sketch != usual
+    ]
+    if 2 * len(sketches) > len(clients):
+        return broken, []
+    alike = few([a.client for a in sketches if a.sketch == usual])
+    said = f"all are compared by sketches of {usual}, for the sake of {alike}"
+    return broken, [Reason("CLR304", f"{said}; --exact sets sketches aside")]
 
 
 def _other_shape(clients: list[Adapter]) -> Checked:
@@ -201,7 +232,7 @@ def _several_groups(aside: int) -> list[Reason]:
 def _other_traits(clients: list[Adapter]) -> list[Reason]:
     """Who differs in how the updates were parametrised: compared all the same, as products."""
     findings = []
-    kinds = {"format": {a.client: a.format for a in clients}}
+    kinds = {"format": {a.client: a.format for a in clients if a.sketch is None}}
     for trait in sorted({t for a in clients for t in a.traits}):
         kinds[trait] = {a.client: a.traits[trait] for a in clients if trait in a.traits}
     for trait, said in kinds.items():

@@ -43,6 +43,25 @@ class InputFile:
     later: set[tuple[int, ...]] = field(default_factory=set, compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Sketching:
+    """How updates are summarised: `size` coordinates a side, drawn by `seed`, by the rules of `version`.
+
+    Only summaries of one kind can be compared.
+    """
+
+    size: int
+    seed: int
+    version: int = 1
+
+    def __str__(self) -> str:
+        return f"size {self.size}, seed {self.seed}, version {self.version}"
+
+
+WHOLE = 2**18
+"""Elements of a tensor trained whole up to which a sketch keeps it: 1 MB in float32."""
+
+
 class Start(Enum):
     """What an update was before training, which decides what it means by itself."""
 
@@ -61,7 +80,8 @@ class UpdateSpec:
     `rule` says how the tensors make up and down, and `tensors` which they are: role -> name in the
     adapter's files. Several updates may lie in the same tensors, as those of a layer's experts do;
     this one is the `part`-th of `parts`. Unless it is `absolute`, it is known only up to a part that
-    all clients share, and differences between clients alone mean something.
+    all clients share, and differences between clients alone mean something. With a `sketch` it is known
+    by its summary alone, of that kind.
     """
 
     d_out: int
@@ -74,6 +94,7 @@ class UpdateSpec:
     part: int = 0
     parts: int = 1
     start: Start = Start.ZERO
+    sketch: Sketching | None = None
 
     @property
     def absolute(self) -> bool:
@@ -138,6 +159,11 @@ class Adapter:
     __repr__ = brief
 
     @property
+    def sketch(self) -> Sketching | None:
+        """The kind of its sketches, None for an adapter itself."""
+        return next((spec.sketch for spec in self.updates.values()), None)
+
+    @property
     def only_replicates(self) -> bool:
         """No adapter was trained on all data: the mean of the replicates is the estimate."""
         return any(r.path == self.path for r in self.replicates)
@@ -189,6 +215,11 @@ class Cohort:
         or not at all, and a finding names them."""
         shape = self.full[name]
         return tuple(k for k, a in enumerate(self.clients) if a.shape_of(name) == shape)
+
+    @property
+    def sketch(self) -> Sketching | None:
+        """The kind of sketches by which all are compared, where some client is one."""
+        return next((a.sketch for a in self.clients if a.sketch is not None), None)
 
     @property
     def dtypes(self) -> set[str]:

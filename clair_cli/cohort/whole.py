@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from clair_cli.cohort.records import Adapter, natural_key, once
+from clair_cli.cohort.records import WHOLE, Adapter, natural_key, once
 from clair_cli.report import Reason
 
 Full = dict[str, tuple[int, ...]]
@@ -17,12 +18,15 @@ Shape = tuple[int, ...] | None
 
 def align_full(clients: list[Adapter]) -> tuple[Full, list[Adapter], list[Reason]]:
     """The full matrices that most clients have with one shape; the clients, each with a note on those
-    of its own that are not compared; and remarks on who has them otherwise.
+    of its own that are not compared; and remarks on who has them otherwise. Among sketches only those
+    are compared that a sketch keeps.
     """
     found: Full = {}
     odd: dict[str, Mapping[str, Shape]] = {}
     voters = once(clients)
-    for name in sorted({n for a in clients for n in a.full}, key=natural_key):
+    names = sorted({n for a in clients for n in a.full}, key=natural_key)
+    large = [n for n in names if _too_large(n, clients)]
+    for name in (n for n in names if n not in large):
         shapes = {a.client: a.shape_of(name) for a in clients}
         said = [s for a in voters if (s := shapes[a.client]) is not None]
         usual, votes = Counter(said).most_common(1)[0]
@@ -30,7 +34,17 @@ def align_full(clients: list[Adapter]) -> tuple[Full, list[Adapter], list[Reason
             found[name] = usual
         left_out = usual if name in found else None
         odd[name] = {client: s for client, s in shapes.items() if s != left_out}
-    return found, [_noted(a, odd) for a in clients], _remarks(found, odd)
+    remarks = _remarks(found, odd)
+    if large:
+        text = f"{few(large)}: trained whole, and larger than what a sketch keeps: not compared"
+        remarks.append(Reason("CLR304", text))
+    return found, [_noted(a, odd) for a in clients], remarks
+
+
+def _too_large(name: str, clients: list[Adapter]) -> bool:
+    """Whether the sketches among the clients cannot have it."""
+    shapes = [s for a in clients if (s := a.shape_of(name)) is not None]
+    return any(a.sketch is not None for a in clients) and max(map(math.prod, shapes)) > WHOLE
 
 
 def _remarks(found: Full, odd: Mapping[str, Mapping[str, Shape]]) -> list[Reason]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from clair_cli import engines, formats
-from clair_cli.cohort import Adapter, Cohort
+from clair_cli.cohort import Adapter, Cohort, Sketching
 from clair_cli.detection.changes import Held, SentReader, change
 from clair_cli.detection.differences import centred
 from clair_cli.detection.full import FullTables
@@ -19,7 +19,9 @@ from clair_cli.detection.guard import Watch, spared
 from clair_cli.detection.record import Machine
 from clair_cli.detection.sketches import Sketch, sketch_size, sketched
 from clair_cli.detection.stacks import ModuleStack, stack_module, stack_sketches
+from clair_cli.detection.summaries import as_sketch, summary
 from clair_cli.errors import AdapterError, NonFinite, UsageError, contained
+from clair_cli.formats.sketch import check_energy
 from clair_cli.linalg import leading, shortened
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
@@ -28,6 +30,8 @@ from clair_cli.update import LowRankUpdate, combined, energy, faint
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
+ANY = 2**62
+"""More columns than there are."""
 WIDE, PROPORTION = 64, 4
 """Columns that any client may have, and how many times the usual number."""
 COPIES = 8
@@ -146,22 +150,22 @@ def _stack(
         try:
             if k not in gone:
                 with watch.reading(k, repr(module), usual):
-                    update = read_estimate(adapter, module, dtype, device)
+                    update = form.read(adapter, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
         if update is None:
             update = nothing(adapter, module, dtype, device)
-        elif (was := sent.read(adapter)) is not None:
+        elif isinstance(update, LowRankUpdate) and (was := sent.read(adapter)) is not None:
             if adapter.updates[module].absolute:
                 held.add(k, update, was)
             update = change(update, was)
-        if faint(update):
+        if isinstance(update, LowRankUpdate) and faint(update):
             update = nothing(adapter, module, dtype, device)
-        if update.rank > form.most:
+        if isinstance(update, LowRankUpdate) and update.rank > form.most:
             energies[k] = energy(update)
             up, down = leading(update.up, update.down, form.most, settings.seed)
             update = LowRankUpdate(up, down, update.scale)
-        updates.append(form(update))
+        updates.append(form(update, adapter))
     stack, broke = spared(
         partial(form.stacked, updates),
         sorted(range(len(updates)), key=lambda k: -updates[k].rank),
@@ -181,7 +185,8 @@ class _Form:
     """What is kept of each client's update of one module, and how these are stacked.
 
     All clients are padded to the largest rank, so one may have no more than `most`: it must not make
-    the work of all its own. `size` is that of their sketches, None where whole updates are kept.
+    the work of all its own. `size` is that of their sketches, None where whole updates are kept. Where
+    some client is a sketch, all are compared by sketches of that `kind`, rounded alike.
     """
 
     module: str
@@ -189,10 +194,13 @@ class _Form:
     absolute: bool
     most: int
     size: int | None
+    kind: Sketching | None = None
 
     @classmethod
     def of(cls, cohort: Cohort, settings: Settings, module: str) -> _Form:
         """From the headers alone."""
+        if kind := cohort.sketch:
+            return cls(module, settings, True, ANY, kind.size, kind)
         first = {a.digest: _rank(a, module) for a in cohort.clients}  # a copy counts once
         ranks, spec = sorted(first.values()), cohort.clients[0].updates[module]
         most = max(WIDE, PROPORTION * ranks[len(ranks) // 2])
@@ -205,8 +213,24 @@ class _Form:
         size = sketch_size(len(ranks), (spec.d_out, spec.d_in))
         return cls(module, settings, absolute, most, size)
 
-    def __call__(self, update: LowRankUpdate) -> LowRankUpdate | Sketch:
+    def read(self, adapter: Adapter, dtype: DtypeName, device: str) -> LowRankUpdate | Sketch:
+        """The client's update, or its sketch of the `kind`, which may be all there is of it."""
+        if self.kind is None:
+            return read_estimate(adapter, self.module, dtype, device)
+        spec = adapter.updates[self.module]
+        if spec.sketch is not None:
+            return as_sketch(formats.read_update(adapter, self.module, "float32"), spec, device)
+        found = summary(read_estimate(adapter, self.module, "float64", "cpu"), self.kind)
+        check_energy(found, spec, self.kind, repr(self.module))
+        return as_sketch(found, spec, device)
+
+    def __call__(self, update: LowRankUpdate | Sketch, adapter: Adapter) -> LowRankUpdate | Sketch:
         """The update, or its sketch."""
+        if isinstance(update, Sketch):
+            return update
+        if self.kind is not None:
+            spec = adapter.updates[self.module]
+            return as_sketch(summary(update, self.kind), spec, update.up.device.type)
         return update if self.size is None else sketched(update, self.size, self.settings.seed)
 
     def stacked(self, updates: Sequence[Any], kept: Sequence[int]) -> ModuleStack:
@@ -217,7 +241,7 @@ class _Form:
             return stack_sketches(self.module, used)
         if not self.absolute:
             used = centred(used, self.settings.seed, numbers)
-        most = 2**62 if self.settings.exact or self.absolute else numbers.max_columns
+        most = ANY if self.settings.exact or self.absolute else numbers.max_columns
         stack = stack_module(self.module, used, most, self.settings.seed)
         if self.absolute:
             return stack

@@ -61,18 +61,18 @@ def sketch_size(clients: int, shape: tuple[int, int]) -> int:
 def sketched(update: LowRankUpdate, size: int, seed: int) -> Sketch:
     """The sketch of an update; sketches of one `size` and `seed` can be compared."""
     up, down = update.up, update.down.T * update.scale  # (d_out, r), (d_in, r)
-    sides = [_projected(side, size, seed + which) for which, side in enumerate((up, down))]
+    sides = [projected(side, size, seed + which) for which, side in enumerate((up, down))]
     inner = down.T @ down
     energy = ((up.T @ up) * inner).sum()
     return Sketch((up.shape[0], down.shape[0]), sides[0], sides[1], inner, energy)
 
 
-def _projected(side: Tensor, size: int, seed: int) -> Tensor:
+def projected(side: Tensor, size: int, seed: int) -> Tensor:
     """(d, r) to (size, r), or itself where d <= size."""
     if side.shape[0] <= size:
         return side
-    projected: Tensor = _buckets(side.shape[0], size, seed, side.dtype, side.device) @ side
-    return projected
+    found: Tensor = _buckets(side.shape[0], size, seed, side.dtype, side.device) @ side
+    return found
 
 
 @lru_cache(maxsize=16)

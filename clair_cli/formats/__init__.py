@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.errors import Unstorable
-from clair_cli.formats import diffusers, flower, kohya, mlx, peft, plain
+from clair_cli.formats import diffusers, flower, kohya, mlx, peft, plain, sketch
 from clair_cli.formats.bounds import check_dtypes, check_updates, check_work
 from clair_cli.formats.containers import as_adapter, read_contents
 from clair_cli.formats.discovery import (
@@ -45,6 +45,7 @@ __all__ = [
     "check_finite",
     "check_full",
     "check_writable",
+    "client_name",
     "discover",
     "factored",
     "find_replicates",
@@ -64,6 +65,7 @@ __all__ = [
 FORMATS: dict[str, AdapterFormat] = {
     form.name: form
     for form in (
+        sketch.FORMAT,
         diffusers.FORMAT,
         *peft.TUNERS,
         mlx.FORMAT,
@@ -86,15 +88,16 @@ def open_adapter(
     """One adapter, known from its headers and its config.
 
     `path` is a client's folder, with the adapter in it or in a checkpoint of it, or its file;
-    `settings.read_as` says of which format. `client` is its id, by default the name of the folder or
-    file; `root` is the folder that was scanned, by default `path` itself: links may not leave it.
+    `settings.read_as` says of which format, but for sketches, which are told at sight. `client` is its
+    id, by default the name of the folder or file; `root` is the folder that was scanned, by default
+    `path` itself: links may not leave it.
     Raises the kinds of AdapterError, and UsageError where `settings.base` cannot be used.
     """
     path = Path(path)
     client = client_name(path) if client is None else client
     check_client_name(client)
     layout = locate(path, root, settings)
-    if settings.read_as == "lora":
+    if settings.read_as == "lora" or sketch.is_sketch(layout):
         adapter = _open_factors(layout, client, settings)
     else:
         adapter = plain.open_matrices(layout, client, settings)

@@ -92,7 +92,11 @@ class SameTensors(Protocol):
         """Remove the unfinished file; after `close` this does nothing."""
 
 
-CONTAINERS: Mapping[str, Container] = {".safetensors": safetensors_file, ".npz": npz}
+CONTAINERS: Mapping[str, Container] = {
+    ".safetensors": safetensors_file,
+    ".npz": npz,
+    ".clair": safetensors_file,
+}
 
 
 def container(name: str) -> Container:
@@ -174,6 +178,7 @@ class Described:
     notes: tuple[Reason, ...] = ()
     traits: Mapping[str, str] = field(default_factory=dict)
     full: Mapping[str, FullSpec] = field(default_factory=dict)
+    digest: str | None = None
 
 
 Describe = Callable[[Contents, Settings], Described]
@@ -258,7 +263,7 @@ def as_adapter(contents: Contents, client: str, form: str, found: Described) -> 
         client=client,
         path=contents.layout.path,
         format=form,
-        digest=_digest(contents.files, found.updates),
+        digest=found.digest or _digest(contents.files, found.updates),
         updates=found.updates,
         tensors=contents.tensors,
         files=contents.files,

@@ -37,11 +37,12 @@ LATE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One client as the top folder shows it: `path` is its folder or its file, `root` the top."""
+    """One client as the top folder shows it: `path` is its folder or its file, `root` the top, None
+    where it was named by itself."""
 
     client: str
     path: Path
-    root: Path
+    root: Path | None
     notes: tuple[Reason, ...] = ()
     """What is to be said of the client because of what lies beside it."""
     no_client: Reason | None = None

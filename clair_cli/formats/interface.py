@@ -90,6 +90,8 @@ class AdapterFormat:
     """Tensors may be stored without names, which an adapter given with --reference lends them."""
     stores: Literal["safetensors", "numpy"] = "safetensors"
     """Whose dtypes the file written can hold."""
+    summary: bool = False
+    """It holds sketches: it can be judged, and no update can be written into it."""
     check_start: Callable[[Adapter, bool], None] | None = None
     """Raises OutputError where no loader could start from it, with other ranks or at all."""
 

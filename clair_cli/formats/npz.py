@@ -67,11 +67,46 @@ def read_header(fd: int, size: int, where: str, settings: Settings) -> dict[str,
     return {m.name.removesuffix(".npy"): _tensor(fd, m, where) for m in members}
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first `head` bytes of a .npy file say; `dtype` as in `NpyTensor`."""
+
+    head: int
+    descr: str
+    dtype: str
+    shape: tuple[int, ...]
+    fortran: bool
+
+
 def _tensor(fd: int, member: Member, where: str) -> NpyTensor:
     what = f"{where}: tensor {member.name.removesuffix('.npy')!r}"
     data = bytes(pread(fd, member.begin, min(member.end, member.begin + 2 * MAX_HEADER)))
     if member.method == DEFLATED:
         data, _ = _inflated(data, MAX_HEADER, what)
+    found = array_header(data, member.unpacked, what)
+    if found.fortran and len(found.shape) > 1 and member.unpacked > COLUMNS:
+        text = f"{member.unpacked} bytes stored column by column, the limit is {COLUMNS}"
+        raise LimitExceeded(f"{what}: {text}; save numpy.ascontiguousarray of it")
+    return NpyTensor(
+        file=where,
+        dtype=found.dtype,
+        shape=found.shape,
+        begin=member.begin,
+        end=member.end,
+        descr=found.descr,
+        fortran=found.fortran,
+        head=found.head,
+        unpacked=member.unpacked,
+        deflated=member.method == DEFLATED,
+        crc=member.crc,
+    )
+
+
+def array_header(data: bytes, size: int, what: str) -> Header:
+    """The header of a .npy file of `size` bytes that begins with `data`, if its array takes them all.
+
+    Raises Malformed, Unsupported or PickleFound, which name `what`.
+    """
     head, text = _header_text(data, what)
     match = HEADER.fullmatch(text)
     if match is None:
@@ -80,26 +115,10 @@ def _tensor(fd: int, member: Member, where: str) -> NpyTensor:
     if len(shape) > MAX_DIMENSIONS or any(n >= 2**63 for n in shape):
         raise Malformed(f"{what}: invalid shape ({match['shape'][:60]})")
     dtype, itemsize = dtype_of(match["descr"], what)
-    if head + math.prod(shape) * itemsize != member.unpacked:
+    if head + math.prod(shape) * itemsize != size:
         text = f"shape ({match['shape'][:60]}) of {match['descr']!r}"
-        raise Malformed(f"{what}: {text} does not take its {member.unpacked - head} bytes")
-    fortran = match["fortran"] == "True"
-    if fortran and len(shape) > 1 and member.unpacked > COLUMNS:
-        text = f"{member.unpacked} bytes stored column by column, the limit is {COLUMNS}"
-        raise LimitExceeded(f"{what}: {text}; save numpy.ascontiguousarray of it")
-    return NpyTensor(
-        file=where,
-        dtype=dtype,
-        shape=shape,
-        begin=member.begin,
-        end=member.end,
-        descr=match["descr"],
-        fortran=fortran,
-        head=head,
-        unpacked=member.unpacked,
-        deflated=member.method == DEFLATED,
-        crc=member.crc,
-    )
+        raise Malformed(f"{what}: {text} does not take its {size - head} bytes")
+    return Header(head, match["descr"], dtype, shape, match["fortran"] == "True")
 
 
 def _header_text(data: bytes, what: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""What F keeps of a client's deviation: all of it alike, and more or less in a few directions."""
+"""What F keeps of a client's deviation, in the client's coordinates."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def kept_alike(frame: Frame, share: float) -> Kept:
     return Kept(share, left[:, :0], right[:, :0])
 
 
-def kept_along(frame: Frame, side: str, basis: Tensor, more: Tensor, all_of: float) -> Kept:
+def along(frame: Frame, side: str, basis: Tensor, more: Tensor, all_of: float) -> Kept:
     """`all_of` the deviation, and so much `more` (k,) of it in each direction of `basis` (p, k)."""
     off = frame.core - frame.mean
     turned = off.T if side == "right" else off
     wide = torch.nn.functional.pad(basis, (0, 0, 0, len(turned) - len(basis)))
-    along = turned.T @ wide
+    seen = turned.T @ wide
     if side == "right":
-        return Kept(all_of, along, wide * more)
-    return Kept(all_of, wide * more, along)
+        return Kept(all_of, seen, wide * more)
+    return Kept(all_of, wide * more, seen)

@@ -18,19 +18,21 @@ from torch import Tensor
 
 from clair_cli.linalg import eigh, standing_out
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
-from clair_cli.refinement.coordinates import Frame, coordinates, with_sent
-from clair_cli.refinement.kept import Kept, kept_alike, kept_along
+from clair_cli.refinement.coordinates import Frame, coordinates
+from clair_cli.refinement.kept import Kept, along, kept_alike
 from clair_cli.refinement.spectra import participation, squared_spectrum, top_singular
 from clair_cli.refinement.strength import Shrinkage, kept_share
-from clair_cli.update import LowRankUpdate, combined
+from clair_cli.update import LowRankUpdate
 
 SPECTRUM = 8
 """Leading shares of a module's deviations that are reported."""
-Spectrum = tuple[NDArray[np.float64], float]
-"""Squared singular values, descending, and the energy that a cut of them is measured by: that of the
-change, which is less where something was sent."""
 ROUNDING = 32
 """Machine precisions: a client nearer to the mean than so many of its norms is the mean."""
+
+
+Spectrum = tuple[NDArray[np.float64], float]
+"""Squared singular values of what is to be written, descending, and the energy that a cut is measured
+by: that of the change, since a cut that is small beside what was sent may be all of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,9 +90,9 @@ class ModuleRefiner:
 
     `weights` (K,) sum to one and define the mean; a client of weight zero receives and gives nothing.
     `noise` are updates whose energies sum to the estimation error of all clients that define the mean.
+    Many clients are refined by coordinates of the mean, unless `exact`, with sides own and left alone.
     `sent` is what each client started from, None where that is nothing: Delta_k is then the change
-    since, and what is written is what was sent and the refined change. Many clients are refined by
-    coordinates of the mean, unless `exact`, with sides own and left alone.
+    since, and what is written is what was sent and the refined change.
     """
 
     def __init__(
@@ -99,14 +101,11 @@ class ModuleRefiner:
         weights: Sequence[float],
         noise: Sequence[LowRankUpdate] = (),
         numbers: RefinementCalibration = REFINEMENT,
-        sent: Sequence[LowRankUpdate | None] = (),
         exact: bool = False,
+        sent: Sequence[LowRankUpdate | None] = (),
     ) -> None:
         self.numbers, self.weights, self.noise = numbers, weights, noise
-        self.sent, self.own_ranks = sent or [None] * len(updates), [u.rank for u in updates]
-        pairs = zip(updates, self.sent, strict=True)
-        changes = [u if s is None else combined([u, s], [1.0, -1.0]) for u, s in pairs]
-        self.space = coordinates(changes, weights, numbers, exact)
+        self.space = coordinates(updates, weights, numbers, exact, sent)
         self.frames = self.space.frames
         self.squared = [float(f.core.square().sum()) for f in self.frames]
         tiny = (ROUNDING * torch.finfo(updates[0].up.dtype).eps) ** 2
@@ -138,7 +137,8 @@ class ModuleRefiner:
         `mix` (K, K) is F for the side "client"; client k keeps the share `keeps`[k] of what F leaves.
         """
         aim = self.aims(how, mix, keeps)
-        cut = self._cut_alike(aim) if aim.alike else partial(self._cut, aim)
+        alike = aim.alike and self.space.written is None
+        cut = self._cut_alike(aim) if alike else partial(self._cut, aim)
         cuts = [cut(k, rank) for k, rank in enumerate(ranks)]
         common, common_lost = self.cut_mean(common_rank or max(ranks))
         return RefinedModule(
@@ -160,13 +160,12 @@ class ModuleRefiner:
     def _cut(self, aim: _Aims, k: int, rank: int) -> _Cut:
         """Client k at this rank."""
         frame = self.frames[k]
-        if aim.own[k] and rank >= self.own_ranks[k]:
+        if aim.own[k] and rank >= frame.rank:
             return _Cut(None, 0.0, 0.0, 0.0)
         core = frame.core
         target, rest = (core, 0.0) if aim.own[k] else self._target(aim, k)
-        was = self._was(k)
-        whole = was + target
-        u, s, v = top_singular(whole, rank, was + core, self.numbers)
+        whole = frame.written(target)
+        u, s, v = top_singular(whole, rank, frame.written(core), self.numbers)
         size, root = float(whole.square().sum()), s.sqrt()
         update = LowRankUpdate(frame.left.lift(u * root).T, frame.right.lift(v * root))
         error = rest * frame.missed(u, v) ** 0.5 if rest and frame.rest else 0.0
@@ -177,20 +176,13 @@ class ModuleRefiner:
             error=error / size**0.5 if size > 0 else 0.0,
         )
 
-    def _was(self, k: int) -> Tensor:
-        """What was sent to client k, in its coordinates: less of it is the last part of the change."""
-        frame, sent = self.frames[k], self.sent[k]
-        count = 0 if sent is None else sent.rank
-        left, right = (side.coords[:, side.coords.shape[1] - count :] for side in frame.sides)
-        return -left @ right.T
-
     def _cut_alike(self, aim: _Aims) -> Callable[[int, int], _Cut]:
         """As `_cut`, where every client becomes the mean: cut once for every rank."""
         share = 1 + aim.gain
-        cut = lru_cache(maxsize=None)(partial(self._cut_of, *self._alone(share)))
+        cut = lru_cache(maxsize=None)(partial(self.cut_mean, share=share))
 
         def of(k: int, rank: int) -> _Cut:
-            if aim.own[k] or self.sent[k] is not None:
+            if aim.own[k]:
                 return self._cut(aim, k, rank)
             frame, (update, lost) = self.frames[k], cut(rank)
             moved = float((share * frame.mean - frame.core).square().sum())
@@ -205,25 +197,19 @@ class ModuleRefiner:
         target = (1 + aim.gain) * mean + kept.core(frame.core - mean)
         return target, 1 + aim.gain - kept.all_of
 
-    def cut_mean(self, rank: int) -> tuple[LowRankUpdate, float]:
-        """The mean, and what was sent on average, at this rank, and the squared error."""
-        left, mean, right = with_sent(self.space, self.sent, self.weights)
-        return self._cut_of(left, mean, right, self.space.rest, rank)
-
-    def _alone(self, share: float) -> tuple[Tensor, Tensor, Tensor, float]:
-        """So much of the mean by itself."""
-        space = self.space
-        return space.left, share * space.mean, space.right, share**2 * space.rest
-
-    def _cut_of(
-        self, left: Tensor, core: Tensor, right: Tensor, rest: float, rank: int
-    ) -> tuple[LowRankUpdate, float]:
-        """left core right' at this rank, and the squared error with the energy that it misses."""
-        u, s, v = top_singular(core, rank, core, self.numbers)
-        root = s.sqrt()
-        error = max(float(core.square().sum()) - float(s.square().sum()), 0.0)
+    def cut_mean(self, rank: int, share: float = 1.0) -> tuple[LowRankUpdate, float]:
+        """So much of the mean, and what was sent, at this rank, and the squared error."""
+        left, mean, right = self._written
+        u, s, v = top_singular(share * mean, rank, mean, self.numbers)
+        size, root = share**2 * float(mean.square().sum()), s.sqrt()
+        error = max(size - float(s.square().sum()), 0.0)
         update = LowRankUpdate(left @ (u * root).to(left), (v * root).T.to(right) @ right.T)
-        return update, error + rest
+        return update, error + share**2 * self.space.rest
+
+    @property
+    def _written(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean, with what was sent, as left core right'."""
+        return self.space.written or (self.space.left, self.space.mean, self.space.right)
 
     def aims(
         self, how: Shrinkage, mix: Tensor | None = None, keeps: Sequence[float] | None = None
@@ -253,23 +239,22 @@ class ModuleRefiner:
         return float(rest.square().sum()) + kept.all_of**2 * frame.rest
 
     def spectra(self, aim: _Aims) -> list[Spectrum]:
-        """Of what every client is to become, with what was sent."""
+        """Of what every client is to become; see Spectrum."""
         found = []
         for k, frame in enumerate(self.frames):
-            target = frame.core if aim.own[k] else self._target(aim, k)[0]
-            found.append((squared_spectrum(self._was(k) + target), float(target.square().sum())))
+            change = frame.core if aim.own[k] else self._target(aim, k)[0]
+            found.append((squared_spectrum(frame.written(change)), float(change.square().sum())))
         return found
 
     def mean_spectrum(self) -> Spectrum:
-        """Of the mean, with what was sent; values of what its coordinates miss are counted as alike, and
-        none above the least that was found."""
-        found = squared_spectrum(with_sent(self.space, self.sent, self.weights)[1])
-        rest, energy = self.space.rest, float(self.space.mean.square().sum())
-        if rest:
-            most = self.space.dimensions - len(found)
-            count = min(max(round(rest / max(float(found[-1]), 1e-300)), 1), max(most, 1))
-            found = np.concatenate([found, np.full(count, rest / count)])
-        return found, energy + rest
+        """Of the mean; what its coordinates miss counts as alike, and none above the least found."""
+        found, rest = squared_spectrum(self._written[1]), self.space.rest
+        energy = float(self.space.mean.square().sum()) + rest
+        if not rest:
+            return found, energy
+        most = self.space.dimensions - len(found)
+        count = min(max(round(rest / max(float(found[-1]), 1e-300)), 1), max(most, 1))
+        return np.concatenate([found, np.full(count, rest / count)]), energy
 
     # --- F
 
@@ -284,7 +269,7 @@ class ModuleRefiner:
         if how.by_direction:
             factors = self._by_noise(how.side, shares, directions)
             inside = int((factors > 0.5).sum())
-            return [kept_along(f, how.side, directions, factors, 0.0) for f in self.frames], inside
+            return [along(f, how.side, directions, factors, 0.0) for f in self.frames], inside
         most = self.numbers.max_kept
         found = self._standing_out(shares, most)
         inside = min(found, most) if how.rank == "auto" else min(how.rank, len(shares))
@@ -292,7 +277,7 @@ class ModuleRefiner:
         outside = how.outside if how.noise_like is None or not few else how.noise_like
         basis = directions[:, :inside]
         more = basis.new_full((inside,), outside - how.inside)
-        return [kept_along(f, how.side, basis, more, 1 - outside) for f in self.frames], inside
+        return [along(f, how.side, basis, more, 1 - outside) for f in self.frames], inside
 
     def _own(self, how: Shrinkage) -> tuple[list[Kept], float]:
         """Each client's strongest directions of deviation are its own."""
@@ -343,8 +328,8 @@ class ModuleRefiner:
         ):
             if w:
                 off = frame.core - frame.mean
-                along = float((one.core(off) * off).sum()) + one.all_of * frame.rest
-                both, total = both + w * along, total + w * energy
+                left = float((one.core(off) * off).sum()) + one.all_of * frame.rest
+                both, total = both + w * left, total + w * energy
         return min(max(both / total, 0.0), 1.0) if total > 0 else 1.0
 
     def _directions(self, side: str) -> tuple[NDArray[np.float64], Tensor]:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from clair_cli import engines
-from clair_cli.detection.agreement import Array
 from clair_cli.progress import Progress, silent
 from clair_cli.refinement.blame import LeftOut, noted
-from clair_cli.refinement.module import ModuleRefiner
+from clair_cli.refinement.module import ModuleRefiner, Spectrum
 from clair_cli.refinement.plan import Group, Plan
 from clair_cli.refinement.refiner import on_module
 
@@ -44,11 +43,6 @@ def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
         }
     mean_rank = least_rank([one.mean for one in spectra], cost) if mean else None
     return replace(plan, ranks=ranks, mean_rank=mean_rank)
-
-
-Spectrum = tuple[Array, float]
-"""Squared singular values of what is to be written, descending, and the energy that a cut is measured
-by: that of the change, since a cut that is small beside what was sent may be all of it."""
 
 
 class _Spectra:
@@ -82,7 +76,8 @@ def _of_group(group: Group, refiner: ModuleRefiner) -> list[list[Spectrum]]:
     found = []
     for how, mix, keeps in zip(group.shrinkages, group.mixes, group.keeps, strict=True):
         table = None if mix is None else torch.from_numpy(mix)
-        found.append(refiner.spectra(refiner.aims(how, table, keeps)))
+        aim = refiner.aims(how, table, keeps)
+        found.append(refiner.spectra(aim))
     return found
 
 

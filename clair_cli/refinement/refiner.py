@@ -39,8 +39,9 @@ def on_module(
 
     def of_those(kept: Sequence[int]) -> Result:
         used = [u if k in kept else u.zeroed() for k, u in enumerate(updates)]
-        numbers, exact = plan.settings.refinement, _exact(plan, group)
-        refiner = ModuleRefiner(used, group.weights, noise, numbers, sent, exact)
+        numbers = plan.settings.refinement
+        exact = _exact(plan, group)
+        refiner = ModuleRefiner(used, group.weights, noise, numbers, exact, sent)
         if not refiner.finite:
             raise ArithmeticError(f"the mean of {module!r} is not finite")
         return compute(refiner)

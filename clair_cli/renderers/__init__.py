@@ -17,6 +17,7 @@ from clair_cli.renderers import (
     inspection,
     json,
     selection,
+    sketches,
     survey,
     text,
     verification,
@@ -24,13 +25,16 @@ from clair_cli.renderers import (
 from clair_cli.renderers.safe import visible
 from clair_cli.report import Report
 from clair_cli.results import (
+    Checked,
     Configured,
     Explained,
+    Fitted,
     InspectedFolder,
     Inspection,
     NotInspected,
     Rules,
     Selection,
+    SketchWritten,
     Survey,
     Verification,
 )
@@ -59,6 +63,9 @@ Record: TypeAlias = (
     | InspectedFolder
     | NotInspected
     | Selection
+    | SketchWritten
+    | Fitted
+    | Checked
     | Verification
     | Explained
     | Rule
@@ -74,6 +81,9 @@ TABLE: dict[type, dict[FormatName, Callable[[Any], str]]] = {
     InspectedFolder: {"text": inspection.folder_as_text, "json": inspection.as_json},
     NotInspected: {"text": inspection.error_as_text, "json": inspection.as_json},
     Selection: {"text": selection.as_text, "json": selection.as_json},
+    SketchWritten: {"text": sketches.written_as_text, "json": sketches.as_json},
+    Fitted: {"text": sketches.fitted_as_text, "json": sketches.as_json},
+    Checked: {"text": sketches.checked_as_text, "json": sketches.as_json},
     Verification: {"text": verification.as_text, "json": verification.as_json},
     Explained: {"text": explanation.as_text, "json": explanation.as_json},
     Rule: {"text": explanation.rule_as_text, "json": explanation.rule_as_json},

@@ -121,7 +121,7 @@ def _size(report: Report) -> str:
         return f"{many(entries, 'entry', 'entries')}, none readable"
     parts = [many(len(report.clients), "client")]
     if since := report.inputs.get("since"):
-        parts.append(f"changes since {since.get('root')}")
+        parts.append(f"since {since.get('root')}")
     parts.append(many(len(modules), "module") if modules else f"{usable} usable")
     if modules:
         parts.append(f"shared rank {span(m.shared_rank for m in modules)}")

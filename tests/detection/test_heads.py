@@ -10,8 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clair_cli.detection.agreement import Mask
 from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.heads import Heads
+from clair_cli.detection.references import References
 from clair_cli.detection.verdicts import Judgement
 from tests.helpers.federations import (
     Array,
@@ -57,8 +59,21 @@ def with_head(learned: Array, shared: bool, seed: int = 50, factor: float = 1.0)
     return replace(trained(task(0), seed), head=factor * head(seed, shared, learned))
 
 
-def heads(clients: dict[str, Client]) -> Heads:
-    return Heads.of(tabled(clients), DETECTION)
+class OfGroup:
+    """The heads of a cohort, asked about one group (K,)."""
+
+    def __init__(self, clients: dict[str, Client]) -> None:
+        self.heads = Heads(tabled(clients), DETECTION)
+
+    def kept(self, group: Mask) -> Array | None:
+        found = self.heads.kept(References(group[None]))
+        return None if found is None else found[0]
+
+    def judged(self, group: Mask) -> list[int]:
+        return self.heads.judged(References(group[None]))
+
+
+heads = OfGroup  # read as a sentence: heads(clients).kept(group)
 
 
 def undecided(found: Judgement) -> set[str]:

@@ -120,7 +120,9 @@ def the_file(folder: Path) -> Path:
 
 
 def test_every_format_is_in_the_contract() -> None:
-    assert {name.split()[0] for name in MAKERS} == set(FORMATS)
+    """But for summaries, into which nothing can be written; test_sketch.py holds them to theirs."""
+    written = {name for name, form in FORMATS.items() if not form.summary}
+    assert {name.split()[0] for name in MAKERS} == written
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -34,11 +34,11 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture
-def sketch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The page's module, entered into the table above those that take what is left."""
-    file = tmp_path / "sketch.py"
+    file = tmp_path / "pair.py"
     file.write_text(SOURCE)
-    spec = importlib.util.spec_from_file_location("clair_cli.formats.sketch", file)
+    spec = importlib.util.spec_from_file_location("clair_cli.formats.pair", file)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
@@ -47,7 +47,7 @@ def sketch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return made
 
 
-def save_sketch(folder: Path, updates: Array, rank: int | None = None) -> Path:
+def save_pair(folder: Path, updates: Array, rank: int | None = None) -> Path:
     """A client of one update (d_out, d_in) per module."""
     tensors = {}
     for m, update in enumerate(updates):
@@ -55,7 +55,7 @@ def save_sketch(folder: Path, updates: Array, rank: int | None = None) -> Path:
         tensors[f"{module(m)}/left"] = low.up.float().contiguous()
         tensors[f"{module(m)}/right"] = low.down.float().contiguous()
     folder.mkdir(parents=True)
-    (folder / "a.safetensors").write_bytes(save(tensors, {"format": "sketch"}))
+    (folder / "a.safetensors").write_bytes(save(tensors, {"format": "pair"}))
     return folder
 
 
@@ -64,7 +64,7 @@ def cohort(root: Path) -> Array:
     updates = truths(6)
     updates[-1:] = 1.2 * drawn(2, 1, 2, *SHAPE)
     for k, update in enumerate(updates):
-        save_sketch(root / f"client-{k + 1}", update)
+        save_pair(root / f"client-{k + 1}", update)
     return updates
 
 
@@ -80,20 +80,18 @@ LAWS = [
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("test_"))
 def test_the_new_format_keeps_the_contract(
     law: Callable[[str, Path], None],
-    sketch: ModuleType,
+    pair: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def make(root: Path) -> tuple[Path, Settings]:
-        return save_sketch(root / "client", truths(1)[0], rank=3), Settings()
+        return save_pair(root / "client", truths(1)[0], rank=3), Settings()
 
-    monkeypatch.setitem(contract.MAKERS, "sketch", make)
-    law("sketch", tmp_path / "law")
+    monkeypatch.setitem(contract.MAKERS, "pair", make)
+    law("pair", tmp_path / "law")
 
 
-def test_a_cohort_of_the_new_format_is_judged_and_refined(
-    sketch: ModuleType, tmp_path: Path
-) -> None:
+def test_a_cohort_of_the_new_format_is_judged_and_refined(pair: ModuleType, tmp_path: Path) -> None:
     updates = cohort(tmp_path / "in")
     report = detect(tmp_path / "in")
     found = {c.client: c.verdict for c in report.clients}
@@ -103,18 +101,18 @@ def test_a_cohort_of_the_new_format_is_judged_and_refined(
     mean = updates[:5].mean(0)
     for k in range(5):
         adapter = open_adapter(tmp_path / "out" / f"client-{k + 1}")
-        assert adapter.format == formats.record(adapter).name == "sketch"
+        assert adapter.format == formats.record(adapter).name == "pair"
         for m, own in enumerate(updates[k]):
             dense = read_update(adapter, module(m), "float64").dense().numpy()
             assert np.linalg.norm(dense - mean[m]) < np.linalg.norm(own - mean[m])
 
 
-def test_what_does_not_fit_the_new_format_is_refused(sketch: ModuleType, tmp_path: Path) -> None:
+def test_what_does_not_fit_the_new_format_is_refused(pair: ModuleType, tmp_path: Path) -> None:
     one, other = torch.ones(4, 2), torch.ones(3, 5)
     for n, tensors in enumerate(({"m/left": one}, {"m/left": one, "m/right": other})):
         folder = tmp_path / str(n)
         folder.mkdir()
-        (folder / "a.safetensors").write_bytes(save(tensors, {"format": "sketch"}))
+        (folder / "a.safetensors").write_bytes(save(tensors, {"format": "pair"}))
         with pytest.raises(ShapeMismatch, match=r"a\.safetensors: 'm' has .*save"):
             open_adapter(folder)
 
@@ -124,17 +122,17 @@ def test_one_file_and_one_line_of_the_table_are_all_it_takes(tmp_path: Path) -> 
     package = tmp_path / "site" / "clair_cli"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(clair_cli.__file__).parent, package, ignore=ignored)
-    (package / "formats" / "sketch.py").write_text(SOURCE)
+    (package / "formats" / "pair.py").write_text(SOURCE)
     table = package / "formats" / "__init__.py"
     text = table.read_text()
     for mark, line in (
         ("        peft.LORA,\n", LINE),
-        ("from clair_cli.formats.bounds import", "from clair_cli.formats import sketch\n"),
+        ("from clair_cli.formats.bounds import", "from clair_cli.formats import pair\n"),
     ):
         assert text.count(mark) == 1
         text = text.replace(mark, line + mark)
     table.write_text(text)
-    client = save_sketch(tmp_path / "client", truths(1)[0])
+    client = save_pair(tmp_path / "client", truths(1)[0])
     command = "import sys; sys.argv[0] = 'clair'; from clair_cli.entry import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", command, "inspect", client],
@@ -144,5 +142,5 @@ def test_one_file_and_one_line_of_the_table_are_all_it_takes(tmp_path: Path) -> 
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("client: sketch, base unknown, 2 modules")
-    assert not (set(formats.FORMATS) & {"sketch"})
+    assert done.stdout.startswith("client: pair, base unknown, 2 modules")
+    assert not (set(formats.FORMATS) & {"pair"})

@@ -51,7 +51,7 @@ def refined(
 ) -> RefinedModule:
     even = [1 / len(updates)] * len(updates)
     calibrated = replace(REFINEMENT, **numbers)
-    refiner = ModuleRefiner(updates, weights or even, (), calibrated, sent or (), exact)
+    refiner = ModuleRefiner(updates, weights or even, (), calibrated, exact, sent or ())
     return refiner.refined(how, [u.rank for u in updates])
 
 

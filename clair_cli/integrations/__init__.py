@@ -1,0 +1,1 @@
+"""clair inside frameworks that run the rounds; each module needs the extra of its name."""
