@@ -9,22 +9,27 @@ bases miss of the mean is known by its action on random vectors, which says how 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clair_cli.linalg import eigh
 from clair_cli.refinement.calibration import RefinementCalibration
-from clair_cli.update import LowRankUpdate
+from clair_cli.refinement.passes import (
+    Client,
+    Draw,
+    deviations,
+    gathered,
+    orthonormal,
+    times,
+    turned,
+)
+from clair_cli.update import LowRankUpdate, combined
 
 PROBES = 8
 """Random vectors per side by which the error of a mean is estimated: within a third or so, as it is
 spread over many directions."""
-DEVIATIONS = 12
-"""Directions of the clients' deviations that are looked for beside those of the mean."""
-SWEEPS = 2
-"""Of the search for these."""
 FEW = 4
 """Times the directions that a mean is compressed to: of fewer columns nothing is won by compressing."""
 SAMPLE = 8
@@ -97,6 +102,11 @@ class Frame:
         mean[:p, :q], mean[p:, q:] = self.common, self.apart
         return mean
 
+    def beside(self, count: int) -> Frame:
+        """The same where the last `count` columns are what was sent, taken off."""
+        left, right = (side.coords[:, -count:] for side in (self.left, self.right))
+        return replace(self, rank=self.rank - count, sent=-left @ right.T)
+
     def written(self, change: Tensor) -> Tensor:
         """What is written of a change (p, q): what was sent, and the change."""
         return change if self.sent is None else self.sent + change
@@ -112,8 +122,8 @@ class Frame:
 @dataclass(frozen=True, slots=True, eq=False)
 class Coordinates:
     """The mean as left (d_out, p) `mean` (p, q) right', what it misses by `rest` in energy, and the
-    clients; `columns` is their number in all, `dimensions` how many of these are independent. `sent`
-    (p, q) is the mean of what was sent, None where that is nothing."""
+    clients; `columns` is their number in all, `dimensions` how many of these are independent. `written`
+    is the mean with what was sent on average in the same form, None where nothing was."""
 
     left: Tensor
     right: Tensor
@@ -122,7 +132,7 @@ class Coordinates:
     frames: Sequence[Frame]
     columns: int
     dimensions: int
-    sent: Tensor | None = None
+    written: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def coordinates(
@@ -132,13 +142,36 @@ def coordinates(
     exact: bool = False,
     sent: Sequence[LowRankUpdate | None] = (),
 ) -> Coordinates:
-    """Of the clients' updates and their mean; exact where asked for, where columns are few, or where
-    something was `sent`, whose updates count as what they changed since."""
+    """Of the clients' updates and their mean; exact where asked for, or where columns are few. Where
+    something was `sent`, updates count as what they changed since."""
     count = min(sum(u.rank for u in updates), len(updates[0].up), updates[0].down.shape[1])
-    found, began = None, any(s is not None for s in sent)
-    if not (exact or began) and count > FEW * numbers.mean_rank:
-        found = _compressed(updates, weights, numbers)
-    return _whole(updates, weights, sent or [None] * len(updates)) if found is None else found
+    found, sent = None, sent or [None] * len(updates)
+    if not exact and count > FEW * numbers.mean_rank:
+        pairs = zip(updates, sent, strict=True)
+        changes = [u if s is None else combined([u, s], [1.0, -1.0]) for u, s in pairs]
+        found = _compressed(changes, weights, numbers)
+    return _whole(updates, weights, sent) if found is None else _beside(found, sent, weights)
+
+
+def _beside(
+    space: Coordinates, sent: Sequence[LowRankUpdate | None], weights: Sequence[float]
+) -> Coordinates:
+    """The same with what was sent, whose columns are the last of each client's, less than nothing."""
+    began = {id(s): s for s in sent if s is not None}
+    if not began:
+        return space
+    pairs = zip(space.frames, sent, strict=True)
+    frames = [f if s is None else f.beside(s.rank) for f, s in pairs]
+    counts = dict.fromkeys(began, 0.0)
+    for weight, one in zip(weights, sent, strict=True):
+        if one is not None:
+            counts[id(one)] += weight
+    downs = [(s.down * (s.scale * counts[key])).T for key, s in began.items()]
+    left, lefts = torch.linalg.qr(torch.cat([space.left, *(s.up for s in began.values())], dim=1))
+    right, rights = torch.linalg.qr(torch.cat([space.right, *downs], dim=1))
+    (p, q), lefts, rights = space.mean.shape, lefts.double(), rights.double()
+    mean = lefts[:, :p] @ space.mean @ rights[:, :q].T + lefts[:, p:] @ rights[:, q:].T
+    return replace(space, frames=frames, written=(left, mean, right))
 
 
 def _whole(
@@ -171,9 +204,10 @@ def _whole(
         for (b, a), u, s in zip(changes, updates, sent, strict=True)
     ]
     nothing = torch.zeros_like(mean)
-    of_sent = _weighted(weights, [cores.get(id(s), nothing) for s in sent]) if began else None
+    of_sent = _weighted(weights, [cores.get(id(s), nothing) for s in sent])
+    written = (left, of_sent + mean, right) if began else None
     columns = sum(sizes[: len(updates)])
-    return Coordinates(left, right, mean, 0.0, frames, columns, left.shape[1], of_sent)
+    return Coordinates(left, right, mean, 0.0, frames, columns, left.shape[1], written)
 
 
 def _minus(own: tuple[Tensor, Tensor], sent: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -200,7 +234,7 @@ def _compressed(
     None where they would be about as large as those of all columns, if these are no more than
     `whole_columns`; of more the error is what it is, and is told.
     """
-    clients = [_Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
+    clients = [Client(u.up, u.down, u.scale, w) for u, w in zip(updates, weights, strict=True)]
     giving = [c for c in clients if c.weight]
     columns, d_out, d_in = (
         sum(u.rank for u in updates),
@@ -211,8 +245,8 @@ def _compressed(
     few = dimensions <= numbers.whole_columns
     most = dimensions // 2 if few else numbers.whole_columns // 4
     size, sample = numbers.mean_rank, clients[:: -(-len(clients) // SAMPLE)]
-    draw = _Draw(giving[0].up)
-    mean = _Mean.of(giving, _gathered(giving, size), draw)
+    draw = Draw(giving[0].up)
+    mean = _Mean.of(giving, gathered(giving, size), draw)
     while mean.off(sample) > numbers.mean_error and size < most:
         size = min(2 * size, most)
         more = draw(d_in, size - mean.right.shape[1])
@@ -222,28 +256,6 @@ def _compressed(
     frames = [mean.frame(client) for client in clients]
     left, right, rest = mean.left, mean.right, mean.rest
     return Coordinates(left, right, mean.core, rest, frames, columns, min(columns, d_out))
-
-
-class _Draw:
-    """Normal random numbers, the same on every device, in the dtype of `like`."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like, self.random = like, torch.Generator().manual_seed(len(like))
-
-    def __call__(self, rows: int, columns: int) -> Tensor:
-        """(rows, columns)."""
-        values = torch.randn(rows, max(columns, 0), generator=self.random, dtype=torch.float64)
-        return values.to(self.like)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Client:
-    """B (d_out, r), A (r, d_in), the scale between, and what the client counts in the mean."""
-
-    up: Tensor
-    down: Tensor
-    scale: float
-    weight: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,25 +274,25 @@ class _Mean:
     at_bases: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, giving: Sequence[_Client], start: Tensor, draw: _Draw) -> _Mean:
+    def of(cls, giving: Sequence[Client], start: Tensor, draw: Draw) -> _Mean:
         """From the images of `start` (d_in, k) on; E has nothing on the left basis."""
         d_out, d_in = len(giving[0].up), len(start)
         draws = draw(d_in, PROBES), draw(d_out, PROBES)
-        image = _times(giving, torch.cat([_orthonormal(start), draws[0]], dim=1))
-        off = _deviations(giving, draw)
-        left = _orthonormal(torch.cat([image[:, :-PROBES], off], dim=1))
-        turned = _turned(giving, torch.cat([left, draws[1]], dim=1))
-        right, core = torch.linalg.qr(turned[:, :-PROBES])
+        image = times(giving, torch.cat([orthonormal(start), draws[0]], dim=1))
+        off = deviations(giving, draw)
+        left = orthonormal(torch.cat([image[:, :-PROBES], off], dim=1))
+        back = turned(giving, torch.cat([left, draws[1]], dim=1))
+        right, core = torch.linalg.qr(back[:, :-PROBES])
         missed = (
             image[:, -PROBES:] - left @ (core.T @ (right.T @ draws[0])),
-            turned[:, -PROBES:] - right @ (core @ (left.T @ draws[1])),
+            back[:, -PROBES:] - right @ (core @ (left.T @ draws[1])),
         )
         rest = sum(float(m.square().sum()) for m in missed) / (2 * PROBES)
         probes = torch.cat([missed[0], draws[1]], dim=1), torch.cat([missed[1], draws[0]], dim=1)
         at_bases = left.T @ probes[0], right.T @ probes[1]
         return cls(left, right, core.T.double(), rest, probes, at_bases)
 
-    def frame(self, client: _Client) -> Frame:
+    def frame(self, client: Client) -> Frame:
         """The client beside the mean."""
         left, own_left, seen = self._side(client.up, 1.0, 0)
         right, own_right, found = self._side(client.down.T, client.scale, 1)
@@ -308,7 +320,7 @@ class _Mean:
         side = Side(basis, columns, coords, inside, white, missed)
         return side, outside, seen[:, PROBES:]
 
-    def off(self, clients: Sequence[_Client]) -> float:
+    def off(self, clients: Sequence[Client]) -> float:
         """How far some clients are off by the error of the mean, if they kept their own directions: the
         largest of them, relative to their norms."""
         largest = 0.0
@@ -319,56 +331,3 @@ class _Mean:
             if size > 0:
                 largest = max(largest, (frame.missed(left, right) / size) ** 0.5)
         return largest
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    basis: Tensor = torch.linalg.qr(columns)[0]
-    return basis
-
-
-def _gathered(giving: Sequence[_Client], size: int) -> Tensor:
-    """Sums of the clients' A', (d_in, size), dealt out column by column: they span what most have in
-    common."""
-    total = giving[0].up.new_zeros(size, giving[0].down.shape[1])
-    at = 0
-    for client in giving:
-        for rows in torch.split(client.down, size):
-            where = torch.arange(at, at + len(rows), device=total.device) % size
-            total.index_add_(0, where, rows, alpha=client.weight * client.scale)
-            at += len(rows)
-    return total.T
-
-
-def _times(giving: Sequence[_Client], x: Tensor) -> Tensor:
-    """M x, (d_out, k)."""
-    total = x.new_zeros(len(giving[0].up), x.shape[1])
-    for client in giving:
-        total.addmm_(client.up, client.down @ x, alpha=client.weight * client.scale)
-    return total
-
-
-def _turned(giving: Sequence[_Client], x: Tensor) -> Tensor:
-    """M'x, (d_in, k)."""
-    total = x.new_zeros(giving[0].down.shape[1], x.shape[1])
-    for client in giving:
-        total.addmm_(client.down.T, client.up.T @ x, alpha=client.weight * client.scale)
-    return total
-
-
-def _deviations(giving: Sequence[_Client], draw: _Draw) -> Tensor:
-    """A basis (d_out, DEVIATIONS) of most of what sum_k w_k Delta_k Delta_k' has: random images of each,
-    and what the sum makes of them, SWEEPS times."""
-    covariances = [(c.down @ c.down.T).double() * c.scale**2 for c in giving]
-    found = draw(len(giving[0].up), 0).new_zeros(len(giving[0].up), DEVIATIONS)
-    for client, covariance in zip(giving, covariances, strict=True):
-        values, vectors = eigh(covariance)
-        root = (vectors * values.clamp_min(0).sqrt()).to(found)
-        random = root @ draw(client.down.shape[0], DEVIATIONS)
-        found.addmm_(client.up, random, alpha=client.weight**0.5)
-    for _ in range(SWEEPS):
-        start = _orthonormal(found)
-        found = torch.zeros_like(start)
-        for client, covariance in zip(giving, covariances, strict=True):
-            image = covariance.to(start) @ (client.up.T @ start)
-            found.addmm_(client.up, image, alpha=client.weight)
-    return _orthonormal(found)

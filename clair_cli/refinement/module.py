@@ -137,7 +137,7 @@ class ModuleRefiner:
         `mix` (K, K) is F for the side "client"; client k keeps the share `keeps`[k] of what F leaves.
         """
         aim = self.aims(how, mix, keeps)
-        alike = aim.alike and self.space.sent is None
+        alike = aim.alike and self.space.written is None
         cut = self._cut_alike(aim) if alike else partial(self._cut, aim)
         cuts = [cut(k, rank) for k, rank in enumerate(ranks)]
         common, common_lost = self.cut_mean(common_rank or max(ranks))
@@ -198,13 +198,18 @@ class ModuleRefiner:
         return target, 1 + aim.gain - kept.all_of
 
     def cut_mean(self, rank: int, share: float = 1.0) -> tuple[LowRankUpdate, float]:
-        """So much of the mean at this rank, with what was sent, and the squared error."""
-        mean = self._with_sent(share * self.space.mean)
-        u, s, v = top_singular(mean, rank, mean, self.numbers)
-        root, left, right = s.sqrt(), self.space.left, self.space.right
-        error = max(float(mean.square().sum()) - float(s.square().sum()), 0.0)
+        """So much of the mean, and what was sent, at this rank, and the squared error."""
+        left, mean, right = self._written
+        u, s, v = top_singular(share * mean, rank, mean, self.numbers)
+        size, root = share**2 * float(mean.square().sum()), s.sqrt()
+        error = max(size - float(s.square().sum()), 0.0)
         update = LowRankUpdate(left @ (u * root).to(left), (v * root).T.to(right) @ right.T)
         return update, error + share**2 * self.space.rest
+
+    @property
+    def _written(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean, with what was sent, as left core right'."""
+        return self.space.written or (self.space.left, self.space.mean, self.space.right)
 
     def aims(
         self, how: Shrinkage, mix: Tensor | None = None, keeps: Sequence[float] | None = None
@@ -243,16 +248,13 @@ class ModuleRefiner:
 
     def mean_spectrum(self) -> Spectrum:
         """Of the mean; what its coordinates miss counts as alike, and none above the least found."""
-        found, rest = squared_spectrum(self._with_sent(self.space.mean)), self.space.rest
+        found, rest = squared_spectrum(self._written[1]), self.space.rest
         energy = float(self.space.mean.square().sum()) + rest
         if not rest:
             return found, energy
         most = self.space.dimensions - len(found)
         count = min(max(round(rest / max(float(found[-1]), 1e-300)), 1), max(most, 1))
         return np.concatenate([found, np.full(count, rest / count)]), energy
-
-    def _with_sent(self, change: Tensor) -> Tensor:
-        return change if self.space.sent is None else self.space.sent + change
 
     # --- F
 

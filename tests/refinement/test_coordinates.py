@@ -14,7 +14,7 @@ from clair_cli.refinement.calibration import REFINEMENT
 from clair_cli.refinement.coordinates import coordinates
 from clair_cli.refinement.module import ModuleRefiner, RefinedModule
 from clair_cli.refinement.strength import Shrinkage
-from clair_cli.update import LowRankUpdate
+from clair_cli.update import LowRankUpdate, combined
 
 RANK = 8
 SHAPE = (320, 256)
@@ -46,11 +46,12 @@ def refined(
     how: Shrinkage = OWN,
     weights: Sequence[float] | None = None,
     exact: bool = False,
+    sent: Sequence[LowRankUpdate | None] | None = None,
     **numbers: Any,
 ) -> RefinedModule:
     even = [1 / len(updates)] * len(updates)
     calibrated = replace(REFINEMENT, **numbers)
-    refiner = ModuleRefiner(updates, weights or even, (), calibrated, exact)
+    refiner = ModuleRefiner(updates, weights or even, (), calibrated, exact, sent or ())
     return refiner.refined(how, [u.rank for u in updates])
 
 
@@ -159,3 +160,19 @@ def test_a_client_within_the_bases_has_no_directions_of_its_own() -> None:
     space = coordinates(updates, uneven(40), REFINEMENT)
     assert all(f.core.shape == f.mean.shape == space.mean.shape for f in space.frames)
     assert refined(updates).updates == (None,) * 40
+
+
+def test_of_changes_what_was_sent_is_added_back() -> None:
+    """One adapter for most, another for one, and nothing for one."""
+    changes, base = cohort(40), cohort(2, own=True)
+    sent: list[LowRankUpdate | None] = [base[0]] * 38 + [base[1], None]
+    pairs = zip(changes, sent, strict=True)
+    updates = [c if s is None else combined([c, s], [1.0, 1.0]) for c, s in pairs]
+    found, wanted = (refined(updates, sent=sent, exact=e) for e in (False, True))
+    alone = refined(changes)
+    assert 0 < found.mean_error <= REFINEMENT.mean_error
+    assert off(found, wanted).max() <= REFINEMENT.mean_error
+    np.testing.assert_allclose(found.moved, alone.moved, rtol=1e-3)
+    mean = sum(s.dense() for s in sent if s is not None) / 40 + sum(c.dense() for c in changes) / 40
+    best = torch.linalg.svdvals(mean)[2 * RANK :].square().sum()
+    assert found.common_lost == pytest.approx(float(best), rel=0.1)
