@@ -16,7 +16,11 @@ from clair_cli.strict_json import parse_object, read_bounded
 
 def saved_report(path: Path) -> Report:
     """The report that is saved in a file, which may be anybody's. Raises UsageError where it is none."""
-    return from_dict(parse_object(read_bounded(path, MAX_BYTES), str(path), UsageError))
+    try:
+        return from_dict(parse_object(read_bounded(path, MAX_BYTES), str(path), UsageError))
+    except UsageError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise UsageError(f"{path}: {said}; give what -o json=FILE wrote") from error
 
 
 def settings_from(given: Mapping[str, Any]) -> Settings:

@@ -120,7 +120,7 @@ def usage_message(error: Any, arguments: list[str]) -> str:
     context = getattr(error, "ctx", None)  # some complaints come without
     called = [a for a in arguments if not a.startswith("-")][:1]
     path = context.command_path if context else " ".join(["clair", *called])
-    return f"{_complaint(error)} (see {path} --help)"
+    return f"{' '.join(_complaint(error).split())} (see {path} --help)"
 
 
 def _complaint(error: Any) -> str:

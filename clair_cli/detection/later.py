@@ -24,9 +24,9 @@ SAME = 1 - 1e-9
 def later_round(
     cohort: Cohort, stacks: Sequence[ModuleStack], numbers: DetectionCalibration
 ) -> Reason | None:
-    """That the clients agree far beyond what separate trainings do; None where they do not, where it is
-    known what they were sent, or where updates mean nothing by themselves."""
-    if len(cohort.clients) < MIN_CLIENTS or any(a.since is not None for a in cohort.clients):
+    """That the clients agree far beyond what separate trainings do; None where they do not, or where
+    updates mean nothing by themselves. Changes that agree so hold what was sent later than `since`."""
+    if len(cohort.clients) < MIN_CLIENTS:
         return None
     first = cohort.clients[0].updates
     told = [s for s in stacks if first[s.module].absolute and first[s.module].rule != "matrix"]
@@ -35,13 +35,18 @@ def later_round(
     found = likeness(tables(told)[0])
     if not found >= numbers.round_likeness:
         return None
-    return Reason(
-        "CLR307",
-        f"two clients have a cosine of {found:.2f}, as adapters of a later round do, which are mostly "
-        "what the server sent: if they are, give it with --since, or contamination hides behind it",
-        found,
-        numbers.round_likeness,
-    )
+    if any(a.since is not None for a in cohort.clients):
+        text = (
+            f"the changes of two clients have a cosine of {found:.2f}, as if they shared what was sent "
+            "after --since: is it an earlier round's adapter? Contamination hides behind that"
+        )
+    else:
+        text = (
+            f"two clients have a cosine of {found:.2f}, as adapters of a later round do, which are "
+            "mostly what the server sent: if they are, give it with --since, or contamination hides "
+            "behind it"
+        )
+    return Reason("CLR307", text, found, numbers.round_likeness)
 
 
 def likeness(inner: Array) -> float:

@@ -6,10 +6,12 @@ import csv
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 
 from clair_cli.cohort import Adapter, Cohort
+from clair_cli.cohort.whole import few
 from clair_cli.decimals import decimal
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.report import Verdict
@@ -215,5 +217,6 @@ def remarks(
 def _known(option: str, names: Collection[str], known: Collection[str]) -> None:
     for name in sorted(set(names) - set(known)):
         text = f"{option}: {name[:80]!r} is not a client that can be used here"
-        more = "" if option == "--weights" else ", one name an option"
-        raise UsageError(f"{text}; expected one of {', '.join([*known][:5])}, ...{more}")
+        near = get_close_matches(name, [*known], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {few([*known])}"
+        raise UsageError(f"{text}; {hint}")

@@ -13,7 +13,7 @@ from clair_cli import engines, formats
 from clair_cli.cohort import Adapter
 from clair_cli.output.folders import strength_folder
 from clair_cli.progress import Progress, silent
-from clair_cli.refined import ModuleRefinement, RefinedClient, Refinement
+from clair_cli.refined import GlobalAdapter, ModuleRefinement, RefinedClient, Refinement
 from clair_cli.refinement.adapters import Candidate, Mean
 from clair_cli.refinement.blame import LeftOut, noted
 from clair_cli.refinement.module import ModuleRefiner, RefinedModule
@@ -169,6 +169,7 @@ class _Writing:
         first, plan = self.candidates[0][0], self.plan
         known = plan.groups[0].known
         clients = tuple(c for one in self._flat for c in one.clients(self.stage))
+        mean = self.mean.close() if self.mean is not None else None
         done = Refinement(
             strength=first.how.outside,
             inside=first.how.inside,
@@ -189,16 +190,18 @@ class _Writing:
             gap=known.gap,
             gap_after=known.gap_after,
             expected=expected(first.kept, known),
-            max_lora_rank=self._served(clients),
+            max_lora_rank=self._served(clients, mean),
             modules=tuple(self.modules),
             clients=clients,
-            mean=self.mean.close() if self.mean is not None else None,
+            mean=mean,
         )
         said = warnings(done, plan.settings, plan.relative, plan.groups[0].full.alone, self.refused)
         return Written(replace(done, warnings=(*plan.remarks, *said)), without)
 
-    def _served(self, clients: tuple[RefinedClient, ...]) -> int | None:
-        """The least value a server takes that admits all; None where it serves no such files."""
-        rank = max(c.rank for c in clients[: len(self.plan.clients)])
+    def _served(self, clients: tuple[RefinedClient, ...], mean: GlobalAdapter | None) -> int | None:
+        """The least value a server takes that admits all, and the mean; None where it serves no such
+        files."""
+        ranks = [c.rank for c in clients[: len(self.plan.clients)]]
+        rank = max([*ranks, (mean.rank if mean else None) or 0])
         served = all(formats.record(a).served for a in self.plan.clients)
         return next((r for r in SERVED_RANKS if r >= rank), rank) if served else None

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from io import StringIO
+from itertools import pairwise
 
 from clair_cli._version import __version__
 from clair_cli.records import encode
@@ -87,6 +88,14 @@ def told(trend: Trend) -> list[str]:
             if names:
                 lines.append(f"round {found.position}: {few([*map(safe_text, names)])} {word}")
     lines.sort(key=lambda line: int(line.split(":")[0].split()[1]))
+    backwards = [
+        str(later.position)
+        for first, later in pairwise(trend.rounds)
+        if later.started_at < first.started_at
+    ]
+    if backwards:
+        text = "made before the report that is given before it; give them oldest first"
+        lines.append(f"round {', '.join(backwards)}: {text}")
     silent = [str(r.position) for r in trend.rounds if r.status == "no_verdict"]
     lines += [f"no verdict in round {', '.join(silent)}"] if silent else []
     return lines or ["nobody turned, came or went"]
