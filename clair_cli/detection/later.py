@@ -17,8 +17,8 @@ from clair_cli.detection.stacks import ModuleStack, tables
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
-SAME = 1 - 1e-9
-"""Cosine of copies."""
+SAME = 1 - 1e-6
+"""Cosine of copies, up to the rounding of float32."""
 
 
 def later_round(

@@ -54,7 +54,7 @@ def test_rules_have_every_code_in_text_and_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("CLR216",), "CLR216: there is no such code; did you mean CLR214?"),
+        (("CLR216",), "CLR216: there is no such code; did you mean CLR215?"),
         (("client-06",), "client-06: is neither a reason code, such as CLR203, nor a saved report"),
         (("/no/such/report.json",), "cannot be read"),
         (("CLR203", "client-06"), "CLR203: is a reason code, which is explained alone"),

@@ -15,9 +15,11 @@ from clair_cli.renderers import RENDERERS, TABLE, FormatName, Record
 from clair_cli.report import Reason, Report
 from clair_cli.results import (
     Apart,
+    Checked,
     Choice,
     Configured,
     Difference,
+    Fitted,
     InspectedClient,
     InspectedFolder,
     InspectedModule,
@@ -27,6 +29,7 @@ from clair_cli.results import (
     Rules,
     Selection,
     SharedFull,
+    SketchWritten,
     Survey,
     Surveyed,
     Tried,
@@ -74,6 +77,12 @@ RECORDS: dict[str, Record] = {
         (Apart(HOSTILE, HOSTILE), Apart(HOSTILE, None, Reason("CLR104", HOSTILE))),
         ((HOSTILE, Reason("CLR101", HOSTILE)),), (Reason("CLR304", HOSTILE),), 1,
     ),
+    "sketch": SketchWritten(HOSTILE, 8, SHA, HOSTILE, 2, 64, 0, (HOSTILE,)),
+    "fitted": Fitted(HOSTILE, 8, SHA, 64, 0, 2, EVIL.counts, 3.0, 1.0, 0.1, (HOSTILE,)),
+    "checked": Checked(
+        "complete", 1, "contaminated", next(c for c in EVIL.clients if "evil" in c.client), HOSTILE,
+        SHA, 3, (HOSTILE,), (Reason("CLR304", HOSTILE),),
+    ),
     "verification": Verification(HOSTILE, 3, (Difference(HOSTILE, HOSTILE),)),
 }  # fmt: skip
 
@@ -84,7 +93,7 @@ def test_the_table_covers_every_record_in_every_format() -> None:
     assert all(set(found) == formats for found in TABLE.values())
     assert set(RENDERERS) == formats
     whole = {"Inspection", "InspectedFolder", "Selection", "Verification", "Explained", "Rules"}
-    whole |= {"Configured", "NotInspected", "Survey"}
+    whole |= {"Configured", "NotInspected", "Survey", "SketchWritten", "Fitted", "Checked"}
     parts = {"InspectedModule", "InspectedFull", "InspectedClient", "SharedFull"}
     parts |= {"Tried", "Choice", "Difference", "Explanation", "Option", "Surveyed", "Apart"}
     assert {n for n, kind in vars(results).items() if _is_own_record(kind)} == whole | parts
