@@ -4,18 +4,21 @@ file, in this order."""
 from __future__ import annotations
 
 import os
+from datetime import datetime, timezone
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
+from clair_cli.acceptance import accepting
 from clair_cli.accepted import Accept
 from clair_cli.cli.configuration import Commands, Configuration, configured, origin, source
 from clair_cli.cli.help import group_of
 from clair_cli.cli.parameters import parameters
 from clair_cli.cli.streams import tell
 from clair_cli.errors import SettingError, UsageError
+from clair_cli.report import Report, gated
 
 PREFIX = "CLAIR_"
 """How the variables begin that stand for options."""
@@ -103,3 +106,13 @@ def variables(command: str, param: Any) -> list[str]:
 def decisions(ctx: Any) -> tuple[Accept, ...]:
     """The decisions on clients in the file that counts."""
     return ctx.obj.accept if isinstance(ctx.obj, Configuration) else ()
+
+
+def regated(ctx: Any, saved: Report, fail_on: str | None) -> Report:
+    """A saved report under the decisions and the gate of today, by default its own.
+
+    A decision that has ended since counts no more.
+    """
+    today = datetime.now(timezone.utc).date()
+    saved = accepting(saved, decisions(ctx) or saved.acceptance, today)
+    return gated(saved, fail_on or str(saved.settings["fail_on"]))

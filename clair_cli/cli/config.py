@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import typer
 from clair_cli.cli import options as o
 from clair_cli.cli.command import PREFIX, commands_of, decisions, variables
 from clair_cli.cli.configuration import OWN, Configuration, origin, source
+from clair_cli.cli.given import meant
 from clair_cli.cli.streams import print_out
 from clair_cli.errors import UsageError
 from clair_cli.renderers import RENDERERS
@@ -42,9 +42,7 @@ def config(
     """
     known = commands_of(context)
     if command is not None and command not in known:
-        near = get_close_matches(command, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{command}: there is no such command{hint}")
+        raise UsageError(f"{command}: there is no such command{meant(command, known)}")
     found = [one for name in known for one in _options(context, name)]
     if command is None:
         shown = [one for one in found if one.source != "default"]

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from clair_cli.accepted import Accept
 from clair_cli.cli.finding import PROJECT, find, lies_among
-from clair_cli.cli.given import PARSERS
+from clair_cli.cli.given import PARSERS, meant
 from clair_cli.cli.parameters import Parameter
 from clair_cli.errors import SettingError, UsageError
 from clair_cli.strict_json import read_bounded
@@ -184,9 +183,7 @@ def _known(
 
 
 def _unknown(key: str, known: Sequence[str], where: str) -> str:
-    near = get_close_matches(key.replace("_", "-"), known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{where}{key}: there is no such key{hint}"
+    return f"{where}{key}: there is no such key{meant(key.replace('_', '-'), known)}"
 
 
 # --- values

@@ -55,11 +55,10 @@ def detect(
     )
     check_explained(explain, goes)
     check_history(history, *read_from(folder, follow_symlinks))
-    if group_by is not None:
-        goes.check_groups(baseline=baseline, explain=explain, history=history)
     from clair_cli import pipeline  # torch is loaded where numbers begin
 
     if group_by is not None:
+        goes.check_groups(baseline=baseline, explain=explain, history=history)
         with Progress(quiet or no_progress) as progress:
             found = pipeline.detect_groups(folder, group_by, settings, progress, command_line())
         code = goes.deliver_groups(found)

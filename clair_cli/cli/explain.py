@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
 from clair_cli.cli import options as o
 from clair_cli.cli.delivery import Delivery
-from clair_cli.cli.given import saved_report
+from clair_cli.cli.given import meant, saved_report
 from clair_cli.cli.streams import print_out, tell, width
 from clair_cli.errors import UsageError
 from clair_cli.reasons import RULES, Rule
@@ -92,7 +91,5 @@ def _missing(report: Report, names: list[str]) -> str | None:
     there = [c.client for c in report.clients]
     for name in names:
         if name not in there:
-            near = get_close_matches(name, there, n=1)
-            hint = f"; did you mean {safe_text(near[0])}?" if near else ""
-            return f"there is no client {safe_text(name)!r} in the report{hint}"
+            return f"there is no client {safe_text(name)!r} in the report{meant(name, there)}"
     return None

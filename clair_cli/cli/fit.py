@@ -39,8 +39,7 @@ def fit(
     """Write what a cohort taught into one file.
 
     It holds sketches, hashes and verdicts. clair check judges one upload against it, without the
-    adapters. Says what the cohort cannot
-    tell apart.
+    adapters. Says what the cohort cannot tell apart.
     """
     settings = settings_from({k: v for k, v in locals().items() if k not in ("seed", "size")})
     target = place_for(str(output), "--output", *read_from(folder, follow_symlinks))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from clair_cli.decimals import decimal, whole
 from clair_cli.errors import SettingError, UsageError
+from clair_cli.renderers.safe import safe_text
 from clair_cli.report import MAX_BYTES, Report, from_dict
 from clair_cli.settings import Settings
 from clair_cli.strict_json import parse_object, read_bounded
@@ -35,6 +37,12 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     if "base" in values:
         values.setdefault("read_as", "weights")
     return Settings(**values)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with the nearest of the known names; empty where none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {safe_text(near[0])}?" if near else ""
 
 
 def flag(name: str) -> str:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 import typer
 
-from clair_cli.acceptance import accepting
 from clair_cli.baseline import against, read_baseline
 from clair_cli.cli import options as o
-from clair_cli.cli.command import decisions
+from clair_cli.cli.command import regated
 from clair_cli.cli.delivery import delivery
 from clair_cli.cli.explain import add_explained, check_explained
 from clair_cli.cli.given import saved_report
 from clair_cli.errors import UsageError
-from clair_cli.report import gated
 
 
 def report(
@@ -43,9 +39,7 @@ def report(
     *earlier, saved = map(saved_report, paths)
     if baseline is not None:
         saved = against(saved, read_baseline(baseline))
-    today = datetime.now(timezone.utc).date()  # a decision that has ended since counts no more
-    saved = accepting(saved, decisions(context) or saved.acceptance, today)
-    shown = gated(saved, fail_on or str(saved.settings["fail_on"]))
+    shown = regated(context, saved, fail_on)
     code = goes.deliver(shown, tuple(earlier))
-    add_explained(saved, explain)
+    add_explained(shown, explain)
     return code

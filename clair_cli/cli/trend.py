@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from clair_cli.acceptance import accepting
 from clair_cli.cli import options as o
 from clair_cli.cli import streams
-from clair_cli.cli.command import decisions
+from clair_cli.cli.command import regated
 from clair_cli.cli.delivery import STDOUT, place_for
 from clair_cli.cli.given import saved_report
 from clair_cli.errors import UsageError
 from clair_cli.output.publish import replace_bytes
 from clair_cli.renderers import TRENDS, render_trend, text
 from clair_cli.renderers.safe import inert
-from clair_cli.report import gated
 from clair_cli.trend import over
 
 Format = Annotated[
@@ -61,9 +58,7 @@ def trend(
     """
     files = [_split(value) for value in output or []]
     reports = tuple(map(saved_report, paths))
-    today = datetime.now(timezone.utc).date()
-    last = accepting(reports[-1], decisions(context) or reports[-1].acceptance, today)
-    last = gated(last, fail_on or str(last.settings["fail_on"]))
+    last = regated(context, reports[-1], fail_on)
     reports = (*reports[:-1], last)
     found = over(reports)
     if not (quiet and format == "text"):
