@@ -149,10 +149,11 @@ def plan_refinement(
     AdapterError where an input changed, and LeftOut where planning fails with some.
     """
     cohort = found.cohort
-    copied = {c: found.counts_as[c] for c in cohort.ids if c in found.only_copied}
+    counts_as, only_copied = found.counts_as, found.only_copied
+    copied = {c: counts_as[c] for c in cohort.ids if c in only_copied}
     who = (
         recipients(verdicts, cohort, settings, counts, gone, copied),
-        *minorities(_minorities(found), verdicts, cohort, settings, counts, found.counts_as, gone),
+        *minorities(_minorities(found), verdicts, cohort, settings, counts, counts_as, gone),
     )
     looking = _Looking(found, settings, _writing_dtype(cohort, settings))
     groups = tuple(
@@ -245,7 +246,8 @@ class _Looking:
 
     def _places(self, who: Recipients) -> NDArray[np.intp]:
         """Where in the group the client is whose share each gets, (K,): a copy's is its original's."""
-        originals = [self.found.counts_as[a.client] for a in who.clients]
+        counts_as = self.found.counts_as
+        originals = [counts_as[a.client] for a in who.clients]
         giving = {o: k for k, o in enumerate(originals) if who.giving[k]}
         found = [
             k if gives else giving.get(o, k)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
+from clair_cli.refinement.spectra import leading_eigenpair
 
 MANY = 100
 """Clients from which on the search for weights takes fewer steps, each being slower."""
@@ -137,9 +138,10 @@ def _unexplained(table: Array, givers: Mask) -> Array:
     theirs = table[np.ix_(givers, givers)]
     ridge = RIDGE * max(float(np.trace(theirs)) / len(theirs), 1e-300)
     inverse = np.linalg.inv(theirs + ridge * np.eye(len(theirs)))
-    across = table[:, givers]
-    found = table.diagonal() - np.einsum("kg,gh,kh->k", across, inverse, across)
+    found = np.empty(len(table))
     found[givers] = 1 / inverse.diagonal()
+    across = table[np.ix_(~givers, givers)]
+    found[~givers] = table.diagonal()[~givers] - (across @ inverse * across).sum(axis=1)
     return np.asarray(found.clip(min=ridge))
 
 
@@ -149,8 +151,8 @@ def _factor(table: Array, rounds: int = 50) -> Array:
     own = np.full(len(table), off.sum() / max(len(table) * (len(table) - 1), 1))
     factor = np.zeros(len(table))
     for _ in range(rounds):
-        values, vectors = np.linalg.eigh(off + np.diag(own))
-        factor = vectors[:, -1] * np.sqrt(max(values[-1], 0))
+        value, vector = leading_eigenpair(off + np.diag(own), factor)
+        factor = vector * np.sqrt(max(value, 0))
         before, own = own, np.minimum(factor**2, table.diagonal())
         if np.abs(own - before).max() <= 1e-6 * max(float(own.max()), 1e-300):
             break
@@ -196,14 +198,14 @@ def bounded(shared: Array, error: Array, numbers: RefinementCalibration = REFINE
     count = len(error)
     cap = 1 / ((1 - numbers.most_left_out) * count)
     weights = best = capped(np.ones(count), cap)
-    least = np.inf
+    least, vector = np.inf, np.zeros(count)
     for step in range(max(numbers.weight_steps * MANY // max(count, MANY), 1)):
-        values, vectors = np.linalg.eigh(_spread(shared, weights))
-        top = max(float(values[-1]), 0.0)
+        value, vector = leading_eigenpair(_spread(shared, weights), vector)
+        top = max(value, 0.0)
         loss = float(weights**2 @ error) + numbers.direction_cost * top
         if loss < least:
             least, best = loss, weights
-        distance = top * vectors[:, -1] ** 2 / np.maximum(weights, 1e-12)
+        distance = top * vector**2 / np.maximum(weights, 1e-12)
         slope = 2 * weights * error + numbers.direction_cost * distance
         slope = slope - weights @ slope
         largest = float(np.abs(slope).max())
@@ -216,9 +218,9 @@ def bounded(shared: Array, error: Array, numbers: RefinementCalibration = REFINE
 
 def _spread(shared: Array, weights: Array) -> Array:
     """The clients' inner products around their weighted mean, each by the root of its weight."""
-    centre = np.eye(len(weights)) - weights
-    root = np.sqrt(weights)
-    return np.asarray(root[:, None] * (centre @ shared @ centre.T) * root)
+    mean, root = shared @ weights, np.sqrt(weights)
+    around = shared - mean[:, None] - mean + weights @ mean
+    return np.asarray(root[:, None] * around * root)
 
 
 def capped(weights: Array, cap: float) -> Array:

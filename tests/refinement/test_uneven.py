@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from clair_cli.detection.agreement import Array
+from clair_cli.refinement import spectra
 from clair_cli.refinement.calibration import REFINEMENT as R
-from clair_cli.refinement.uneven import bounded, capped, even, standing
+from clair_cli.refinement.spectra import leading_eigenpair
+from clair_cli.refinement.uneven import _spread, bounded, capped, even, standing
 
 DIM = 4000
 
@@ -149,3 +151,40 @@ def test_a_pull_in_one_direction_costs_more_than_noise() -> None:
     weights = bounded(shared + 3 * np.outer(side, side), np.ones(10))
     assert weights[:4].sum() < 0.1
     assert bounded(shared, np.ones(10)) == pytest.approx(np.full(10, 0.1))
+
+
+@pytest.mark.parametrize("table", ["clients", "flat", "zero", "one"])
+def test_the_largest_eigenvalue_of_many_is_that_of_the_whole(table: str) -> None:
+    draw = np.random.default_rng(3)
+    clients = draw.standard_normal((240, 90)) + draw.standard_normal(90)
+    flat = draw.standard_normal((240, 4000))
+    found = {
+        "clients": clients @ clients.T,
+        "flat": flat @ flat.T,
+        "zero": np.zeros((240, 240)),
+        "one": np.eye(240),
+    }[table]
+    value, vector = leading_eigenpair(found, np.zeros(240))
+    most = np.linalg.eigvalsh(found)[-1]
+    assert value == pytest.approx(most, rel=1e-6, abs=1e-12)
+    assert vector @ found @ vector == pytest.approx(value, rel=1e-9, abs=1e-12)
+    assert table == "zero" or np.linalg.norm(vector) == pytest.approx(1)
+
+
+def test_weights_of_many_cost_as_little_error_as_by_whole_decompositions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(4)
+    clients = draw.uniform(0.3, 1.2, 240)[:, None] * draw.standard_normal((240, 400))
+    clients[:30] += 0.5 * draw.standard_normal(400)
+    shared, error = clients @ clients.T / 400 + 1, draw.uniform(1, 5, 240)
+
+    def loss(weights: np.ndarray) -> float:
+        top = np.linalg.eigvalsh(_spread(shared, weights))[-1]
+        return float(weights**2 @ error + R.direction_cost * top)
+
+    found = loss(bounded(shared, error))
+    monkeypatch.setattr(spectra, "WHOLE", 10**6)
+    whole = loss(bounded(shared, error))
+    assert found == pytest.approx(whole, rel=1e-3)
+    assert whole < 0.9 * loss(np.full(240, 1 / 240))
