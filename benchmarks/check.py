@@ -1,11 +1,11 @@
 """How well verdicts by sketches, and those of `clair check`, agree with those of whole adapters.
 
-python -m benchmarks.check --work DIR [--shift 2000] [--only TEXT] [--left-out 10] [--train] [--trained]
+python -m benchmarks.check --work DIR [--shift 2000] [--left-out 10] [--every 6] [--train] [--trained]
 
 Cohorts are drawn ones, whose clients have a known share of a common update; the samples, and every
 attack of attacks.py on them; and with `--trained` those of detection.py from two pools of width 128,
 which `--train` makes first. Each is judged by whole adapters and by sketches of every size. In every
-sixth, up to `--left-out` of them, every client is left out of the reference in turn and checked against
+sixth (`--every`), up to `--left-out` of them, every client is left out of the reference in turn and checked against
 the others. Rows go to DIR/rows.jsonl, and what is there is not made again. No number of clair's was set
 by these cohorts; `--shift 0` has others to try things on.
 """
@@ -304,6 +304,9 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--left-out", type=int, default=10)
+    parser.add_argument(
+        "--every", type=int, default=6, help="Leave clients out of every so manieth."
+    )
     parser.add_argument("--trained", action="store_true")
     parser.add_argument("--train", action="store_true", help="Train the pools first.")
     parser.add_argument("--speed", action="store_true", help="Time whole commands, and no more.")
@@ -323,9 +326,8 @@ def main() -> None:
     for number, (name, make) in enumerate(cohorts(given.work, given.shift, given.trained)):
         if name in known or given.only not in name:
             continue
-        rows.append(
-            judged(name, make, given.sizes, number % 6 == 0 and number < 6 * given.left_out)
-        )
+        left_out = number % given.every == 0 and number < given.every * given.left_out
+        rows.append(judged(name, make, given.sizes, left_out))
         with kept.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     print(tables(rows, given.sizes))

@@ -72,7 +72,7 @@ class Delivery:
                 document = inert(document).encode()
             streams.print_out(document, commands=self.stdout == "github")
             streams.tell(text.verdict_line(report))
-        elif report.status == "no_verdict":  # -q is for tables; a code alone does not say why
+        elif report.exit_code:  # -q is for tables; a code alone does not say why
             streams.tell(text.verdict_line(report))
         for name, path in self.files:
             replace_bytes(path, _bytes(_document(report, name, earlier)))
@@ -135,7 +135,7 @@ def delivery(
     """Where --format, --output, --quiet and --github send the report; no file may lie in a folder of
     `kept`.
 
-    --quiet silences the table, and not why there is no verdict. The path - is stdout, which takes one
+    --quiet silences the table, and not why the exit code is not 0. The path - is stdout, which takes one
     document: UsageError where two formats ask for it, for every path that cannot be written, and where
     a format needs a library that is not there.
     """

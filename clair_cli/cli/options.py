@@ -285,7 +285,13 @@ Explain = Annotated[
     ),
 ]
 Quiet = Annotated[
-    bool, option(SHOWING, "--quiet", "-q", help="Print no table, and show no progress.")
+    bool,
+    option(
+        SHOWING,
+        "--quiet",
+        "-q",
+        help="Print no table, and show no progress; stderr has one line where the exit code is not 0.",
+    ),
 ]
 Verbose = Annotated[
     int,
@@ -295,7 +301,7 @@ Verbose = Annotated[
         "-v",
         count=True,
         show_default=False,
-        help="Give every client a line. -vv also lists every client's worst modules and all modules, "
+        help="Give every client a line, and every reason its code. -vv also lists every client's worst modules and all modules, "
         "and shows the traceback of an internal error.",
     ),
 ]

@@ -57,7 +57,7 @@ HEAD = _Row("verdict", "client", "score", "limit", ("why",))
 
 
 def table(report: Report, verbose: bool, width: int | None) -> list[Text]:
-    """The verdicts, worst first; `verbose` gives every client a line of its own.
+    """The verdicts, worst first; `verbose` gives every client a line of its own, and its reasons their codes.
 
     Reasons follow on the client's line, joined by semicolons, so that a line can be searched for. On
     a terminal of `width` columns too narrow for that they stand below it, one a line.
@@ -77,7 +77,7 @@ def _rows(report: Report, verbose: bool) -> list[_Row]:
     shown = [c for c in report.clients if verbose or c.verdict != "benign"]
     shown.sort(key=lambda c: (c.accepted is not None, *_rank(c)))
     if verbose:
-        return [_row(client) for client in shown]
+        return [_row(client, coded=True) for client in shown]
     rows = [_row(c[0]) if len(c) == 1 else _set(c) for c in _copied(shown)]
     return _alike(rows) + _benign([c for c in report.clients if c.verdict == "benign"])
 
@@ -86,11 +86,12 @@ def _rank(client: Verdict) -> tuple[int, float]:
     return ORDER.index(client.verdict) if client.verdict else 0, -(client.score or 0)
 
 
-def _row(client: Verdict) -> _Row:
+def _row(client: Verdict, coded: bool = False) -> _Row:
     score = "-" if client.score is None else f"{client.score:.1f}"
     limit = "-" if client.limit is None else f"{client.limit:.1f}"
     decided = [decision(client.accepted, str(client.verdict))] if client.accepted else []
-    reasons = [*decided, *(safe_text(r.message) for r in client.reasons)]
+    said = [f"{r.code} {safe_text(r.message)}" for r in client.reasons]
+    reasons = [*decided, *(said if coded else (safe_text(r.message) for r in client.reasons))]
     if client.depends_on and client.stability is not None and client.stability < 0.5:
         names = ", ".join(map(safe_text, client.depends_on))
         stable = f"stability {percent(client.stability)}"

@@ -41,6 +41,15 @@ def test_verbose_gives_every_client_a_line() -> None:
     assert sorted(named[1:]) == sorted(c.client for c in CLIENTS)
 
 
+def test_verbose_gives_every_reason_its_code() -> None:
+    plain, shown = (text.render(COMPLETE, verbose=n) for n in (0, 1))
+    reasons = [r for c in CLIENTS for r in c.reasons]
+    assert reasons
+    for reason in reasons:
+        assert f"{reason.code} {reason.message}" in shown
+        assert f"{reason.code} {reason.message}" not in plain
+
+
 @pytest.mark.parametrize(
     ("stability", "said"),
     [
