@@ -301,8 +301,8 @@ Verbose = Annotated[
         "-v",
         count=True,
         show_default=False,
-        help="Give every client a line, and every reason its code. -vv also lists every client's worst modules and all modules, "
-        "and shows the traceback of an internal error.",
+        help="Give every client a line, and every reason its code. -vv also lists every client's worst "
+        "modules and all modules, and shows the traceback of an internal error.",
     ),
 ]
 NoProgress = Annotated[bool, option(SHOWING, "--no-progress", help="Show no progress bar.")]

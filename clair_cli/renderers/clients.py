@@ -57,7 +57,7 @@ HEAD = _Row("verdict", "client", "score", "limit", ("why",))
 
 
 def table(report: Report, verbose: bool, width: int | None) -> list[Text]:
-    """The verdicts, worst first; `verbose` gives every client a line of its own, and its reasons their codes.
+    """The verdicts, worst first; `verbose` gives every client a line, and every reason its code.
 
     Reasons follow on the client's line, joined by semicolons, so that a line can be searched for. On
     a terminal of `width` columns too narrow for that they stand below it, one a line.
