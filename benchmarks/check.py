@@ -6,8 +6,8 @@ Cohorts are drawn ones, whose clients have a known share of a common update; the
 attack of attacks.py on them; and with `--trained` those of detection.py from two pools of width 128,
 which `--train` makes first. Each is judged by whole adapters and by sketches of every size. In every
 sixth (`--every`), up to `--left-out` of them, every client is left out of the reference in turn and
-checked against the others. Rows go to DIR/rows.jsonl, and what is there is not made again. No number of clair's was set
-by these cohorts; `--shift 0` has others to try things on.
+checked against the others. Rows go to DIR/rows.jsonl, and what is there is not made again. No number of
+clair's was set by these cohorts; `--shift 0` has others to try things on.
 """
 
 from __future__ import annotations
