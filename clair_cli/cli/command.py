@@ -14,14 +14,18 @@ from typer.core import TyperCommand
 from clair_cli.acceptance import accepting
 from clair_cli.accepted import Accept
 from clair_cli.cli.configuration import Commands, Configuration, configured, origin, source
+from clair_cli.cli.given import meant
 from clair_cli.cli.help import group_of
 from clair_cli.cli.parameters import parameters
 from clair_cli.cli.streams import tell
 from clair_cli.errors import SettingError, UsageError
+from clair_cli.renderers.safe import safe_text
 from clair_cli.report import Report, gated
 
 PREFIX = "CLAIR_"
 """How the variables begin that stand for options."""
+GIVEN = {f"{PREFIX}CLIENT", f"{PREFIX}ADAPTER"}
+"""Variables that clair select sets for the command that it runs."""
 UPLOADS = ("adapters", "adapter", "upload")
 """The arguments that name uploads, which may be files: what lies beside them came with them."""
 
@@ -56,6 +60,8 @@ class Command(TyperCommand):
             ctx.default_map = dict(ctx.obj.values.get(self.name, {}))
             for said in ctx.obj.passed_over:
                 tell(f"clair: {said}")
+            for name, hint in unknown_variables(ctx).items() if self.name != "config" else ():
+                tell(f"clair: {safe_text(name)} stands for no option{hint}")
         return super().parse_args(ctx, args)
 
     def _configured(self, ctx: Any, args: list[str]) -> Configuration:
@@ -101,6 +107,16 @@ def variables(command: str, param: Any) -> list[str]:
     option = next((o for o in param.opts if o.startswith("--")), param.opts[0])
     name = option.lstrip("-").replace("-", "_").upper()
     return [f"{PREFIX}{command.upper()}_{name}", f"{PREFIX}{name}"]
+
+
+def unknown_variables(ctx: Any) -> dict[str, str]:
+    """Variables that begin as clair's and stand for no option, each with a hint at the nearest."""
+    own = sorted(v for v in os.environ if v.startswith(PREFIX) and v not in GIVEN)
+    if not own:
+        return {}
+    commands = ctx.find_root().command.commands.items()
+    known = [v for name, c in commands for p in c.params for v in variables(name, p)]
+    return {v: meant(v, known) for v in own if v not in known}
 
 
 def decisions(ctx: Any) -> tuple[Accept, ...]:

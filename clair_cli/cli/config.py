@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import typer
 
 from clair_cli.cli import options as o
-from clair_cli.cli.command import PREFIX, commands_of, decisions, variables
+from clair_cli.cli.command import commands_of, decisions, unknown_variables
 from clair_cli.cli.configuration import OWN, Configuration, origin, source
 from clair_cli.cli.given import meant
 from clair_cli.cli.streams import print_out
@@ -23,8 +22,6 @@ SOURCES: Mapping[str, Literal["environment", "file", "default"]] = {
     "DEFAULT_MAP": "file",
     "DEFAULT": "default",
 }
-GIVEN = {f"{PREFIX}CLIENT", f"{PREFIX}ADAPTER"}
-"""Variables that clair select sets for the command that it runs."""
 
 
 def config(
@@ -56,7 +53,7 @@ def config(
                 options=tuple(shown),
                 accept=decisions(context),
                 passed_over=obeyed.passed_over,
-                unknown=_unknown(context),
+                unknown=tuple(unknown_variables(context)),
             )
         )
     )
@@ -86,12 +83,3 @@ def _plain(value: Any) -> bool | int | float | str | tuple[str, ...] | None:
     if isinstance(value, list | tuple):
         return tuple(map(str, value))
     return str(value) if isinstance(value, Path) else value
-
-
-def _unknown(context: typer.Context) -> tuple[str, ...]:
-    """Variables that begin as clair's, and stand for no option."""
-    root: Any = context.find_root()
-    known = {
-        v for name, c in root.command.commands.items() for p in c.params for v in variables(name, p)
-    }
-    return tuple(sorted(v for v in os.environ if v.startswith(PREFIX) and v not in known | GIVEN))

@@ -50,7 +50,8 @@ def check_output(
     which messages call `called`.
 
     `out` must not exist, or with `overwrite` be a folder that clair wrote; its parent must be a
-    writable folder; neither may lie in the other, whatever names lead there.
+    writable folder, and no part of another output; neither may lie in the other, whatever names lead
+    there.
     """
     shown = repr(str(out))
     try:
@@ -78,6 +79,9 @@ def _check_place(out: Path, inputs: Path, shown: str, called: str) -> None:
     by_name = Path(os.path.abspath(out)).parents
     if _key(source) in {_key(p) for p in (parent, *parent.parents, *by_name) if p.exists()}:
         raise UsageError(f"--out {shown}: lies inside {called}; give one outside")
+    if any(read_manifest(p) for p in (parent, *parent.parents)):
+        text = "lies inside an output of clair, which would no longer verify; give one outside"
+        raise UsageError(f"--out {shown}: {text}")
     if own in {_key(p) for p in source.parents}:
         raise UsageError(f"--out {shown}: contains {called}; give another")
     if not os.access(parent, os.W_OK | os.X_OK):

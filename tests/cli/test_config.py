@@ -434,3 +434,12 @@ def test_of_groups_each_decision_is_obeyed_in_its_own_and_said_once(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     told = [a for g in json.loads(done.stdout)["groups"] for a in g["report"]["acceptance"]]
     assert [a["state"] for a in told] == ["accepted", "accepted", "unused"]
+
+
+def test_a_mistyped_variable_is_told_by_every_command(place: Path) -> None:
+    env = {"CLAIR_FAILON": "never", "CLAIR_CLIENT": "x", "CLAIR_\x1b[2J": "1"}
+    done = clair("report", "r.json", "-q", cwd=place, env=env)
+    assert done.returncode == 1
+    assert "clair: CLAIR_FAILON stands for no option; did you mean CLAIR_FAIL_ON?\n" in done.stderr
+    assert "CLAIR_CLIENT" not in done.stderr
+    assert "\x1b" not in done.stderr

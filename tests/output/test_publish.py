@@ -63,6 +63,18 @@ def test_what_was_written_is_published_whole_with_a_manifest(inputs: Path, tmp_p
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
+def test_an_output_takes_no_other_output_into_itself(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    publish_files(out, inputs)
+    for inner in (out / "sub", out / "client" / "sub"):
+        inner.parent.mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match="inside an output of clair"):
+            check_output(inner, inputs)
+    check_output(tmp_path / "other", inputs)
+    (out / "manifest.json").unlink()
+    check_output(out / "sub", inputs)
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_permissions_are_those_of_the_umask(mask: int, inputs: Path, tmp_path: Path) -> None:
     before = os.umask(mask)
