@@ -1,6 +1,6 @@
 """Time and memory of `clair detect` and `clair refine`, beside floors that are linear in clients.
 
-python -m benchmarks.speed --clients 20,50,100 --modules 8 [--rank 16] [--threads 2] [--repeat 3]
+python -m benchmarks.speed --clients 20,50,100 --modules 8 [--rank 16] [--width 4096] [--cold]
 
 Adapters have the shapes of Llama-3-8B (bf16). Benign clients are a common update plus directions of
 their own and noise, three in twenty are contaminated, so that a run does what a run does. There are
@@ -39,18 +39,19 @@ SHAPES = {
     "mlp.up_proj": (14336, 4096),
     "mlp.down_proj": (4096, 14336),
 }
+WIDTH = 4096
 PREFIX = "base_model.model.model.layers"
 
 
-def modules(count: int) -> list[tuple[str, tuple[int, int]]]:
-    """The first so many modules, layer by layer."""
-    shapes = list(SHAPES.items())
+def modules(count: int, width: int = WIDTH) -> list[tuple[str, tuple[int, int]]]:
+    """The first so many modules, layer by layer; those of another `width` are as slender."""
+    shapes = [(n, (a * width // WIDTH, b * width // WIDTH)) for n, (a, b) in SHAPES.items()]
     return [
         (f"{i // len(shapes)}.{n}", s) for i in range(count) for n, s in [shapes[i % len(shapes)]]
     ]
 
 
-def make_adapters(root: Path, clients: int, count: int, rank: int) -> None:
+def make_adapters(root: Path, clients: int, count: int, rank: int, width: int = WIDTH) -> None:
     """`clients` PEFT folders of `count` modules below `root`; the last 15 % are contaminated."""
     config = {
         "peft_type": "LORA",
@@ -60,11 +61,12 @@ def make_adapters(root: Path, clients: int, count: int, rank: int) -> None:
         "base_model_name_or_path": "llama-3-8b-shapes",
     }
     bad = max(1, round(0.15 * clients))
-    common = [_common(i, shape, rank) for i, (_, shape) in enumerate(modules(count))]
+    wanted = modules(count, width)
+    common = [_common(i, shape, rank) for i, (_, shape) in enumerate(wanted)]
     for k in range(clients):
         folder = root / f"client-{k + 1:04d}"
         folder.mkdir(parents=True)
-        tensors = make_tensors(k, common, count, k >= clients - bad)
+        tensors = make_tensors(k, common, wanted, k >= clients - bad)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(config))
 
@@ -82,11 +84,14 @@ def _common(i: int, shape: tuple[int, int], rank: int) -> Common:
 
 
 def make_tensors(
-    client: int, common: Sequence[Common], count: int, bad: bool
+    client: int,
+    common: Sequence[Common],
+    wanted: Sequence[tuple[str, tuple[int, int]]],
+    bad: bool,
 ) -> dict[str, torch.Tensor]:
     """One client's factors in bf16: shared A up to noise; B common, with its own part and noise."""
     tensors, draw = {}, torch.Generator().manual_seed(1000 + client)
-    for (name, (d_out, d_in)), (base, shared, varying) in zip(modules(count), common, strict=True):
+    for (name, (d_out, d_in)), (base, shared, varying) in zip(wanted, common, strict=True):
         rank, falling = len(base), torch.logspace(0, -1, len(base))
         down = base + 0.1 * torch.randn(rank, d_in, generator=draw) / d_in**0.5
         up = torch.randn(d_out, rank, generator=draw) * falling if bad else shared
@@ -147,17 +152,30 @@ def floor(root: Path, threads: int, out: str) -> Cost:
     return Cost(*map(float, output.split()))
 
 
+def evict(root: Path) -> None:
+    """Ask the system to forget what it holds of the files, so that the next read is from the disk."""
+    for path in root.glob("*/adapter_model.safetensors"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def measure(root: Path, scratch: Path, given: argparse.Namespace) -> dict[str, object]:
     """Floors, detect and refine in turn: medians of the costs, and of the ratios turn by turn."""
     options = ["--threads", str(given.threads), "--fail-on", "never", "--device", given.device]
     clair = [sys.executable, "-m", "clair_cli.entry"]
     rows: dict[str, list[Cost]] = {n: [] for n in ("start", "read", "write", "detect", "refine")}
+    ready = (lambda: evict(root)) if given.cold else (lambda: None)
     for _ in range(given.repeat):
         rows["start"].append(run([sys.executable, "-c", START_UP])[0])
+        ready()
         rows["read"].append(floor(root, given.threads, ""))
+        ready()
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             rows["write"].append(floor(root, given.threads, out))
+        ready()
         rows["detect"].append(run([*clair, "detect", str(root), *options])[0])
+        ready()
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             command = [*clair, "refine", str(root), "--out", f"{out}/refined", *options]
             rows["refine"].append(run(command)[0])
@@ -190,13 +208,15 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--cold", action="store_true", help="Read from the disk every time.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for clients in map(int, given.clients.split(",")):
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch) / "adapters"
-            make_adapters(root, clients, given.modules, given.rank)
+            make_adapters(root, clients, given.modules, given.rank, given.width)
             rows.append({"clients": clients} | measure(root, Path(scratch), given))
         print(json.dumps(rows[-1]), flush=True)
     result = vars(given) | {"exponents": exponents(rows) if len(rows) > 1 else None}
