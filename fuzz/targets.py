@@ -28,7 +28,7 @@ from clair_cli.scores import Scores
 from clair_cli.selection import read_candidates
 from clair_cli.settings import Settings
 from clair_cli.strict_json import parse_object
-from fuzz import clients, differential, documents
+from fuzz import clients, differential, documents, kept
 from fuzz.clients import CONFIG, WEIGHTS, ByteDraw
 
 LIMITS = Settings(max_file_bytes=2**24)
@@ -253,6 +253,19 @@ def same(data: bytes) -> None:
         differential.compare(ByteDraw(data), folder)
 
 
+def kept_by_clair(name: str) -> Callable[[bytes], None]:
+    """A target of fuzz/kept.py: refused as every input is, or what it says holds."""
+
+    def target(data: bytes) -> None:
+        with scratch() as folder:
+            try:
+                kept.SPOILED[name](data, folder)
+            except ClairError as error:
+                refused(error)
+
+    return target
+
+
 def _candidates_report() -> dict[str, Any]:
     found = _honest_report()
     one = found["refinement"]["clients"][0]
@@ -281,8 +294,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "candidates": candidates,
     "counts": counts,
     "same": same,
+    **{name: kept_by_clair(name) for name in kept.SPOILED},
 }
-DRAWN = ("configs", "zips", "manifest", "candidates", "counts", "same")
+DRAWN = ("configs", "zips", "manifest", "candidates", "counts", "same", *kept.SPOILED)
 """Targets whose bytes are choices and nothing else."""
 
 

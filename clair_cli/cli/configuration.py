@@ -15,6 +15,7 @@ from clair_cli.cli.finding import PROJECT, find, lies_among
 from clair_cli.cli.given import PARSERS, meant
 from clair_cli.cli.parameters import Parameter
 from clair_cli.errors import SettingError, UsageError
+from clair_cli.renderers.safe import safe_text
 from clair_cli.strict_json import read_bounded
 
 MAX_BYTES = 2**20
@@ -183,7 +184,7 @@ def _known(
 
 
 def _unknown(key: str, known: Sequence[str], where: str) -> str:
-    return f"{where}{key}: there is no such key{meant(key.replace('_', '-'), known)}"
+    return f"{where}{safe_text(key)}: there is no such key{meant(key.replace('_', '-'), known)}"
 
 
 # --- values

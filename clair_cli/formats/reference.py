@@ -146,7 +146,7 @@ def _document(file: InputFile, tensors: dict[str, TensorSpec], name: str) -> dic
 
 def _contents(data: dict[str, Any], where: str) -> Contents:
     if data.get("version") != VERSION:
-        said = str(data.get("version"))[:20]
+        said = repr(data.get("version"))[:20]
         raise Malformed(f"{where}: of version {said}, and this clair reads version {VERSION}")
     try:
         return decode(Contents, data)

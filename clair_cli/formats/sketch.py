@@ -147,7 +147,7 @@ def parse_head(text: bytes, where: str) -> Head:
     version wrote it."""
     data = parse_object(text, f"{where}: metadata of the sketch", Malformed)
     if data.get("version") != VERSION:
-        said = str(data.get("version"))[:20]
+        said = repr(data.get("version"))[:20]
         what = f"a sketch of version {said}, and this clair reads version {VERSION}"
         raise Unsupported(f"{where}: {what}; sketch it again")
     try:
