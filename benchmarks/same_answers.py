@@ -109,10 +109,8 @@ def differences(row: Row, suspicious: float) -> list[tuple[str, float, float, bo
 def table(rows: Sequence[Row]) -> str:
     """What differs, over all cohorts."""
     suspicious = Settings().detection.suspicious
-    lines = [
-        "| clients | cohorts | judged | other verdict | of these far from a limit | score error, median | 99 % | worst |"
-    ]
-    lines.append("|---" * 8 + "|")
+    head = "other verdict | of these far from a limit | score error, median | 99 % | worst"
+    lines = [f"| clients | cohorts | judged | {head} |", "|---" * 8 + "|"]
     for size in SIZES:
         here = [r for r in rows if r["clients"] == size and len(r["exact"]) >= MIN_CLIENTS]
         errors = [
