@@ -102,9 +102,13 @@ def causes(whole: Array | Table, group: Mask) -> Causes | None:
     return None if found is None else with_company(found, table)
 
 
-def with_company(found: Shares, whole: Table) -> Causes:
-    """The causes of one group."""
-    company = residuals.cosines(whole.values, found.part[0], found.length[0])
+def with_company(found: Shares, whole: Table, apart: bool = True) -> Causes:
+    """The causes of one group. Unless what its members share can be told `apart` from chance, nothing
+    is taken away before rests are compared: it would be the chance itself, times that of another."""
+    part, length = found.part[0], found.length[0]
+    if not apart:
+        part, length = np.zeros_like(part), np.sqrt(whole.diagonal.clip(min=0))
+    company = residuals.cosines(whole.values, part, length)
     return Causes(found.content[0], found.error[0], found.size[0], found.kept[0], company)
 
 

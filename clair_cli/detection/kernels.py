@@ -162,7 +162,7 @@ class Kernels(Measuring):
             found = self.shares(groups)
             known = None
             if found is not None and self.told is not None:
-                known = with_company(found, self.told)
+                known = with_company(found, self.told, self.clear(groups))
             groups.remembered["causes"] = known
         answer: Causes | None = groups.remembered["causes"]
         return answer
