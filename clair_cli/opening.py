@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
-from clair_cli import formats
+from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Broken, Entries
 from clair_cli.errors import (
     AdapterError,
@@ -42,28 +43,38 @@ def open_entries(path: Path, settings: Settings, on_progress: Progress = silent)
     adapters: list[Adapter] = []
     broken: list[Broken] = []
     findings: list[Reason] = []
-    stop = Event()
-    with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
-        jobs = [pool.submit(_open, source, settings, stop) for source in sources]
-        try:
-            for done, job in enumerate(jobs, start=1):
-                found = job.result()
-                if isinstance(found, Adapter) and sent is not None:
-                    found = sent.taken_up(found)
-                if isinstance(found, Adapter):
-                    adapters.append(found)
-                elif isinstance(found, Broken):
-                    broken.append(found)
-                else:
-                    findings.append(found)
-                on_progress("opening adapters", done, len(sources))
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    for done, found in enumerate(_each(sources, settings), start=1):
+        if isinstance(found, Adapter) and sent is not None:
+            found = sent.taken_up(found)
+        if isinstance(found, Adapter):
+            adapters.append(found)
+        elif isinstance(found, Broken):
+            broken.append(found)
+        else:
+            findings.append(found)
+        on_progress("opening adapters", done, len(sources))
     unforeseen = [b for b in broken if b.reason.code == Failed.code]
     if len(unforeseen) == len(sources) >= MIN_CLIENTS:
         _opened(sources[0], settings)  # what fails for everybody is clair's failure: let it show
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
+
+
+def _each(
+    sources: Sequence[formats.Source], settings: Settings
+) -> Iterator[Adapter | Broken | Reason]:
+    """What is at each source, in order."""
+    if settings.engine != "local":
+        yield from engines.choose(settings.engine).map(partial(_open, settings), sources)
+        return
+    stop = Event()
+    with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
+        jobs = [pool.submit(_open, settings, source, stop) for source in sources]
+        try:
+            for job in jobs:
+                yield job.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def open_client(path: Path, settings: Settings) -> Adapter:
@@ -72,7 +83,9 @@ def open_client(path: Path, settings: Settings) -> Adapter:
         return _opened(formats.Source(formats.client_name(path), path, None), settings)
 
 
-def _open(source: formats.Source, settings: Settings, stop: Event) -> Adapter | Broken | Reason:
+def _open(
+    settings: Settings, source: formats.Source, stop: Event | None = None
+) -> Adapter | Broken | Reason:
     """The adapter, or why there is none; whatever goes wrong is this client's alone."""
     if source.no_client is not None:
         return source.no_client

@@ -23,7 +23,7 @@ LAYERS = {
     "records, and folders of files": "acceptance baseline cohort history ledger output rarity report "
     "results trend update",
     "foundations": "settings detection.calibration refinement.calibration constants decimals errors "
-    "accepted clock linalg schema strict_json progress reasons records refined rows _version",
+    "accepted clock here linalg schema strict_json progress reasons records refined rows _version",
 }
 """Eight floors. A part, which is a module or a folder of them, imports only from the floors below. On
 the two lowest neighbours may know each other. There is no circle anywhere."""

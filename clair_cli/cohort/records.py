@@ -32,7 +32,8 @@ class TensorSpec:
 class InputFile:
     """One file as it was read: `identity` tells whether it is still the same file later.
 
-    `later` are identities under which its contents have turned out to be the same.
+    `machine` is where it was looked at, and `later` are identities under which its contents have turned
+    out to be the same.
     """
 
     name: str
@@ -40,6 +41,7 @@ class InputFile:
     size: int
     sha256: str
     identity: tuple[int, ...]
+    machine: str = field(default="", compare=False)
     later: set[tuple[int, ...]] = field(default_factory=set, compare=False, repr=False)
 
 
