@@ -40,7 +40,7 @@ class Settings:
     threads: int = 0
     """Threads of the linear algebra; 0: one where modules are narrow, else as many as torch takes."""
     engine: EngineName = "local"
-    """local: modules one after the other, in this process. ray: adapters and modules as tasks of a cluster."""
+    """local: one module after the other, here. ray: adapters and modules as tasks of a cluster."""
     seed: int = 0
     """For all that is drawn, on the CPU, so that every device sees the same."""
     exact: bool = False

@@ -115,8 +115,14 @@ def connected() -> Any:
         except Exception as error:
             text = f"no cluster: {in_one_line(error)}; see {CLUSTER}"
             raise UsageError(f"--engine ray: {text}") from None
+        # lost tasks are told of on stdout, which no setting changes
+        ray._private.worker.print_to_stdstream = _unsaid
     call_machine(ray.get_runtime_context().get_node_id())
     return ray
+
+
+def _unsaid(*_: object, **__: object) -> None:
+    """What Ray would print: what matters of it is raised."""
 
 
 @contextmanager
@@ -128,6 +134,10 @@ def _own_signals() -> Iterator[None]:
     ours = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
+    except SystemExit:  # Ray's answer to SIGTERM
+        if callable(answer := ours[signal.SIGTERM]):
+            answer(signal.SIGTERM, None)
+        raise
     finally:
         for number, answer in ours.items():
             signal.signal(number, answer)
@@ -136,7 +146,7 @@ def _own_signals() -> Iterator[None]:
 # --- on a worker
 
 _jobs: dict[str, Callable[[Any], Any]] = {}
-"""The job of the map that this process works for: it holds what all items share, and is unpacked once."""
+"""The job of the map that this process works for. What all items share is unpacked once."""
 
 
 def _run(version: str, held: list[Any], item: Any) -> tuple[Any, Exception | None]:
