@@ -23,6 +23,8 @@ from clair_cli.errors import (
     contained,
 )
 from clair_cli.formats.deadline import deadline
+from clair_cli.formats.layout import CONFIG
+from clair_cli.formats.remote import Place, lay_out
 from clair_cli.output.folders import GLOBAL, hashed_name
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
@@ -30,19 +32,27 @@ from clair_cli.settings import MIN_CLIENTS, Settings
 
 OPENERS = 2
 """Adapters opened at a time."""
+FETCHERS = 8
+"""The same where each is fetched first, which is waiting for the most part."""
 
 
-def open_entries(path: Path, settings: Settings, on_progress: Progress = silent) -> Entries:
-    """Every entry of the folder `path`: an adapter, a broken client, or a remark on what is neither.
+def open_entries(
+    place: Path | Place, settings: Settings, on_progress: Progress = silent
+) -> Entries:
+    """Every entry of a folder: an adapter, a broken client, or a remark on what is neither.
 
     Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
     """
     check_files(settings)
+    place = place if isinstance(place, Place) else Place(place, str(place))
+    path = place.folder
     sources = formats.discover(path, settings.ignore, settings.since)
+    objects = place.of({s.path.name: s.path.stem for s in sources}, CONFIG)
+    sources = [replace(s, objects=objects.get(s.path.name)) for s in sources]
     sent = open_sent(path, [s.client for s in sources if s.no_client is None], settings)
     adapters: list[Adapter] = []
     broken: list[Broken] = []
-    findings: list[Reason] = []
+    findings = list(place.findings)
     for done, found in enumerate(_each(sources, settings), start=1):
         if isinstance(found, Adapter) and sent is not None:
             found = sent.taken_up(found)
@@ -67,7 +77,8 @@ def _each(
         yield from engines.choose(settings.engine).map(partial(_open, settings), sources)
         return
     stop = Event()
-    with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
+    fetched = any(s.objects is not None for s in sources)
+    with ThreadPoolExecutor(FETCHERS if fetched else OPENERS) as pool:  # hashing lets others run
         jobs = [pool.submit(_open, settings, source, stop) for source in sources]
         try:
             for job in jobs:
@@ -91,6 +102,8 @@ def _open(
         return source.no_client
     try:
         with contained("cannot be opened"), deadline(settings.client_timeout, stop):
+            if source.objects is not None:
+                lay_out(source.objects)
             return _opened(source, settings)
     except NoAdapter as error:
         return Reason(error.code, str(error))

@@ -23,6 +23,8 @@ AHEAD = 2
 """Tasks per processor of the cluster that are begun or done before their results are asked for."""
 RETRIES = 3
 """How often a task is begun again whose worker or machine was lost."""
+TICK = 0.1
+"""Seconds between two chances to answer a signal."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 MISSING = "needs Ray: pip install 'clair-cli[ray]'"
 QUIET = {
@@ -176,6 +178,8 @@ def _once(job: Callable[[], object]) -> None:
 
 def _result(ray: Any, task: Any) -> Any:
     try:
+        while not ray.wait([task], timeout=TICK)[0]:
+            pass  # Python answers signals here
         result, error = ray.get(task)
     except ray.exceptions.RayTaskError as failure:
         text = f"a worker cannot run clair: {in_one_line(failure.cause or failure)}"
