@@ -30,7 +30,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where fetched files are from: `root` stands for `url`, and objects beyond `most` bytes stay there."""
+    """Where fetched files are from: `root` stands for `url`; objects beyond `most` bytes stay there."""
 
     url: str
     root: Path

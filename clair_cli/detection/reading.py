@@ -86,9 +86,11 @@ def read_modules(
     failed: dict[int, Reason] = {}
     forms = [_Form.of(cohort, settings, module) for module in cohort.modules]
     job = partial(read_part, cohort, settings, machine.device)
-    results = engines.choose(settings.engine).map(job, _parts(forms, watch))
+    places = [formats.place(adapter) for adapter in cohort.clients]
+    parts = _parts(forms, places, watch)
+    results = engines.choose(settings.engine).map(job, parts, lambda part: part.place)
     for form in forms:
-        found = [next(results) for _ in _positions(form, watch)]
+        found = [next(results) for _ in _positions(form, places)]
         for part in found:
             watch.add(part.spent)
             held.join(part.held)
@@ -131,22 +133,23 @@ def _without_idle(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One job: a module, the positions of the clients to read it of, and their time."""
+    """One job: a module, the positions of the clients to read it of, their time, and where they are."""
 
     form: _Form
     clients: Sequence[int]
     watch: Watch
+    place: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """What a job has read, which is the same wherever it ran: of every client its update or sketch, or
-    where those are all, their stack; and what it adds to what is known of the clients.
+    """What a job has read, which is the same wherever it ran: by client its update or sketch, or where
+    those are all, their stack; and what it adds to what is known of the clients.
 
     `energies` are those of updates that were cut.
     """
 
-    updates: Sequence[Any]
+    updates: Mapping[int, Any]
     failed: Mapping[int, Reason]
     energies: Mapping[int, float]
     held: Held
@@ -154,19 +157,26 @@ class _Found:
     stacked: tuple[ModuleStack, Mapping[int, Reason]] | None = None
 
 
-def _positions(form: _Form, watch: Watch) -> list[list[int]]:
-    """Whose updates are read together: of all, where these are stacked as they are."""
-    every = list(watch.spent)
-    most = len(every) if form.size is None else TOGETHER
-    return [every[begin : begin + most] for begin in range(0, len(every), most)]
+def _positions(form: _Form, places: Sequence[str]) -> list[tuple[list[int], str]]:
+    """Whose updates are read together, and where: of all, where these are stacked as they are."""
+    if form.size is None:
+        return [([*range(len(places))], "")]
+    at: dict[str, list[int]] = {}
+    for k, place in enumerate(places):
+        at.setdefault(place, []).append(k)
+    starts = [
+        (begin, who, place) for place, who in at.items() for begin in range(0, len(who), TOGETHER)
+    ]
+    starts.sort(key=lambda start: start[0])  # every machine has work at any time
+    return [(who[begin : begin + TOGETHER], place) for begin, who, place in starts]
 
 
-def _parts(forms: Sequence[_Form], watch: Watch) -> Iterator[Part]:
+def _parts(forms: Sequence[_Form], places: Sequence[str], watch: Watch) -> Iterator[Part]:
     """The jobs in the order of the modules, each made when it is asked for."""
     for form in forms:
         usual = watch.usual()
-        for clients in _positions(form, watch):
-            yield Part(form, clients, watch.of(clients, usual))
+        for clients, place in _positions(form, places):
+            yield Part(form, clients, watch.of(clients, usual), place)
 
 
 def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _Found:
@@ -178,12 +188,12 @@ def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _F
     found = _read(cohort, _dtype(cohort, settings), device, part)
     if part.form.size is not None:
         return found
-    return replace(found, updates=(), stacked=_stacked(cohort, part.form, [found]))
+    return replace(found, updates={}, stacked=_stacked(cohort, part.form, [found]))
 
 
 def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Found:
     form, module = part.form, part.form.module
-    updates: list[Any] = []  # of the form's own kind
+    updates: dict[int, Any] = {}  # of the form's own kind
     failed: dict[int, Reason] = {}
     energies: dict[int, float] = {}
     held, usual = Held(), part.watch.usual()
@@ -207,7 +217,7 @@ def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Found:
             energies[k] = energy(update)
             up, down = leading(update.up, update.down, form.most, form.settings.seed)
             update = LowRankUpdate(up, down, update.scale)
-        updates.append(form(update, adapter))
+        updates[k] = form(update, adapter)
     return _Found(updates, failed, energies, held, part.watch.added)
 
 
@@ -215,7 +225,8 @@ def _stacked(
     cohort: Cohort, form: _Form, found: Sequence[_Found]
 ) -> tuple[ModuleStack, dict[int, Reason]]:
     """The stack of all clients, of whom each was read in one of the jobs, and who cannot be used."""
-    updates = [update for part in found for update in part.updates]
+    read = {k: update for part in found for k, update in part.updates.items()}
+    updates = [read[k] for k in range(len(read))]
     failed = {k: reason for part in found for k, reason in part.failed.items()}
     stack, broke = spared(
         partial(form.stacked, updates),

@@ -1,9 +1,9 @@
 """Objects of a store, as files of a scratch folder: each is fetched once, whole, when it is first read.
 
-The folder that stands for a URL holds a hole for every object: a file of its name and size without
-contents. What is looked at by name alone is never fetched. A hole has the sticky bit, which means nothing
-of a file; what has arrived takes its place under its name in one step. Any process that knows the origin
-of a file can fetch it again, on any machine.
+The folder that stands for a URL holds a hole for every object: a file of its name and size, without
+contents. What is looked at by name alone is never fetched. A hole has the sticky bit, which means
+nothing of a file. What has arrived takes its name in one step. Any process that knows the origin of a
+file can fetch it again, on any machine.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Objects:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where clients lie: the folder to look at, what it is called in the report, and what it stands for."""
+    """Where clients lie: the folder to look at, its name in the report, and what it stands for."""
 
     folder: Path
     name: str
