@@ -260,6 +260,8 @@ def opened(path: Path | Place, settings: Settings, on_progress: Progress = silen
 
 
 def _entries(path: Path | Place, settings: Settings, on_progress: Progress) -> Entries:
+    if isinstance(path, Path) and (url := remote.url_of(path)):
+        raise UsageError(f"{url}: only detect and refine read URLs; fetch it first")
     if settings.device == "cuda":
         from clair_cli.detection.reading import check_device
 

@@ -1,4 +1,4 @@
-"""The contract of every engine: results in the order of the items, a failing job surfaces, and the report
+"""The contract of every engine: results in order, a failing job surfaces, and the report
 is the local engine's wherever and whenever its jobs run. Ray's own tests are in test_ray.py."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.helpers.cohorts import drawn, save_cohort, save_dense
 
 
 class Elsewhere:
-    """Every job gets a copy of what it is given, all items are made before the first is worked on, and they
+    """Every job gets copies, all items are made before the first is worked on, and they
     are worked on from the last one: as far from the local engine as an engine may be."""
 
     def map(
