@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import tempfile
@@ -155,20 +156,43 @@ def _bytes(stack: ModuleStack) -> int:
 
 
 def computed(rates: Mapping[str, float], rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """One line of the table for each number of clients and model."""
-    last, lines = rows[-1], []
+    """One line of the table for each model and number of clients, from tables measured of as
+    many, or else from the largest."""
+    lines = []
     for name, (modules, size) in MODELS.items():
         for count in COUNTS:
-            total = count * size / 1e9
-            workers = total * (rates["open"] + rates["read"])
-            square = last["squares"] * (count / last["clients"]) ** 2 * modules / 1e9
-            linear = (last["all"] - last["squares"]) * count / last["clients"] * modules / 1e9
-            stacking = last["s"] * (count / last["clients"]) ** 2 * modules
-            machines = max(1, round(workers / (CORES * HOUR) + 0.5))
-            cells = [f"{count}", name, f"{total:.3g}", f"{workers:.2g}", f"{machines}"]
-            cells += [f"{linear:.2g}", f"{square:.2g}", f"{stacking:.2g}"]
+            last = next((row for row in rows if row["clients"] == count), rows[-1])
+            more = count / last["clients"]
+            workers = count * size / 1e9 * (rates["open"] + rates["read"])
+            cells = [
+                f"{count:,}".replace(",", " "),
+                name,
+                as_bytes(count * size),
+                as_time(workers),
+                f"{math.ceil(workers / (CORES * HOUR))}",
+                as_bytes((last["all"] - last["squares"]) * more * modules),
+                as_bytes(last["squares"] * more**2 * modules),
+                as_time(last["s"] * more**2 * modules),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def as_bytes(count: float) -> str:
+    """With two digits, in the unit that gives the fewest."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.2g} {unit}" if count < 100 else f"{round(count, -1):.0f} {unit}"
+        count /= 1000
+    return f"{count:.2g} TB" if count < 100 else f"{round(count, -1):.0f} TB"
+
+
+def as_time(seconds: float) -> str:
+    """With two digits, in the unit that gives the fewest."""
+    for most, size, unit in ((100, 1, "s"), (6000, 60, "min"), (3e5, 3600, "h")):
+        if seconds < most:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 86400:.2g} days"
 
 
 def main() -> None:
@@ -178,13 +202,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--modules", type=int, default=7)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--tables", default="500,1000,2000,4000", help="clients of one module")
+    parser.add_argument("--tables", default="100,1000,2000,4000", help="clients of one module")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=given.work) as scratch:
         root = Path(scratch) / "round"
         make_adapters(root, given.clients, given.modules, RANK)
-        rates = per_gigabyte(root)
+        turns = [per_gigabyte(root) for _ in range(given.repeat)]
+        rates = {name: median(turn[name] for turn in turns) for name in turns[0]}
         print(json.dumps(rates), flush=True)
         rows = tables([*map(int, given.tables.split(","))])
         print(json.dumps(rows, indent=1), flush=True)
