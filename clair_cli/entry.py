@@ -22,9 +22,9 @@ GRACE = 0.5
 PATIENCE = 30.0
 """Seconds after which a folder that cannot be removed stays."""
 ANSWERED = threading.Event()
-"""Set once the main thread has said so itself, and only libraries may take their time to end."""
+"""Set once the main thread has said so itself."""
 LEAVING = 5.0
-"""Seconds that they get: a cluster that was started for this run is stopped."""
+"""Seconds that Ray gets then to stop a cluster that was started for this run."""
 SAID = {signal.SIGINT: "interrupted"}
 
 
@@ -79,10 +79,10 @@ def _answer(reading: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         if time.monotonic() > until:
             os._exit(128 + number)
-    if ANSWERED.is_set():
-        time.sleep(LEAVING)
-    else:
+    if not ANSWERED.is_set():
         _say(f"{SAID.get(number, 'terminated')}; nothing was left behind", 0)
+    elif "ray" in sys.modules:
+        time.sleep(LEAVING)
     os._exit(128 + number)
 
 

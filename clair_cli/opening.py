@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Broken, Entries
 from clair_cli.errors import (
     AdapterError,
+    ClairError,
     Failed,
     NoAdapter,
     NotFromSent,
@@ -22,9 +24,10 @@ from clair_cli.errors import (
     UsageError,
     contained,
 )
+from clair_cli.formats import remote
 from clair_cli.formats.deadline import deadline
 from clair_cli.formats.layout import CONFIG
-from clair_cli.formats.remote import Place, lay_out
+from clair_cli.formats.remote import Place
 from clair_cli.output.folders import GLOBAL, hashed_name
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
@@ -36,6 +39,22 @@ FETCHERS = 8
 """The same where each is fetched first, which is waiting for the most part."""
 
 
+@contextmanager
+def at_hand(path: Path, settings: Settings) -> Iterator[Place]:
+    """Where the clients at `path`, a folder or a URL, can be read within the block.
+
+    What is fetched is gone afterwards, on every machine that is still there. Raises UsageError.
+    """
+    with remote.at_hand(path, settings.max_file_bytes) as place:
+        try:
+            yield place
+        finally:
+            if place.objects is not None and settings.engine != "local":
+                with suppress(ClairError):
+                    engine = engines.choose(settings.engine)
+                    engine.everywhere(partial(remote.discard, place.folder))
+
+
 def open_entries(
     place: Path | Place, settings: Settings, on_progress: Progress = silent
 ) -> Entries:
@@ -44,7 +63,7 @@ def open_entries(
     Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
     """
     check_files(settings)
-    place = place if isinstance(place, Place) else Place(place, str(place))
+    place = place if isinstance(place, Place) else _here(place)
     path = place.folder
     sources = formats.discover(path, settings.ignore, settings.since)
     objects = place.of({s.path.name: s.path.stem for s in sources}, CONFIG)
@@ -67,6 +86,12 @@ def open_entries(
     if len(unforeseen) == len(sources) >= MIN_CLIENTS:
         _opened(sources[0], settings)  # what fails for everybody is clair's failure: let it show
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
+
+
+def _here(path: Path) -> Place:
+    if url := remote.url_of(path):
+        raise UsageError(f"{url}: only detect and refine read URLs; fetch it first")
+    return Place(path, str(path))
 
 
 def _each(
@@ -103,7 +128,7 @@ def _open(
     try:
         with contained("cannot be opened"), deadline(settings.client_timeout, stop):
             if source.objects is not None:
-                lay_out(source.objects)
+                remote.lay_out(source.objects)
             return _opened(source, settings)
     except NoAdapter as error:
         return Reason(error.code, str(error))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from clair_cli import engines, formats, history, uploads
+from clair_cli import formats, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
@@ -26,10 +25,9 @@ from clair_cli.cohort import (
 )
 from clair_cli.detection.record import Detection, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
-from clair_cli.formats import remote
 from clair_cli.formats.reference import open_reference
 from clair_cli.formats.remote import Place
-from clair_cli.opening import check_files, open_client, open_entries
+from clair_cli.opening import at_hand, check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
@@ -245,23 +243,12 @@ def _checked(
 # --- the steps
 
 
-@contextmanager
-def at_hand(path: Path, settings: Settings) -> Iterator[Place]:
-    """Where the clients at `path` can be read; what was fetched for it is gone when the block ends."""
-    with remote.at_hand(path, settings.max_file_bytes) as place:
-        yield place
-        if place.objects is not None:
-            engines.choose(settings.engine).everywhere(partial(remote.discard, place.folder))
-
-
 def opened(path: Path | Place, settings: Settings, on_progress: Progress = silent) -> Cohort:
     """The clients of the folder that can be compared, known from their headers."""
     return _aligned(_entries(path, settings, on_progress), settings)
 
 
 def _entries(path: Path | Place, settings: Settings, on_progress: Progress) -> Entries:
-    if isinstance(path, Path) and (url := remote.url_of(path)):
-        raise UsageError(f"{url}: only detect and refine read URLs; fetch it first")
     if settings.device == "cuda":
         from clair_cli.detection.reading import check_device
 

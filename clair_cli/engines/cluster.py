@@ -181,6 +181,8 @@ def _result(ray: Any, task: Any) -> Any:
         while not ray.wait([task], timeout=TICK)[0]:
             pass  # Python answers signals here
         result, error = ray.get(task)
+    except SystemError as error:  # what answers a signal, raised within Ray's compiled code
+        raise (error.__cause__ or error) from None
     except ray.exceptions.RayTaskError as failure:
         text = f"a worker cannot run clair: {in_one_line(failure.cause or failure)}"
         remedy = "install clair-cli[ray] of this version on every machine"

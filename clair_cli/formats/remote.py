@@ -159,6 +159,7 @@ def discard(folder: Path) -> None:
 def _listed(url: str) -> dict[str, int]:
     store, top = _store(url)
     try:
+        store.invalidate_cache()  # another run of this process may have listed an earlier state
         found = store.find(top, detail=True)
     except Exception as error:
         raise UsageError(f"{url}: cannot be listed: {told(error)}") from None

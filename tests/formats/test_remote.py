@@ -57,6 +57,12 @@ def test_the_report_is_that_of_a_folder_but_for_the_name(store: Any, tmp_path: P
     assert there == here
 
 
+def test_a_later_round_is_listed_anew(store: Any, tmp_path: Path) -> None:
+    assert len(detect(URL).clients) == 6
+    store.put(str(tmp_path / "round-12" / "client-1"), "/bucket/round-12/client-7", recursive=True)
+    assert len(detect(URL).clients) == 7
+
+
 def test_a_path_that_was_a_url_is_one_again(store: Any) -> None:
     assert url_of(Path(URL)) == URL
     assert detect(Path(URL)).inputs["root"] == URL
