@@ -110,6 +110,7 @@ ANEW = {
     "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
     "calibration.md": "python -m benchmarks.calibration --cohorts FILE, ten minutes",
     "calibration-differences.md": "by hand, as the page says",
+    "cluster.md": "python -m benchmarks.cluster --work DIR, minutes",
     "check.md": "python -m benchmarks.check --work DIR --left-out 10, hours",
     "faults.md": "python -m fuzz.kills",
     "federated_rounds.md": "python -m examples.federated_rounds, as the page says",

@@ -21,6 +21,10 @@ GRACE = 0.5
 """Seconds that the main thread has to answer a signal: one step of linear algebra may take longer."""
 PATIENCE = 30.0
 """Seconds after which a folder that cannot be removed stays."""
+ANSWERED = threading.Event()
+"""Set once the main thread has said so itself."""
+LEAVING = 5.0
+"""Seconds that Ray gets then to stop a cluster that was started for this run."""
 SAID = {signal.SIGINT: "interrupted"}
 
 
@@ -41,8 +45,10 @@ def main() -> None:
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
+        ANSWERED.set()
         code = _say("interrupted; nothing was left behind", INTERRUPTED)
     except Terminated as end:
+        ANSWERED.set()
         code = _say("terminated; nothing was left behind", 128 + end.args[0])
     except BaseException as error:
         code = _crashed(error)
@@ -73,7 +79,10 @@ def _answer(reading: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         if time.monotonic() > until:
             os._exit(128 + number)
-    _say(f"{SAID.get(number, 'terminated')}; nothing was left behind", 0)
+    if not ANSWERED.is_set():
+        _say(f"{SAID.get(number, 'terminated')}; nothing was left behind", 0)
+    elif "ray" in sys.modules:
+        time.sleep(LEAVING)
     os._exit(128 + number)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
-from clair_cli import formats
+from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Broken, Entries
 from clair_cli.errors import (
     AdapterError,
+    ClairError,
     Failed,
     NoAdapter,
     NotFromSent,
@@ -21,7 +24,10 @@ from clair_cli.errors import (
     UsageError,
     contained,
 )
+from clair_cli.formats import remote
 from clair_cli.formats.deadline import deadline
+from clair_cli.formats.layout import CONFIG
+from clair_cli.formats.remote import Place
 from clair_cli.output.folders import GLOBAL, hashed_name
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
@@ -29,41 +35,82 @@ from clair_cli.settings import MIN_CLIENTS, Settings
 
 OPENERS = 2
 """Adapters opened at a time."""
+FETCHERS = 8
+"""The same where each is fetched first, which is waiting for the most part."""
 
 
-def open_entries(path: Path, settings: Settings, on_progress: Progress = silent) -> Entries:
-    """Every entry of the folder `path`: an adapter, a broken client, or a remark on what is neither.
+@contextmanager
+def at_hand(path: Path, settings: Settings) -> Iterator[Place]:
+    """Where the clients at `path`, a folder or a URL, can be read within the block.
+
+    What is fetched is gone afterwards, on every machine that is still there. Raises UsageError.
+    """
+    with remote.at_hand(path, settings.max_file_bytes) as place:
+        try:
+            yield place
+        finally:
+            if place.objects is not None and settings.engine != "local":
+                with suppress(ClairError):
+                    engine = engines.choose(settings.engine)
+                    engine.everywhere(partial(remote.discard, place.folder))
+
+
+def open_entries(
+    place: Path | Place, settings: Settings, on_progress: Progress = silent
+) -> Entries:
+    """Every entry of a folder: an adapter, a broken client, or a remark on what is neither.
 
     Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
     """
     check_files(settings)
+    place = place if isinstance(place, Place) else _here(place)
+    path = place.folder
     sources = formats.discover(path, settings.ignore, settings.since)
+    objects = place.of({s.path.name: s.path.stem for s in sources}, CONFIG)
+    sources = [replace(s, objects=objects.get(s.path.name)) for s in sources]
     sent = open_sent(path, [s.client for s in sources if s.no_client is None], settings)
     adapters: list[Adapter] = []
     broken: list[Broken] = []
-    findings: list[Reason] = []
-    stop = Event()
-    with ThreadPoolExecutor(OPENERS) as pool:  # hashing the files lets go of the interpreter
-        jobs = [pool.submit(_open, source, settings, stop) for source in sources]
-        try:
-            for done, job in enumerate(jobs, start=1):
-                found = job.result()
-                if isinstance(found, Adapter) and sent is not None:
-                    found = sent.taken_up(found)
-                if isinstance(found, Adapter):
-                    adapters.append(found)
-                elif isinstance(found, Broken):
-                    broken.append(found)
-                else:
-                    findings.append(found)
-                on_progress("opening adapters", done, len(sources))
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    findings = list(place.findings)
+    for done, found in enumerate(_each(sources, settings), start=1):
+        if isinstance(found, Adapter) and sent is not None:
+            found = sent.taken_up(found)
+        if isinstance(found, Adapter):
+            adapters.append(found)
+        elif isinstance(found, Broken):
+            broken.append(found)
+        else:
+            findings.append(found)
+        on_progress("opening adapters", done, len(sources))
     unforeseen = [b for b in broken if b.reason.code == Failed.code]
     if len(unforeseen) == len(sources) >= MIN_CLIENTS:
         _opened(sources[0], settings)  # what fails for everybody is clair's failure: let it show
     return Entries(tuple(adapters), tuple(broken), tuple(findings))
+
+
+def _here(path: Path) -> Place:
+    if url := remote.url_of(path):
+        raise UsageError(f"{url}: only detect and refine read URLs; fetch it first")
+    return Place(path, str(path))
+
+
+def _each(
+    sources: Sequence[formats.Source], settings: Settings
+) -> Iterator[Adapter | Broken | Reason]:
+    """What is at each source, in order."""
+    if settings.engine != "local":
+        yield from engines.choose(settings.engine).map(partial(_open, settings), sources)
+        return
+    stop = Event()
+    fetched = any(s.objects is not None for s in sources)
+    with ThreadPoolExecutor(FETCHERS if fetched else OPENERS) as pool:  # hashing lets others run
+        jobs = [pool.submit(_open, settings, source, stop) for source in sources]
+        try:
+            for job in jobs:
+                yield job.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def open_client(path: Path, settings: Settings) -> Adapter:
@@ -72,12 +119,16 @@ def open_client(path: Path, settings: Settings) -> Adapter:
         return _opened(formats.Source(formats.client_name(path), path, None), settings)
 
 
-def _open(source: formats.Source, settings: Settings, stop: Event) -> Adapter | Broken | Reason:
+def _open(
+    settings: Settings, source: formats.Source, stop: Event | None = None
+) -> Adapter | Broken | Reason:
     """The adapter, or why there is none; whatever goes wrong is this client's alone."""
     if source.no_client is not None:
         return source.no_client
     try:
         with contained("cannot be opened"), deadline(settings.client_timeout, stop):
+            if source.objects is not None:
+                remote.lay_out(source.objects)
             return _opened(source, settings)
     except NoAdapter as error:
         return Reason(error.code, str(error))

@@ -26,7 +26,8 @@ from clair_cli.cohort import (
 from clair_cli.detection.record import Detection, too_few
 from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
 from clair_cli.formats.reference import open_reference
-from clair_cli.opening import check_files, open_client, open_entries
+from clair_cli.formats.remote import Place
+from clair_cli.opening import at_hand, check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
 from clair_cli.output.folders import REPORT, folder_names
 from clair_cli.output.signature import sealer
@@ -54,9 +55,10 @@ def detect(
     tell = Stopwatch(on_progress or silent)
     clock, earlier = Clock(command, tell), _earlier(settings)
     _check_history(settings)
-    cohort = opened(path, settings, tell)
-    detection = examined(cohort, settings, tell)
-    return reported(detection, path, settings, clock, earlier)
+    with at_hand(path, settings) as place:
+        cohort = opened(place, settings, tell)
+        detection = examined(cohort, settings, tell)
+        return reported(detection, place.name, settings, clock, earlier)
 
 
 def detect_groups(
@@ -71,15 +73,20 @@ def detect_groups(
     They are of one base model, unless `by` is "shapes", and their modules have the same shapes. Raises
     what `detect` raises.
     """
-    path, settings = Path(path), settings or Settings()
-    found = grouped(
-        _entries(path, settings, on_progress or silent), by, settings.min_shared_modules
-    )
+    settings = settings or Settings()
+    with at_hand(Path(path), settings) as place:
+        return _groups_at(place, by, settings, on_progress or silent, command)
+
+
+def _groups_at(
+    place: Place, by: By, settings: Settings, on_progress: Progress, command: str | None
+) -> Survey:
+    found = grouped(_entries(place, settings, on_progress), by, settings.min_shared_modules)
     apart = [Apart(a.client, a.base) for a in found.apart]
     groups = []
     judged = {a.client for group in found.groups for a in group.entries.adapters}
     for number, group in enumerate(found.groups):
-        clock = Clock(command, Stopwatch(on_progress or silent))
+        clock = Clock(command, Stopwatch(on_progress))
         cohort = _aligned(group.entries, settings, by == "base")
         bases = {a.client: a.base for a in group.entries.adapters}
         apart += [Apart(b.client, bases[b.client], b.reason) for b in cohort.broken]
@@ -87,12 +94,12 @@ def detect_groups(
         own = tuple(  # what is about nobody is said once
             e for e in settings.accept if e.client in bases or not (number or e.client in judged)
         )
-        report = reported(detection, path, replace(settings, accept=own), clock)
+        report = reported(detection, place.name, replace(settings, accept=own), clock)
         inputs = {**report.inputs, "group": group.name}
         groups.append(Surveyed(group.name, replace(report, inputs=inputs)))
     broken = tuple((b.client, b.reason) for b in found.rest.broken)
     return Survey(
-        folder=str(path),
+        folder=place.name,
         by=by,
         fail_on=settings.fail_on,
         groups=tuple(groups),
@@ -123,17 +130,24 @@ def refine(
     """
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock, counts = Clock(command, tell), _check_places(path, out, settings)
-    earlier = _earlier(settings)
+    clock = Clock(command, tell)
+    with at_hand(path, settings) as place:
+        return _refined_at(place, out, settings, clock, tell)
+
+
+def _refined_at(
+    place: Place, out: Path, settings: Settings, clock: Clock, tell: Progress
+) -> Report:
+    counts, earlier = _check_places(place.folder, out, settings), _earlier(settings)
     _check_history(settings)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
-    cohort = opened(path, settings, tell)
+    cohort = opened(place, settings, tell)
     _check_refinable(cohort, settings)
     detection = examined(cohort, settings, tell)
-    report = reported(detection, path, settings, clock, earlier)
+    report = reported(detection, place.name, settings, clock, earlier)
     if report.status == "no_verdict":
         return report
-    with publish.staged(out, settings.overwrite, path, __version__, seal) as stage:
+    with publish.staged(out, settings.overwrite, place.folder, __version__, seal) as stage:
         report = refined(detection, report, stage, settings, counts, tell)
         report = replace(report, run=clock.run(detection.machine.threads, detection.machine.device))
         publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
@@ -229,12 +243,12 @@ def _checked(
 # --- the steps
 
 
-def opened(path: Path, settings: Settings, on_progress: Progress = silent) -> Cohort:
+def opened(path: Path | Place, settings: Settings, on_progress: Progress = silent) -> Cohort:
     """The clients of the folder that can be compared, known from their headers."""
     return _aligned(_entries(path, settings, on_progress), settings)
 
 
-def _entries(path: Path, settings: Settings, on_progress: Progress) -> Entries:
+def _entries(path: Path | Place, settings: Settings, on_progress: Progress) -> Entries:
     if settings.device == "cuda":
         from clair_cli.detection.reading import check_device
 
@@ -276,7 +290,7 @@ def examined(cohort: Cohort, settings: Settings, on_progress: Progress = silent)
 
 def reported(
     detection: Detection,
-    path: Path,
+    path: Path | str,
     settings: Settings,
     clock: Clock,
     earlier: Earlier | None = None,

@@ -16,7 +16,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "float64"]
 MIN_CLIENTS = 3
 """Of two clients that disagree nobody can tell which is the odd one."""
-EngineName = Literal["local"]
+EngineName = Literal["local", "ray"]
 LaterRound = Literal["note", "refuse"]
 Modules = Literal["shared", "same"]
 ReadAs = Literal["lora", "update", "weights"]
@@ -40,7 +40,7 @@ class Settings:
     threads: int = 0
     """Threads of the linear algebra; 0: one where modules are narrow, else as many as torch takes."""
     engine: EngineName = "local"
-    """Where modules are computed, one after the other."""
+    """local: one module after the other, here. ray: adapters and modules as tasks of a cluster."""
     seed: int = 0
     """For all that is drawn, on the CPU, so that every device sees the same."""
     exact: bool = False

@@ -23,7 +23,7 @@ LAYERS = {
     "records, and folders of files": "acceptance baseline cohort history ledger output rarity report "
     "results trend update",
     "foundations": "settings detection.calibration refinement.calibration constants decimals errors "
-    "accepted clock linalg schema strict_json progress reasons records refined rows _version",
+    "accepted clock here linalg schema strict_json progress reasons records refined rows _version",
 }
 """Eight floors. A part, which is a module or a folder of them, imports only from the floors below. On
 the two lowest neighbours may know each other. There is no circle anywhere."""
@@ -31,6 +31,8 @@ the two lowest neighbours may know each other. There is no circle anywhere."""
 DEPTH = {name: depth for depth, row in enumerate(LAYERS.values()) for name in row.split()}
 OF_EXTRAS = {"integrations.flower": "flwr", "integrations.nvflare": "nvflare"}
 """Modules that import the framework of an extra, which need not be there."""
+ON_DEMAND = {"engines.cluster": "ray", "formats.remote": "fsspec"}
+"""Modules that import the library of an extra when they are asked for it, and not before."""
 TORCH_LADEN = {"detection", "refinement", "linalg"}
 SPEAKERS = {"entry", "cli"}
 GROUND = len(LAYERS) - 2
@@ -169,6 +171,14 @@ def test_the_checks_above_see_what_they_look_for() -> None:
     assert any(map(speaks, ast.walk(bad)))
     assert any(map(runs_code, ast.walk(bad)))
     assert inner(bad) == {"cli"}
+
+
+def test_a_library_on_demand_is_of_one_module_and_not_loaded_before() -> None:
+    for module, library in ON_DEMAND.items():
+        roots = {m: {n.split(".")[0] for n in imported(SOURCES[p])} for m, p in MODULES.items()}
+        assert {m for m, used in roots.items() if library in used} == {module}
+        loaded = f"import sys, clair_cli.{module}; sys.exit({library!r} in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
 
 
 def test_only_the_module_of_an_extra_imports_its_framework() -> None:

@@ -32,6 +32,7 @@ def detect(
     group_by: o.GroupBy = None,
     later_round: o.LaterRound = "note",
     device: o.Device = "auto",
+    engine: o.Engine = "local",
     threads: o.Threads = 0,
     exact: o.Exact = False,
     fail_on: o.FailOn = "contaminated",

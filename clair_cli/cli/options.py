@@ -148,6 +148,14 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     option(COMPUTING, help="Where to compute; auto takes a CUDA device where there is one."),
 ]
+Engine = Annotated[
+    Literal["local", "ray"],
+    option(
+        COMPUTING,
+        help="Who reads and computes: this process, or the machines of a Ray cluster, which RAY_ADDRESS "
+        "names. The report is the same. Needs clair-cli[ray].",
+    ),
+]
 Threads = Annotated[
     int,
     option(

@@ -51,6 +51,7 @@ def refine(
     modules: o.Modules = "shared",
     later_round: o.LaterRound = "note",
     device: o.Device = "auto",
+    engine: o.Engine = "local",
     threads: o.Threads = 0,
     exact: o.Exact = False,
     fail_on: o.FailOn = "never",

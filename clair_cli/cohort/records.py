@@ -29,10 +29,20 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where fetched files are from: `root` stands for `url`; objects beyond `most` bytes stay there."""
+
+    url: str
+    root: Path
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """One file as it was read: `identity` tells whether it is still the same file later.
 
-    `later` are identities under which its contents have turned out to be the same.
+    `machine` is where it was looked at, `origin` what it was fetched from, and `later` are identities
+    under which its contents have turned out to be the same.
     """
 
     name: str
@@ -40,6 +50,8 @@ class InputFile:
     size: int
     sha256: str
     identity: tuple[int, ...]
+    machine: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
     later: set[tuple[int, ...]] = field(default_factory=set, compare=False, repr=False)
 
 

@@ -53,6 +53,7 @@ __all__ = [
     "norm",
     "open_adapter",
     "open_writer",
+    "place",
     "read_full_elements",
     "read_full_rows",
     "read_full_tensor",
@@ -125,6 +126,11 @@ def record(adapter: Adapter) -> AdapterFormat:
 def factored(cohort: Cohort) -> bool:
     """Whether some clients' updates are factors, which began somewhere; plain matrices did not."""
     return any(record(adapter).factored for adapter in cohort.clients)
+
+
+def place(adapter: Adapter) -> str:
+    """The machine that has the adapter's files, where they were fetched to it; else an empty name."""
+    return next((f.machine for f in adapter.files.values() if f.origin is not None), "")
 
 
 def read_update(

@@ -26,6 +26,7 @@ from clair_cli.formats.layout import (
     is_candidate,
     is_replicate,
 )
+from clair_cli.formats.remote import Objects
 from clair_cli.output.folders import GLOBAL
 from clair_cli.output.manifest import is_own
 from clair_cli.report import Reason
@@ -47,6 +48,8 @@ class Source:
     """What is to be said of the client because of what lies beside it."""
     no_client: Reason | None = None
     """Why the entry is none, where that is known without opening it."""
+    objects: Objects | None = None
+    """What it is to be fetched from."""
 
 
 def discover(root: Path, ignore: Sequence[str] = (), sent: Path | None = None) -> list[Source]:

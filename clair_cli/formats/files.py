@@ -4,6 +4,8 @@ A file is opened for the first time folder by folder, each relative to the descr
 and none of them a link, whatever names are exchanged meanwhile. Then its bytes are hashed. Later it is
 opened by name, and must be the very file that was hashed: of one device, inode, size and time of
 writing. Where nothing but the inode's own time differs, as after a new hard link, it is hashed again.
+Machines that share a file system have numbers of their own for it: on another machine than the one that
+hashed the file the device counts for nothing. What was fetched is hashed again on every machine.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import TypeVar
 from clair_cli.cohort import InputFile
 from clair_cli.errors import ChangedWhileRead, Unreadable, UnsafePath
 from clair_cli.formats.deadline import check_time
+from clair_cli.formats.remote import arrive, origin_of
+from clair_cli.here import machine
 
 FLAGS = os.O_RDONLY | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
@@ -148,6 +152,7 @@ def hash_file(path: Path, name: str, look: Callable[[int, int], T]) -> tuple[Inp
     before its gigabytes are read. Raises ChangedWhileRead when the file changed in between, and all
     that `opened` and `look` raise.
     """
+    arrive(path)
     with opened(path, by_descriptor=True) as fd:
         for _ in range(TRIES):
             before = _at_rest(fd)
@@ -155,7 +160,8 @@ def hash_file(path: Path, name: str, look: Callable[[int, int], T]) -> tuple[Inp
             digest = _sha256(fd, before[2])
             after = identity(fd)
             if digest is not None and after == before:
-                return InputFile(name, path, before[2], digest, before), found
+                where = machine(), origin_of(path)
+                return InputFile(name, path, before[2], digest, before, *where), found
             if not _same_but_for_inode(before, after):
                 break
     raise ChangedWhileRead(_changed(path))
@@ -191,6 +197,7 @@ def read_range(file: InputFile, begin: int, end: int) -> bytearray:
 
     Raises ChangedWhileRead when it has been replaced, truncated or written to, before or meanwhile.
     """
+    arrive(file.path, file.origin, file.size)
     with opened(file.path) as fd:
         for _ in range(TRIES):
             state = _proved(fd, file)
@@ -205,7 +212,10 @@ def _proved(fd: int, file: InputFile) -> tuple[int, ...]:
     now = identity(fd)
     if now == file.identity or now in file.later:
         return now
-    same = _same_but_for_inode(now, file.identity) and len(file.later) < TRIES
+    if file.machine != machine() and now[1:] == file.identity[1:]:
+        return now  # on a shared file system, which has another number here
+    same = file.origin is not None or _same_but_for_inode(now, file.identity)
+    same = same and len(file.later) < TRIES
     if not same or _sha256(fd, file.size) != file.sha256:
         raise ChangedWhileRead(_changed(file.path))
     file.later.add(now)  # if it changes from here on, its identity will differ

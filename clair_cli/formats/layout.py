@@ -17,6 +17,7 @@ from clair_cli.errors import (
     Unsupported,
 )
 from clair_cli.formats.files import follow, is_link, opened, pread, shown
+from clair_cli.formats.remote import arrive
 from clair_cli.report import Reason
 from clair_cli.settings import Settings
 
@@ -241,6 +242,7 @@ def _snapshot(path: Path, anywhere: bool) -> Path:
     revisions = sorted(os.listdir(path / "snapshots"))
     main = path / "refs" / "main"
     if os.path.lexists(main):
+        arrive(main)
         with opened(main) as fd:
             revisions = [pread(fd, 0, 128).decode("ascii", "replace").strip()]
     if len(revisions) != 1 or not REVISION.fullmatch(revisions[0]):

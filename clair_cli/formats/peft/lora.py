@@ -40,6 +40,7 @@ from clair_cli.formats.peft.keys import (
 from clair_cli.formats.peft.patterns import ends_in, exactly
 from clair_cli.formats.peft.types import check_type
 from clair_cli.formats.peft.whole import find_trained_whole
+from clair_cli.formats.remote import arrive
 from clair_cli.formats.safetensors_file import stored
 from clair_cli.output.publish import write_bytes
 from clair_cli.settings import Settings
@@ -361,6 +362,7 @@ def read_readme(adapter: Adapter) -> bytes | None:
     if adapter.card is None:
         return None
     try:
+        arrive(adapter.card, next(iter(adapter.files.values())).origin)
         with opened(adapter.card, by_descriptor=True) as fd:
             data = bytes(pread(fd, 0, MAX_README_BYTES + 1))
     except (ChangedWhileRead, Unreadable, UnsafePath):
