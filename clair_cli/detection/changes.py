@@ -74,20 +74,28 @@ def without_sent(block: Tensor, adapter: Adapter, name: str, begin: int, end: in
 
 
 class Held:
-    """How much of what each of K clients was sent is in it, summed over modules."""
+    """How much of what each of some clients was sent is in it, summed over modules."""
 
-    def __init__(self, clients: int) -> None:
-        self.shared, self.sent = [0.0] * clients, [0.0] * clients
+    def __init__(self) -> None:
+        self.shared, self.sent = dict[int, float](), dict[int, float]()
 
     def add(self, k: int, update: LowRankUpdate, sent: LowRankUpdate | None) -> None:
         """One module of client k."""
         if sent is not None:
-            self.shared[k] += inner(update, sent)
-            self.sent[k] += inner(sent, sent)
+            self._add(k, inner(update, sent), inner(sent, sent))
+
+    def join(self, other: Held) -> None:
+        """What was found elsewhere."""
+        for k, shared in other.shared.items():
+            self._add(k, shared, other.sent[k])
+
+    def _add(self, k: int, shared: float, sent: float) -> None:
+        self.shared[k] = self.shared.get(k, 0.0) + shared
+        self.sent[k] = self.sent.get(k, 0.0) + sent
 
     def share(self, k: int) -> float:
         """<Delta, sent> / ||sent||^2: 1 where all of it is there, 0 where nothing; 1 of nothing."""
-        return self.shared[k] / self.sent[k] if self.sent[k] > 0 else 1.0
+        return self.shared[k] / self.sent[k] if self.sent.get(k, 0.0) > 0 else 1.0
 
     def strangers(self, kept: Sequence[int], least: float) -> dict[int, Reason]:
         """Of the clients at the positions `kept`, those that hold less than `least` of it, and why."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -59,11 +59,13 @@ def read_full(
     numbers that are not finite, is in `failed`, and the others go on.
     """
     count, failed = len(cohort.clients), dict[int, Reason]()
-    watch = Watch(count, settings.client_timeout)
-    job = partial(_inner, cohort, device, watch, failed)
+    watch = Watch(range(count), settings.client_timeout)
+    job = partial(_inner, cohort, device)
+    items = ((name, watch.of(range(count), watch.usual())) for name in cohort.full)
     inner = np.zeros((len(cohort.full), count, count))
-    for f, found in enumerate(engines.choose(settings.engine).map(job, cohort.full)):
+    for f, found in enumerate(engines.choose(settings.engine).map(job, items)):
         inner[f] = found.inner
+        watch.add(found.spent)
         failed |= {k: reason for k, reason in found.failed.items() if k not in failed}
         on_progress("reading full matrices", f + 1, len(inner))
     gone = sorted(failed)
@@ -81,13 +83,15 @@ def read_full(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Inner:
-    """Inner products (K, K) of one matrix, and the clients whose could not be read."""
+    """Inner products (K, K) of one matrix, the clients whose could not be read, and the time it took."""
 
     inner: NDArray[np.float64]
     failed: Mapping[int, Reason]
+    spent: Mapping[int, float]
 
 
-def _inner(cohort: Cohort, device: str, watch: Watch, gone: Collection[int], name: str) -> _Inner:
+def _inner(cohort: Cohort, device: str, item: tuple[str, Watch]) -> _Inner:
+    name, watch = item
     who = cohort.having(name)
     size = math.prod(cohort.full[name])
     total = torch.zeros((len(who), len(who)), dtype=torch.float64, device=device)
@@ -95,7 +99,7 @@ def _inner(cohort: Cohort, device: str, watch: Watch, gone: Collection[int], nam
     for begin, end in spans(size, max(BLOCK // (8 * max(len(who), 1)), 1)):
         block = torch.zeros((len(who), end - begin), dtype=torch.float64, device=device)
         for row, k in enumerate(who):
-            if k in failed or k in gone:
+            if k in failed:
                 continue
             try:
                 with watch.reading(k, repr(name)):
@@ -108,7 +112,7 @@ def _inner(cohort: Cohort, device: str, watch: Watch, gone: Collection[int], nam
         failed[who[row]] = _not_finite(cohort.clients[who[row]], name)
     inner = np.zeros((len(cohort.clients), len(cohort.clients)))
     inner[np.ix_(who, who)] = total.cpu().numpy()
-    return _Inner(inner, failed)
+    return _Inner(inner, failed, watch.added)
 
 
 def read_full_estimate(

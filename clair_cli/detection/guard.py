@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Generic, TypeVar
 
 from clair_cli.errors import ClairError, Failed, contained, in_one_line
-from clair_cli.formats.deadline import deadline
+from clair_cli.formats.deadline import check_time, deadline
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
@@ -20,32 +20,48 @@ FIRST_TRIES = 32
 
 
 class Watch:
-    """How long each of the clients has been read for, and how long it may.
+    """How long each of some clients has been read for, and how long it may.
 
     A client may take `seconds`, and twice what half of the clients have taken so far: where all are
-    slow, none is at fault.
+    slow, none is at fault. `usual` is what half of all had taken when these were chosen among them.
     """
 
-    def __init__(self, clients: int, seconds: float) -> None:
-        self.spent, self.seconds = [0.0] * clients, seconds
+    def __init__(self, clients: Iterable[int], seconds: float) -> None:
+        self.spent, self.seconds, self.least = dict.fromkeys(clients, 0.0), seconds, 0.0
+        self.added: dict[int, float] = {}
+
+    def of(self, clients: Iterable[int], usual: float) -> Watch:
+        """What a job on these clients is to know, and what is `usual()` now. It adds to `added`."""
+        part = Watch((), self.seconds)
+        part.spent, part.least = {k: self.spent[k] for k in clients}, usual
+        return part
+
+    def add(self, added: Mapping[int, float]) -> None:
+        """What a job has added."""
+        for client, seconds in added.items():
+            self.spent[client] += seconds
 
     def usual(self) -> float:
         """Seconds that half of the clients have taken so far."""
-        return median(self.spent)
+        return max(self.least, median(self.spent.values()))
 
     @contextmanager
     def reading(self, client: int, what: str, usual: float | None = None) -> Iterator[None]:
         """Reads something of the client at this position. Raises AdapterError, whatever goes wrong.
 
-        `usual` is `usual()`, where the caller has asked for it lately.
+        `usual` is `usual()`, where the caller has asked for it lately. A client that has no time left
+        is not read.
         """
         most = self.seconds + 2 * (self.usual() if usual is None else usual)
         began = time.monotonic()
         try:
             with contained(f"{what} cannot be read"), deadline(most - self.spent[client]):
+                check_time()
                 yield
         finally:
-            self.spent[client] += time.monotonic() - began
+            taken = time.monotonic() - began
+            self.spent[client] += taken
+            self.added[client] = self.added.get(client, 0.0) + taken
 
 
 def spared(

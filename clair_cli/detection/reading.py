@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,8 @@ WIDE, PROPORTION = 64, 4
 """Columns that any client may have, and how many times the usual number."""
 COPIES = 8
 """How many times the distinct clients there may be before copies count as clients of their own."""
+TOGETHER = 64
+"""Clients whose sketches of one module are made by one job: more than its bookkeeping costs."""
 NARROW = 1024
 """Below this width one thread is faster than several: the products are too small to share."""
 
@@ -74,14 +76,20 @@ def read_modules(
     and were not trained from it. Modules that nobody changed are left out. Raises NoVerdict where what
     was sent has changed.
     """
-    held = Held(len(cohort.clients))
+    held, watch = Held(), Watch(range(len(cohort.clients)), settings.client_timeout)
     stacks: list[ModuleStack] = []
     failed: dict[int, Reason] = {}
-    watch = Watch(len(cohort.clients), settings.client_timeout)
-    job = partial(_stack, cohort, settings, machine.device, watch, held, failed)
-    for result in engines.choose(settings.engine).map(job, cohort.modules):
-        stacks.append(result.stack)
-        failed |= {k: reason for k, reason in result.failed.items() if k not in failed}
+    forms = [_Form.of(cohort, settings, module) for module in cohort.modules]
+    job = partial(read_part, cohort, settings, machine.device)
+    results = engines.choose(settings.engine).map(job, _parts(forms, watch))
+    for form in forms:
+        found = [next(results) for _ in _positions(form, watch)]
+        for part in found:
+            watch.add(part.spent)
+            held.join(part.held)
+        stack, broke = found[0].stacked or _stacked(cohort, form, found)
+        stacks.append(stack)
+        failed |= {k: reason for k, reason in broke.items() if k not in failed}
         on_progress("reading modules", len(stacks), len(cohort.modules))
     usable = [k for k in range(len(cohort.clients)) if k not in failed]
     failed |= held.strangers(usable, settings.detection.sent_kept)
@@ -117,40 +125,69 @@ def _without_idle(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Stacked:
-    """One module of all clients in common coordinates, and the clients that could not be read."""
+class Part:
+    """One job: a module, the positions of the clients to read it of, and their time."""
 
-    stack: ModuleStack
-    failed: Mapping[int, Reason]
+    form: _Form
+    clients: Sequence[int]
+    watch: Watch
 
 
-def _stack(
-    cohort: Cohort,
-    settings: Settings,
-    device: str,
-    watch: Watch,
-    held: Held,
-    gone: Collection[int],
-    module: str,
-) -> _Stacked:
-    """Read one module of every client, minus what it was sent, and stack it; a client that fails counts
-    as zero here. How much of what was sent each has is added to `held`.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What a job has read, which is the same wherever it ran: of every client its update or sketch, or
+    where those are all, their stack; and what it adds to what is known of the clients.
 
-    Those at the positions `gone` have failed before, and are not read.
+    `energies` are those of updates that were cut.
     """
-    dtype = _dtype(cohort, settings)
-    form = _Form.of(cohort, settings, module)
+
+    updates: Sequence[Any]
+    failed: Mapping[int, Reason]
+    energies: Mapping[int, float]
+    held: Held
+    spent: Mapping[int, float]
+    stacked: tuple[ModuleStack, Mapping[int, Reason]] | None = None
+
+
+def _positions(form: _Form, watch: Watch) -> list[list[int]]:
+    """Whose updates are read together: of all, where these are stacked as they are."""
+    every = list(watch.spent)
+    most = len(every) if form.size is None else TOGETHER
+    return [every[begin : begin + most] for begin in range(0, len(every), most)]
+
+
+def _parts(forms: Sequence[_Form], watch: Watch) -> Iterator[Part]:
+    """The jobs in the order of the modules, each made when it is asked for."""
+    for form in forms:
+        usual = watch.usual()
+        for clients in _positions(form, watch):
+            yield Part(form, clients, watch.of(clients, usual))
+
+
+def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _Found:
+    """Read one module of some clients, minus what each was sent; who fails counts as zero here. How much
+    of what was sent each has is in `held`.
+
+    Nothing that it depends on depends on other jobs, but for the time that is left.
+    """
+    found = _read(cohort, _dtype(cohort, settings), device, part)
+    if part.form.size is not None:
+        return found
+    return replace(found, updates=(), stacked=_stacked(cohort, part.form, [found]))
+
+
+def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Found:
+    form, module = part.form, part.form.module
     updates: list[Any] = []  # of the form's own kind
     failed: dict[int, Reason] = {}
     energies: dict[int, float] = {}
-    usual = watch.usual()
+    held, usual = Held(), part.watch.usual()
     sent = SentReader(module, dtype, device)
-    for k, adapter in enumerate(cohort.clients):
-        update = None
+    for k in part.clients:
+        adapter, update = cohort.clients[k], None
         try:
-            if k not in gone:
-                with watch.reading(k, repr(module), usual):
-                    update = form.read(adapter, dtype, device)
+            with part.watch.reading(k, repr(module), usual):
+                update = form.read(adapter, dtype, device)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
         if update is None:
@@ -163,21 +200,31 @@ def _stack(
             update = nothing(adapter, module, dtype, device)
         if isinstance(update, LowRankUpdate) and update.rank > form.most:
             energies[k] = energy(update)
-            up, down = leading(update.up, update.down, form.most, settings.seed)
+            up, down = leading(update.up, update.down, form.most, form.settings.seed)
             update = LowRankUpdate(up, down, update.scale)
         updates.append(form(update, adapter))
+    return _Found(updates, failed, energies, held, part.watch.added)
+
+
+def _stacked(
+    cohort: Cohort, form: _Form, found: Sequence[_Found]
+) -> tuple[ModuleStack, dict[int, Reason]]:
+    """The stack of all clients, of whom each was read in one of the jobs, and who cannot be used."""
+    updates = [update for part in found for update in part.updates]
+    failed = {k: reason for part in found for k, reason in part.failed.items()}
     stack, broke = spared(
         partial(form.stacked, updates),
         sorted(range(len(updates)), key=lambda k: -updates[k].rank),
-        f"comparing {module!r}",
+        f"comparing {form.module!r}",
     )
     failed |= broke
-    for k, size in energies.items() if form.absolute else ():
+    cut = {k: size for part in found for k, size in part.energies.items()}
+    for k, size in cut.items() if form.absolute else ():
         stack.energies[k] = stack.inner[k, k] = size
     finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
     for k in torch.nonzero(~finite).flatten().tolist():
-        failed[k] = _not_finite(cohort.clients[k], module)
-    return _Stacked(stack, failed)
+        failed[k] = _not_finite(cohort.clients[k], form.module)
+    return stack, failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,11 @@ def with_ranks(plan: Plan, on_progress: Progress = silent) -> Plan:
     if not (clients or mean):
         return plan
     spectra, failed = list[_Spectra](), dict[str, Exception]()
-    job = partial(_spectra, plan, clients, failed)
-    for found in engines.choose(plan.settings.engine).map(job, plan.modules):
+    job = partial(_spectra, plan, clients)
+    items = ((module, frozenset(failed)) for module in plan.modules)
+    for found in engines.choose(plan.settings.engine).map(job, items):
         spectra.append(found)
-        failed |= found.failed
+        failed |= found.failed | failed
         on_progress("measuring ranks", len(spectra), len(plan.modules))
     if failed:
         raise LeftOut(failed)
@@ -54,8 +55,8 @@ class _Spectra:
         self.failed: dict[str, Exception] = {}
 
 
-def _spectra(plan: Plan, clients: bool, gone: Collection[str], module: str) -> _Spectra:
-    found = _Spectra()
+def _spectra(plan: Plan, clients: bool, item: tuple[str, Collection[str]]) -> _Spectra:
+    (module, gone), found = item, _Spectra()
     for which, group in enumerate(plan.groups[: None if clients else 1]):
         compute = partial(_measured, group if clients else None)
         with noted(found.failed):

@@ -46,11 +46,11 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Wr
     """
     plan = with_ranks(plan, on_progress)
     writing, failed = _Writing(plan, stage), dict[str, Exception]()
-    job = partial(refine_job, plan, failed)
-    results = engines.choose(plan.settings.engine).map(job, plan.modules)
+    items = ((module, frozenset(failed)) for module in plan.modules)
+    results = engines.choose(plan.settings.engine).map(partial(refine_job, plan), items)
     try:
         for done, (module, refined, broke) in enumerate(results, start=1):
-            failed |= broke
+            failed |= broke | failed
             if not failed:  # else all begins again, without everybody who fails
                 writing.put(module, refined)
             on_progress("refining modules", done, len(plan.modules))
@@ -63,10 +63,13 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Wr
 
 
 def refine_job(
-    plan: Plan, gone: Collection[str], module: str
+    plan: Plan, item: tuple[str, Collection[str]]
 ) -> tuple[str, Results, dict[str, Exception]]:
-    """One module of all clients, refined once for every strength of the plan, and with whom that fails;
-    those that are `gone` have failed before."""
+    """One module of all clients, refined once for every strength of the plan, and with whom that fails.
+
+    The `item` is the module, and who has failed before, and is not read.
+    """
+    module, gone = item
     results, failed = [], dict[str, Exception]()
     for which in range(len(plan.groups)):
         with noted(failed):

@@ -53,7 +53,7 @@ def test_the_inner_product_is_that_of_the_products() -> None:
 
 def test_how_much_of_what_was_sent_is_there() -> None:
     sent = update(2, 1.0, 1)
-    held = Held(4)
+    held = Held()
     for k, share in enumerate((1.0, 0.5, 0.0)):
         held.add(k, LowRankUpdate(sent.up, sent.down, share), sent)
     held.add(3, sent, None)
