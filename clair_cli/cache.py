@@ -43,6 +43,8 @@ BLOCK = 4096
 """Bytes that a file takes at least, and in steps of which it grows."""
 PARTS = 16
 """The size of the folder is looked at after every such part of its limit."""
+MOST = 2**30
+"""Bytes of one entry: the system reads as much in one call."""
 USED = 60
 """Seconds after which another use of an entry is written down."""
 ABANDONED = 3600
@@ -91,7 +93,7 @@ class Cache:
     def put(self, key: Any, *data: bytes | bytearray | memoryview) -> None:
         """Keep the data under this key, if that is possible."""
         name, size = _name(key), HEAD + sum(map(len, data))
-        if not self._kept or _blocks(size) > self.limit // PARTS:
+        if not self._kept or _blocks(size) > min(self.limit // PARTS, MOST):
             return
         with self._lock:
             try:

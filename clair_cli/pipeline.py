@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from clair_cli import formats, history, uploads
+from clair_cli import cache, formats, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
@@ -54,6 +54,7 @@ def detect(
     tell = Stopwatch(on_progress or silent)
     clock, earlier = Clock(command, tell), _earlier(settings)
     _check_history(settings)
+    _begin_cache(settings, path)
     cohort = opened(path, settings, tell)
     detection = examined(cohort, settings, tell)
     return reported(detection, path, settings, clock, earlier)
@@ -72,6 +73,7 @@ def detect_groups(
     what `detect` raises.
     """
     path, settings = Path(path), settings or Settings()
+    _begin_cache(settings, path)
     found = grouped(
         _entries(path, settings, on_progress or silent), by, settings.min_shared_modules
     )
@@ -126,6 +128,7 @@ def refine(
     clock, counts = Clock(command, tell), _check_places(path, out, settings)
     earlier = _earlier(settings)
     _check_history(settings)
+    _begin_cache(settings, path, out)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(path, settings, tell)
     _check_refinable(cohort, settings)
@@ -156,6 +159,7 @@ def fit(
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
     clock = Clock(command, tell)
+    _begin_cache(settings, path)
     entries = _entries(path, settings, tell)
     with replaced.scratch(out) as folder:
         sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
@@ -183,6 +187,7 @@ def check(
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
     clock = Clock(command, Stopwatch(on_progress or silent))
+    _begin_cache(settings, against, upload)
     if not update:
         return _checked(upload, against, settings, clock)[:2]
     if against.is_dir():
@@ -347,6 +352,15 @@ def _check_history(settings: Settings) -> None:
         )
         raise UsageError(f"--history: {text}")
     history.check(settings.history)
+
+
+def _begin_cache(settings: Settings, *places: Path) -> None:
+    """Raises UsageError where the cache lies in what is read or written, or that in the cache."""
+    if settings.cache is None:
+        return
+    linked = publish.linked_folders(places[0]).values() if settings.follow_symlinks else ()
+    sent = () if settings.since is None else (settings.since,)
+    cache.begin(settings, *places, *linked, *sent)
 
 
 def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:
