@@ -50,7 +50,7 @@ USED = 60
 ABANDONED = 3600
 """Seconds after which what nobody goes on writing is removed."""
 TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# clair's cache; safe to delete\n"
-"""What tells programs of backup that a folder is a cache, by the Cache Directory Tagging Specification."""
+"""What tells programs of backup that a folder is a cache: Cache Directory Tagging Specification."""
 
 
 class Cache:

@@ -1,4 +1,4 @@
-"""The folder of a cache: entries are whole or not there, the oldest go first, nothing else is touched."""
+"""The folder of a cache: entries are whole or not there, the oldest go first, the rest is left alone."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_folders_that_are_read_or_written_hold_no_cache_nor_lie_in_one(tmp_path:
     (tmp_path / "alias").symlink_to(clients)
     wrong = ["clients", "clients/c", "alias/c", "place/out", "place/out/c", "place", ".", "alias"]
     for name in wrong:
-        with pytest.raises(SettingError, match="^cache: "):
+        with pytest.raises(SettingError, match=r"^cache: "):
             begin(Settings(cache=tmp_path / name), clients, out)
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match="is no folder"):

@@ -16,6 +16,7 @@ from clair_cli.detection.changes import Held, SentReader, change
 from clair_cli.detection.differences import centred
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import Watch, spared
+from clair_cli.detection.kept import Beside, Kept, Key, origin
 from clair_cli.detection.record import Machine
 from clair_cli.detection.sketches import Sketch, sketch_size, sketched
 from clair_cli.detection.stacks import ModuleStack, stack_module, stack_sketches
@@ -26,7 +27,7 @@ from clair_cli.linalg import leading, shortened
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
-from clair_cli.update import LowRankUpdate, combined, energy, faint
+from clair_cli.update import LowRankUpdate, combined, energy, faint, inner
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
@@ -86,7 +87,8 @@ def read_modules(
         found = [next(results) for _ in _positions(form, watch)]
         for part in found:
             watch.add(part.spent)
-            held.join(part.held)
+            for k, beside in part.beside.items():
+                held.add(k, beside)
         stack, broke = found[0].stacked or _stacked(cohort, form, found)
         stacks.append(stack)
         failed |= {k: reason for k, reason in broke.items() if k not in failed}
@@ -136,15 +138,13 @@ class Part:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """What a job has read, which is the same wherever it ran: of every client its update or sketch, or
-    where those are all, their stack; and what it adds to what is known of the clients.
-
-    `energies` are those of updates that were cut.
+    where those are all, their stack; what was found `beside` them; and what it adds to what is known of
+    the clients.
     """
 
     updates: Sequence[Any]
     failed: Mapping[int, Reason]
-    energies: Mapping[int, float]
-    held: Held
+    beside: Mapping[int, Beside]
     spent: Mapping[int, float]
     stacked: tuple[ModuleStack, Mapping[int, Reason]] | None = None
 
@@ -165,45 +165,76 @@ def _parts(forms: Sequence[_Form], watch: Watch) -> Iterator[Part]:
 
 
 def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _Found:
-    """Read one module of some clients, minus what each was sent; who fails counts as zero here. How much
-    of what was sent each has is in `held`.
+    """Read one module of some clients, minus what each was sent; who fails counts as zero here. What is
+    in the cache is not read.
 
     Nothing that it depends on depends on other jobs, but for the time that is left.
     """
-    found = _read(cohort, _dtype(cohort, settings), device, part)
-    if part.form.size is not None:
-        return found
-    return replace(found, updates=(), stacked=_stacked(cohort, part.form, [found]))
+    form, dtype, kept = part.form, _dtype(cohort, settings), Kept.of(settings, device)
+    if form.size is not None:
+        return _read(cohort, dtype, device, part, kept)
+    key = form.whole_key(cohort, dtype) if kept is not None else ()
+    if kept is not None and (known := kept.stack(key, form.module, len(cohort.clients), dtype)):
+        return _Found((), {}, dict(enumerate(known[1])), {}, (known[0], {}))
+    found = _read(cohort, dtype, device, part)
+    stack, failed = _stacked(cohort, form, [found])
+    if kept is not None and not failed:
+        kept.keep_stack(key, stack, list(found.beside.values()))
+    return replace(found, updates=(), stacked=(stack, failed))
 
 
-def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Found:
+def _read(
+    cohort: Cohort, dtype: DtypeName, device: str, part: Part, kept: Kept | None = None
+) -> _Found:
     form, module = part.form, part.form.module
     updates: list[Any] = []  # of the form's own kind
     failed: dict[int, Reason] = {}
-    energies: dict[int, float] = {}
-    held, usual = Held(), part.watch.usual()
-    sent = SentReader(module, dtype, device)
+    found: dict[int, Beside] = {}
+    usual, sent = part.watch.usual(), SentReader(module, dtype, device)
     for k in part.clients:
         adapter, update = cohort.clients[k], None
-        try:
-            with part.watch.reading(k, repr(module), usual):
-                update = form.read(adapter, dtype, device)
-        except AdapterError as error:
-            failed[k] = Reason(error.code, str(error))
-        if update is None:
-            update = nothing(adapter, module, dtype, device)
-        elif isinstance(update, LowRankUpdate) and (was := sent.read(adapter)) is not None:
-            if adapter.updates[module].absolute:
-                held.add(k, update, was)
-            update = change(update, was)
-        if isinstance(update, LowRankUpdate) and faint(update):
-            update = nothing(adapter, module, dtype, device)
-        if isinstance(update, LowRankUpdate) and update.rank > form.most:
-            energies[k] = energy(update)
-            up, down = leading(update.up, update.down, form.most, form.settings.seed)
-            update = LowRankUpdate(up, down, update.scale)
-        updates.append(form(update, adapter))
-    return _Found(updates, failed, energies, held, part.watch.added)
+        key = form.sketch_key(adapter, dtype) if kept is not None else None
+        known = None
+        if kept is not None and key is not None:
+            known = kept.sketch(key, cohort.shapes[module], form.size, dtype)
+        if known is None:
+            try:
+                with part.watch.reading(k, repr(module), usual):
+                    update = form.read(adapter, dtype, device)
+            except AdapterError as error:
+                failed[k] = Reason(error.code, str(error))
+            known = _taken(form, adapter, update, sent, dtype, device)
+            if kept is not None and key is not None and update is not None:
+                kept.keep_sketch(key, *known)
+        updates.append(known[0])
+        found[k] = known[1]
+    return _Found(updates, failed, found, part.watch.added)
+
+
+def _taken(
+    form: _Form,
+    adapter: Adapter,
+    update: LowRankUpdate | Sketch | None,
+    sent: SentReader,
+    dtype: DtypeName,
+    device: str,
+) -> tuple[Any, Beside]:
+    """What is compared of a client's update minus what it was sent, of the form's own kind; zero where
+    there is no update."""
+    beside = Beside()
+    if update is None:
+        update = nothing(adapter, form.module, dtype, device)
+    elif isinstance(update, LowRankUpdate) and (was := sent.read(adapter)) is not None:
+        if adapter.updates[form.module].absolute:
+            beside = Beside(shared=inner(update, was), sent=inner(was, was))
+        update = change(update, was)
+    if isinstance(update, LowRankUpdate) and faint(update):
+        update = nothing(adapter, form.module, dtype, device)
+    if isinstance(update, LowRankUpdate) and update.rank > form.most:
+        beside = replace(beside, cut=energy(update))
+        up, down = leading(update.up, update.down, form.most, form.settings.seed)
+        update = LowRankUpdate(up, down, update.scale)
+    return form(update, adapter), beside
 
 
 def _stacked(
@@ -218,9 +249,9 @@ def _stacked(
         f"comparing {form.module!r}",
     )
     failed |= broke
-    cut = {k: size for part in found for k, size in part.energies.items()}
-    for k, size in cut.items() if form.absolute else ():
-        stack.energies[k] = stack.inner[k, k] = size
+    for k, beside in (pair for part in found for pair in part.beside.items()):
+        if beside.cut is not None and form.absolute:
+            stack.energies[k] = stack.inner[k, k] = beside.cut
     finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
     for k in torch.nonzero(~finite).flatten().tolist():
         failed[k] = _not_finite(cohort.clients[k], form.module)
@@ -267,9 +298,25 @@ class _Form:
         spec = adapter.updates[self.module]
         if spec.sketch is not None:
             return as_sketch(formats.read_update(adapter, self.module, "float32"), spec, device)
-        found = summary(read_estimate(adapter, self.module, "float64", "cpu"), self.kind)
+        found = summarised(adapter, self.module, self.kind, self.settings)
         check_energy(found, spec, self.kind, repr(self.module))
         return as_sketch(found, spec, device)
+
+    def sketch_key(self, adapter: Adapter, dtype: DtypeName) -> Key | None:
+        """What a client's sketch depends on; None where none is made of updates."""
+        if self.size is None or self.kind is not None:
+            return None
+        spec = adapter.updates[self.module]
+        sizes = [min(self.size, spec.d_out), min(self.size, spec.d_in)]
+        cut = self.most if _rank(adapter, self.module) > self.most else None
+        read = origin(adapter, lambda a: a.updates.get(self.module))
+        return [self.module, sizes, dtype, self.settings.seed, cut, read]
+
+    def whole_key(self, cohort: Cohort, dtype: DtypeName) -> Key:
+        """What the stack of whole updates of all clients depends on."""
+        numbers = self.settings.detection.as_dict()
+        how = [dtype, self.settings.seed, self.settings.exact, self.absolute, self.most, numbers]
+        return [*how, [origin(a, lambda a: a.updates.get(self.module)) for a in cohort.clients]]
 
     def __call__(self, update: LowRankUpdate | Sketch, adapter: Adapter) -> LowRankUpdate | Sketch:
         """The update, or its sketch."""
@@ -294,6 +341,16 @@ class _Form:
             return stack
         # there is no chance in what a common entry makes alike
         return replace(stack, shape=(stack.shape[0], NO_CHANCE))
+
+
+def summarised(adapter: Adapter, module: str, kind: Sketching, settings: Settings) -> LowRankUpdate:
+    """The summary of a client's update, as a file of sketches has it."""
+
+    def made() -> LowRankUpdate:
+        return summary(read_estimate(adapter, module, "float64", "cpu"), kind)
+
+    kept = Kept.of(settings)
+    return made() if kept is None else kept.summary(adapter, module, kind, made)
 
 
 def _rank(adapter: Adapter, module: str) -> int:

@@ -190,9 +190,7 @@ def _sha256(fd: int, size: int) -> str | None:
     return None if left else digest.hexdigest()
 
 
-def _known_sha256(
-    fd: int, path: Path, state: tuple[int, ...], cache: Cache | None
-) -> str | None:
+def _known_sha256(fd: int, path: Path, state: tuple[int, ...], cache: Cache | None) -> str | None:
     """Of an open file in this state: from the cache, or read and kept there.
 
     Kept is that of a file whose time of change nobody can set, and which has been at rest for REST.
