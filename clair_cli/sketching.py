@@ -70,7 +70,7 @@ def _add_module(
     adapter: Adapter, name: str, kind: Sketching, settings: Settings, into: Stored
 ) -> SketchedModule:
     """One module's sides, put among the tensors."""
-    from clair_cli.detection.reading import summarised
+    from clair_cli.detection.forms import summarised
 
     spec = adapter.updates[name]
     found = summarised(adapter, name, kind, settings)
