@@ -95,7 +95,7 @@ def _inner(cohort: Cohort, settings: Settings, device: str, item: tuple[str, Wat
     name, watch = item
     kept, who = Kept.of(settings, device), cohort.having(name)
     origins = [origin(cohort.clients[k], lambda a: a.full.get(name)) for k in who]
-    key = [math.prod(cohort.full[name]), who, origins]
+    key = [math.prod(cohort.full[name]), len(cohort.clients), who, origins]
     known = None if kept is None else kept.inner(key, len(cohort.clients))
     if known is not None:
         return _Inner(known.numpy(), {}, {})
