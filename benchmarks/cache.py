@@ -1,17 +1,19 @@
 """What `clair detect --cache` saves: a second run, one client more, the rest of an interrupted scan.
 
-python -m benchmarks.cache [--clients 100] [--modules 14] [--repeat 3] [--drop]
+python -m benchmarks.cache [--clients 100] [--modules 14] [--repeat 3] [--drop] [--sizes]
 
 Adapters are those of `benchmarks.speed`: shapes of Llama-3-8B, bf16, rank 16. Runs are made in turn:
 without a cache; with an empty one; again; with one client more; and after one that was killed when half
 of what it keeps was there. Every report must be the one without a cache. Bytes are all that a process
 reads, less those of its start-up. With --drop no file is in the memory of the system when a run begins.
+With --sizes: what sketches of a few sizes cost and miss, beside those of all multiples of 8.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -28,6 +30,9 @@ from typing import Any
 import torch
 
 from benchmarks.speed import make_adapters
+from clair_cli.detection.sketches import ROOM, SIZES, STEP, sketch_size, sketched
+from clair_cli.detection.stacks import stack_module, stack_sketches
+from clair_cli.update import LowRankUpdate
 
 RUN = """
 import resource, sys, time
@@ -159,6 +164,59 @@ def table(turns: Sequence[dict[str, Cost]]) -> str:
     return "\n".join(lines)
 
 
+COUNTS = (100, 104, 105, 226, 227, 387, 388, 809, 810)
+"""Of clients, on both sides of every change."""
+SHAPE = (4096, 4096)
+ALIKE = 60
+"""Clients of which every two are compared exactly, too."""
+
+
+def before(clients: int) -> int:
+    """The size of sketches when it was any multiple of STEP."""
+    return min(max(math.isqrt(ROOM // clients) // STEP * STEP, SIZES[0]), SIZES[-1])
+
+
+def drawn(client: int, rank: int) -> LowRankUpdate:
+    """Half of it is everybody's."""
+    own, common = torch.Generator().manual_seed(client + 1), torch.Generator().manual_seed(0)
+    up, down = (
+        torch.randn(d, rank, generator=own) + torch.randn(d, rank, generator=common) for d in SHAPE
+    )
+    return LowRankUpdate(up, down.T.contiguous(), 1 / SHAPE[0])
+
+
+def missed(size: int, rank: int) -> float:
+    """The root mean square error of an inner product of two clients, of their norms."""
+    updates = [drawn(k, rank) for k in range(ALIKE)]
+    exact = stack_module("m", updates, 10**6).inner
+    found = stack_sketches("m", [sketched(u, size, 0) for u in updates]).inner
+    norms = exact.diagonal().sqrt()
+    off = (found - exact) / norms[:, None] / norms
+    return float(off[~torch.eye(ALIKE, dtype=torch.bool)].square().mean().sqrt())
+
+
+def sizes(rank: int, repeat: int) -> str:
+    """Milliseconds of the processor that a client's share of one module's tables takes, and errors."""
+    lines = [
+        "| clients | size before | now | ms before | ms now | error before | error now |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    errors: dict[int, float] = {}
+    for clients in COUNTS:
+        pair = (before(clients), sketch_size(clients, SHAPE))
+        spent: dict[int, list[float]] = {size: [] for size in pair}
+        pool = {size: [sketched(drawn(k, rank), size, 0) for k in range(8)] for size in spent}
+        for size in list(spent) * repeat:
+            began = time.process_time()
+            stack_sketches("m", [pool[size][k % 8] for k in range(clients)])
+            spent[size].append(1e3 * (time.process_time() - began) / clients)
+        errors |= {size: missed(size, rank) for size in spent if size not in errors}
+        cells = [clients, *pair, *(f"{min(spent[size]):.2f}" for size in pair)]
+        cells += [f"{errors[size]:.1e}" for size in pair]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=100)
@@ -167,7 +225,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--drop", action="store_true")
+    parser.add_argument("--sizes", action="store_true")
     given = parser.parse_args()
+    if given.sizes:
+        torch.set_num_threads(given.threads)
+        print(sizes(given.rank, given.repeat))
+        return
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         root, more = scratch / "adapters", scratch / "client-9999"
