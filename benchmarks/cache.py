@@ -239,10 +239,12 @@ def main() -> None:
         (scratch / "other" / "client-0001").rename(more)
         size = sum(p.stat().st_size for p in root.rglob("*.safetensors"))
         time.sleep(SETTLED)
-        turns = [turn(given, scratch, root, more) for _ in range(given.repeat)]
+        turns: list[dict[str, Cost]] = []
+        for _ in range(given.repeat):
+            turns.append(turn(given, scratch, root, more))
+            print(table(turns), flush=True)
         measured(scratch, "detect", root, "-f", "json", "--cache", scratch / "size")
         cache = sum(p.stat().st_size for p in (scratch / "size").glob("??/*"))
-    print(table(turns))
     print(f"adapters {size / 1e6:.0f} MB, cache {cache / 1e6:.0f} MB, {vars(given)}")
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"python {platform.python_version()}, torch {torch.__version__}")
