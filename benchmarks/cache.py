@@ -243,8 +243,7 @@ def main() -> None:
         for _ in range(given.repeat):
             turns.append(turn(given, scratch, root, more))
             print(table(turns), flush=True)
-        measured(scratch, "detect", root, "-f", "json", "--cache", scratch / "size")
-        cache = sum(p.stat().st_size for p in (scratch / "size").glob("??/*"))
+        cache = sum(p.stat().st_size for p in (scratch / "cache").glob("??/*"))
     print(f"adapters {size / 1e6:.0f} MB, cache {cache / 1e6:.0f} MB, {vars(given)}")
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"python {platform.python_version()}, torch {torch.__version__}")
