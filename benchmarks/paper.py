@@ -108,6 +108,7 @@ KEPT = (
 """What can be made again from a run."""
 ANEW = {
     "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
+    "cache.md": "python -m benchmarks.cache, and with --drop, and with --clients 24",
     "calibration.md": "python -m benchmarks.calibration --cohorts FILE, ten minutes",
     "calibration-differences.md": "by hand, as the page says",
     "cluster.md": "python -m benchmarks.cluster --work DIR, minutes",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from clair_cli import formats, history, uploads
+from clair_cli import cache, formats, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
 from clair_cli.baseline import Earlier, against, read_baseline
@@ -56,6 +56,7 @@ def detect(
     clock, earlier = Clock(command, tell), _earlier(settings)
     _check_history(settings)
     with at_hand(path, settings) as place:
+        _begin_cache(settings, place.folder)
         cohort = opened(place, settings, tell)
         detection = examined(cohort, settings, tell)
         return reported(detection, place.name, settings, clock, earlier)
@@ -81,6 +82,7 @@ def detect_groups(
 def _groups_at(
     place: Place, by: By, settings: Settings, on_progress: Progress, command: str | None
 ) -> Survey:
+    _begin_cache(settings, place.folder)
     found = grouped(_entries(place, settings, on_progress), by, settings.min_shared_modules)
     apart = [Apart(a.client, a.base) for a in found.apart]
     groups = []
@@ -140,6 +142,7 @@ def _refined_at(
 ) -> Report:
     counts, earlier = _check_places(place.folder, out, settings), _earlier(settings)
     _check_history(settings)
+    _begin_cache(settings, place.folder, out)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(place, settings, tell)
     _check_refinable(cohort, settings)
@@ -170,6 +173,7 @@ def fit(
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
     clock = Clock(command, tell)
+    _begin_cache(settings, path)
     entries = _entries(path, settings, tell)
     with replaced.scratch(out) as folder:
         sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
@@ -197,6 +201,7 @@ def check(
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
     clock = Clock(command, Stopwatch(on_progress or silent))
+    _begin_cache(settings, against, upload)
     if not update:
         return _checked(upload, against, settings, clock)[:2]
     if against.is_dir():
@@ -361,6 +366,15 @@ def _check_history(settings: Settings) -> None:
         )
         raise UsageError(f"--history: {text}")
     history.check(settings.history)
+
+
+def _begin_cache(settings: Settings, *places: Path) -> None:
+    """Raises UsageError where the cache lies in what is read or written, or that in the cache."""
+    if settings.cache is None:
+        return
+    linked = publish.linked_folders(places[0]).values() if settings.follow_symlinks else ()
+    sent = () if settings.since is None else (settings.since,)
+    cache.begin(settings, *places, *linked, *sent)
 
 
 def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:

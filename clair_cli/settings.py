@@ -48,6 +48,13 @@ class Settings:
     of the clients. Otherwise by sketches from `max_columns` columns on. Refine them by their whole mean,
     which is otherwise compressed."""
 
+    cache: Path | None = None
+    """A folder that keeps hashes, sketches and tables, so that what was read once is not read again. It
+    may be removed at any moment, and changes no report."""
+    cache_size: int = 10 * 2**30
+    """Bytes that the cache may take: 1 000 adapters of 560 modules at rank 16 have 12 KB of sketches for
+    each module, 7 GB in all. What was used longest ago goes first."""
+
     # --- what to read
     read_as: ReadAs = "lora"
     """lora: PEFT adapters. update: matrices that are the updates. weights: minus `base` they are."""
@@ -232,11 +239,14 @@ RANGES = {
     "max_dim": (1, 2**40),
     "max_elements": (1, 2**60),
     "max_memory": (1, 2**60),
+    "cache_size": (0, 2**60),
 }
 """Settings that are whole numbers, and from where to where."""
 MACHINE = {
     "baseline",
     "history",
+    "cache",
+    "cache_size",
     "device",
     "threads",
     "engine",

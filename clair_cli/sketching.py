@@ -37,10 +37,10 @@ Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
 def sketched(adapter: Adapter, kind: Sketching, settings: Settings) -> tuple[Head, bytes]:
     """The sketch of an adapter, as the bytes of its file. Raises the kinds of AdapterError."""
     with contained("cannot be sketched"), deadline(settings.client_timeout):
-        return _sketched(adapter, kind)
+        return _sketched(adapter, kind, settings)
 
 
-def _sketched(adapter: Adapter, kind: Sketching) -> tuple[Head, bytes]:
+def _sketched(adapter: Adapter, kind: Sketching, settings: Settings) -> tuple[Head, bytes]:
     if adapter.sketch is not None:
         text = f"is a sketch of {adapter.sketch} itself; sketch the adapter that it was made of"
         raise SketchUnusable(f"{adapter.client} {text}")
@@ -54,7 +54,7 @@ def _sketched(adapter: Adapter, kind: Sketching) -> tuple[Head, bytes]:
             )
             raise SketchUnusable(f"{adapter.client}: {name!r} {text}; judge the adapter itself")
         if start is Start.ZERO:
-            modules.append(_add_module(adapter, name, kind, tensors))
+            modules.append(_add_module(adapter, name, kind, settings, tensors))
     lengths = len(adapter.updates) - len(modules)
     left_out = [f"the lengths of the rows of {lengths} modules of DoRA"] * bool(lengths)
     for name in sorted(adapter.full, key=natural_key):
@@ -66,13 +66,14 @@ def _sketched(adapter: Adapter, kind: Sketching) -> tuple[Head, bytes]:
     return head, document(head, tensors)
 
 
-def _add_module(adapter: Adapter, name: str, kind: Sketching, into: Stored) -> SketchedModule:
+def _add_module(
+    adapter: Adapter, name: str, kind: Sketching, settings: Settings, into: Stored
+) -> SketchedModule:
     """One module's sides, put among the tensors."""
-    from clair_cli.detection.reading import read_estimate
-    from clair_cli.detection.summaries import summary
+    from clair_cli.detection.forms import summarised
 
     spec = adapter.updates[name]
-    found = summary(read_estimate(adapter, name, "float64", "cpu"), kind)
+    found = summarised(adapter, name, kind, settings)
     _check_finite(adapter, name, found)
     check_energy(found, spec, kind, f"{adapter.client}: {name[:200]!r}")
     for side, tensor in (("left", found.up), ("right", found.down.T)):

@@ -20,8 +20,8 @@ LAYERS = {
     "what is done with verdicts": "refinement renderers sketching uploads",
     "what is said of adapters": "detection opening inspection selection",
     "how adapters are read, and where": "formats engines evaluation scores",
-    "records, and folders of files": "acceptance baseline cohort history ledger output rarity report "
-    "results trend update",
+    "records, and folders of files": "acceptance baseline cache cohort history ledger output rarity "
+    "report results trend update",
     "foundations": "settings detection.calibration refinement.calibration constants decimals errors "
     "accepted clock here linalg schema strict_json progress reasons records refined rows _version",
 }

@@ -35,6 +35,8 @@ def check(
     modules: o.Modules = "shared",
     device: o.Device = "auto",
     threads: o.Threads = 0,
+    cache: o.Cache = None,
+    cache_size: o.CacheSize = o.CACHE_SIZE,
     update: s.Update = False,
     fail_on: o.FailOn = "contaminated",
     explain: s.ExplainIt = False,

@@ -35,6 +35,8 @@ def detect(
     engine: o.Engine = "local",
     threads: o.Threads = 0,
     exact: o.Exact = False,
+    cache: o.Cache = None,
+    cache_size: o.CacheSize = o.CACHE_SIZE,
     fail_on: o.FailOn = "contaminated",
     baseline: o.Baseline = None,
     history: History = None,

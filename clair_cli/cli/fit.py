@@ -30,6 +30,8 @@ def fit(
     modules: o.Modules = "shared",
     device: o.Device = "auto",
     threads: o.Threads = 0,
+    cache: o.Cache = None,
+    cache_size: o.CacheSize = o.CACHE_SIZE,
     format: o.Format = "text",
     quiet: o.Quiet = False,
     no_progress: o.NoProgress = False,

@@ -72,13 +72,16 @@ def _number_or(
     return parse
 
 
-def _bytes(value: str) -> int:
-    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
-    try:
-        return int(decimal(number) * UNITS.get(unit, 1))
-    except (ValueError, OverflowError):
-        text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
-        raise SettingError(f"max_memory: {text}") from None
+def _bytes(name: str) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "")
+        try:
+            return int(decimal(number) * UNITS.get(unit, 1))
+        except (ValueError, OverflowError):
+            text = f"expected a number of bytes, such as 16G or 500M, got {value!r}"
+            raise SettingError(f"{name}: {text}") from None
+
+    return parse
 
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -95,6 +98,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "rank": _number_or("rank", whole, "keep", "auto", "exact"),
     "global_rank": _number_or("global_rank", whole, "auto", "exact"),
     "path": _strengths,
-    "max_memory": _bytes,
+    "max_memory": _bytes("max_memory"),
+    "cache_size": _bytes("cache_size"),
 }
 """Options that take a word or a number, and so arrive as text."""

@@ -18,6 +18,7 @@ CONFIGURING = "Where options come from"
 MAX_HEADER = Settings().max_header_bytes
 MAX_MEMORY = f"{Settings().max_memory >> 30}G"
 CLIENT_TIMEOUT = Settings().client_timeout
+CACHE_SIZE = f"{Settings().cache_size >> 30}G"
 
 
 def option(panel: str, *names: str, **more: Any) -> Any:
@@ -172,6 +173,24 @@ Exact = Annotated[
         COMPUTING,
         help="Compare many clients by their whole updates, not by sketches, and refine them by their "
         "whole mean.",
+    ),
+]
+
+Cache = Annotated[
+    Path | None,
+    option(
+        COMPUTING,
+        metavar="FOLDER",
+        help="Keep hashes, sketches and tables in FOLDER, and read nothing again that has not changed. "
+        "It may be removed at any moment.",
+    ),
+]
+CacheSize = Annotated[
+    str,
+    option(
+        COMPUTING,
+        metavar="BYTES",
+        help="The most that --cache takes, as 10G or in bytes; what was used longest ago goes first.",
     ),
 ]
 

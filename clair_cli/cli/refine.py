@@ -54,6 +54,8 @@ def refine(
     engine: o.Engine = "local",
     threads: o.Threads = 0,
     exact: o.Exact = False,
+    cache: o.Cache = None,
+    cache_size: o.CacheSize = o.CACHE_SIZE,
     fail_on: o.FailOn = "never",
     baseline: o.Baseline = None,
     history: History = None,

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from clair_cli import formats
 from clair_cli.cohort import Adapter
+from clair_cli.detection.kept import Beside
 from clair_cli.errors import AdapterError, NotFromSent, NoVerdict
 from clair_cli.linalg import shortened
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName
-from clair_cli.update import LowRankUpdate, combined, energy, inner
+from clair_cli.update import LowRankUpdate, combined, energy
 
 ROUNDING = 2.0**-46
 """Energy of a change, of those of what was sent and came back, that storing in float32 alone may make:
@@ -79,19 +80,10 @@ class Held:
     def __init__(self) -> None:
         self.shared, self.sent = dict[int, float](), dict[int, float]()
 
-    def add(self, k: int, update: LowRankUpdate, sent: LowRankUpdate | None) -> None:
-        """One module of client k."""
-        if sent is not None:
-            self._add(k, inner(update, sent), inner(sent, sent))
-
-    def join(self, other: Held) -> None:
-        """What was found elsewhere."""
-        for k, shared in other.shared.items():
-            self._add(k, shared, other.sent[k])
-
-    def _add(self, k: int, shared: float, sent: float) -> None:
-        self.shared[k] = self.shared.get(k, 0.0) + shared
-        self.sent[k] = self.sent.get(k, 0.0) + sent
+    def add(self, k: int, beside: Beside) -> None:
+        """What was found of one module of client k."""
+        self.shared[k] = self.shared.get(k, 0.0) + (beside.shared or 0.0)
+        self.sent[k] = self.sent.get(k, 0.0) + (beside.sent or 0.0)
 
     def share(self, k: int) -> float:
         """<Delta, sent> / ||sent||^2: 1 where all of it is there, 0 where nothing; 1 of nothing."""

@@ -16,6 +16,7 @@ from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.detection.changes import without_sent
 from clair_cli.detection.guard import Watch
+from clair_cli.detection.kept import Kept, origin
 from clair_cli.errors import AdapterError, NonFinite, contained
 from clair_cli.formats.full import spans
 from clair_cli.progress import Progress, silent
@@ -60,7 +61,7 @@ def read_full(
     """
     count, failed = len(cohort.clients), dict[int, Reason]()
     watch = Watch(range(count), settings.client_timeout)
-    job = partial(_inner, cohort, device)
+    job = partial(_inner, cohort, settings, device)
     items = ((name, watch.of(range(count), watch.usual())) for name in cohort.full)
     inner = np.zeros((len(cohort.full), count, count))
     for f, found in enumerate(engines.choose(settings.engine).map(job, items)):
@@ -90,8 +91,21 @@ class _Inner:
     spent: Mapping[int, float]
 
 
-def _inner(cohort: Cohort, device: str, item: tuple[str, Watch]) -> _Inner:
+def _inner(cohort: Cohort, settings: Settings, device: str, item: tuple[str, Watch]) -> _Inner:
     name, watch = item
+    kept, who = Kept.of(settings, device), cohort.having(name)
+    origins = [origin(cohort.clients[k], lambda a: a.full.get(name)) for k in who]
+    key = [math.prod(cohort.full[name]), len(cohort.clients), who, origins]
+    known = None if kept is None else kept.inner(key, len(cohort.clients))
+    if known is not None:
+        return _Inner(known.numpy(), {}, {})
+    found = _computed(cohort, device, name, watch)
+    if kept is not None and not found.failed:
+        kept.keep_inner(key, torch.from_numpy(found.inner))
+    return found
+
+
+def _computed(cohort: Cohort, device: str, name: str, watch: Watch) -> _Inner:
     who = cohort.having(name)
     size = math.prod(cohort.full[name])
     total = torch.zeros((len(who), len(who)), dtype=torch.float64, device=device)

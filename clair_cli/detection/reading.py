@@ -11,31 +11,22 @@ from typing import Any
 import torch
 
 from clair_cli import engines, formats
-from clair_cli.cohort import Adapter, Cohort, Sketching
+from clair_cli.cohort import Adapter, Cohort
 from clair_cli.detection.changes import Held, SentReader, change
-from clair_cli.detection.differences import centred
+from clair_cli.detection.forms import Form, nothing
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import Watch, spared
+from clair_cli.detection.kept import Beside, Kept
 from clair_cli.detection.record import Machine
-from clair_cli.detection.sketches import Sketch, sketch_size, sketched
-from clair_cli.detection.stacks import ModuleStack, stack_module, stack_sketches
-from clair_cli.detection.summaries import as_sketch, summary
+from clair_cli.detection.sketches import Sketch
+from clair_cli.detection.stacks import ModuleStack
 from clair_cli.errors import AdapterError, NonFinite, UsageError, contained
-from clair_cli.formats.sketch import check_energy
-from clair_cli.linalg import leading, shortened
+from clair_cli.linalg import leading
 from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
-from clair_cli.update import LowRankUpdate, combined, energy, faint
+from clair_cli.update import LowRankUpdate, energy, faint, inner
 
-NO_CHANCE = 2**60
-"""Width of a module whose clients' rows cannot be strangers."""
-ANY = 2**62
-"""More columns than there are."""
-WIDE, PROPORTION = 64, 4
-"""Columns that any client may have, and how many times the usual number."""
-COPIES = 8
-"""How many times the distinct clients there may be before copies count as clients of their own."""
 TOGETHER = 64
 """Clients whose sketches of one module are made by one job: more than its bookkeeping costs."""
 NARROW = 1024
@@ -51,8 +42,7 @@ def numerics(cohort: Cohort, settings: Settings) -> Iterator[Machine]:
     check_device(settings)
     widest = max((max(shape) for shape in cohort.shapes.values()), default=0)
     before = torch.get_num_threads()
-    local = settings.engine == "local"
-    use_cuda = local and settings.device != "cpu" and torch.cuda.is_available()
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     if settings.threads or widest < NARROW:
         torch.set_num_threads(settings.threads or 1)
     try:
@@ -62,11 +52,7 @@ def numerics(cohort: Cohort, settings: Settings) -> Iterator[Machine]:
 
 
 def check_device(settings: Settings) -> None:
-    """Raises UsageError where CUDA was asked for and there is none, or jobs run on other machines."""
-    if settings.device == "cuda" and settings.engine != "local":
-        raise UsageError(
-            f"device: cuda is for --engine local; {settings.engine} computes on processors"
-        )
+    """Raises UsageError where CUDA was asked for and there is none."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         text = "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
         raise UsageError(text)
@@ -84,7 +70,7 @@ def read_modules(
     held, watch = Held(), Watch(range(len(cohort.clients)), settings.client_timeout)
     stacks: list[ModuleStack] = []
     failed: dict[int, Reason] = {}
-    forms = [_Form.of(cohort, settings, module) for module in cohort.modules]
+    forms = [Form.of(cohort, settings, module) for module in cohort.modules]
     job = partial(read_part, cohort, settings, machine.device)
     places = [formats.place(adapter) for adapter in cohort.clients]
     parts = _parts(forms, places, watch)
@@ -93,7 +79,8 @@ def read_modules(
         found = [next(results) for _ in _positions(form, places)]
         for part in found:
             watch.add(part.spent)
-            held.join(part.held)
+            for k, beside in part.beside.items():
+                held.add(k, beside)
         stack, broke = found[0].stacked or _stacked(cohort, form, found)
         stacks.append(stack)
         failed |= {k: reason for k, reason in broke.items() if k not in failed}
@@ -135,7 +122,7 @@ def _without_idle(
 class Part:
     """One job: a module, the positions of the clients to read it of, their time, and where they are."""
 
-    form: _Form
+    form: Form
     clients: Sequence[int]
     watch: Watch
     place: str
@@ -144,20 +131,18 @@ class Part:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """What a job has read, which is the same wherever it ran: by client its update or sketch, or where
-    those are all, their stack; and what it adds to what is known of the clients.
-
-    `energies` are those of updates that were cut.
+    those are all, their stack; what was found `beside` them; and what it adds to what is known of
+    the clients.
     """
 
     updates: Mapping[int, Any]
     failed: Mapping[int, Reason]
-    energies: Mapping[int, float]
-    held: Held
+    beside: Mapping[int, Beside]
     spent: Mapping[int, float]
     stacked: tuple[ModuleStack, Mapping[int, Reason]] | None = None
 
 
-def _positions(form: _Form, places: Sequence[str]) -> list[tuple[list[int], str]]:
+def _positions(form: Form, places: Sequence[str]) -> list[tuple[list[int], str]]:
     """Whose updates are read together, and where: of all, where these are stacked as they are."""
     if form.size is None:
         return [([*range(len(places))], "")]
@@ -171,7 +156,7 @@ def _positions(form: _Form, places: Sequence[str]) -> list[tuple[list[int], str]
     return [(who[begin : begin + TOGETHER], place) for begin, who, place in starts]
 
 
-def _parts(forms: Sequence[_Form], places: Sequence[str], watch: Watch) -> Iterator[Part]:
+def _parts(forms: Sequence[Form], places: Sequence[str], watch: Watch) -> Iterator[Part]:
     """The jobs in the order of the modules, each made when it is asked for."""
     for form in forms:
         usual = watch.usual()
@@ -180,49 +165,79 @@ def _parts(forms: Sequence[_Form], places: Sequence[str], watch: Watch) -> Itera
 
 
 def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _Found:
-    """Read one module of some clients, minus what each was sent; who fails counts as zero here. How much
-    of what was sent each has is in `held`.
+    """Read one module of some clients, minus what each was sent; who fails counts as zero here. What is
+    in the cache is not read.
 
     Nothing that it depends on depends on other jobs, but for the time that is left.
     """
-    found = _read(cohort, _dtype(cohort, settings), device, part)
-    if part.form.size is not None:
-        return found
-    return replace(found, updates={}, stacked=_stacked(cohort, part.form, [found]))
+    form, dtype, kept = part.form, _dtype(cohort, settings), Kept.of(settings, device)
+    if form.size is not None:
+        return _read(cohort, dtype, device, part, kept)
+    key = form.whole_key(cohort, dtype) if kept is not None else ()
+    if kept is not None and (known := kept.stack(key, form.module, len(cohort.clients), dtype)):
+        return _Found({}, {}, dict(enumerate(known[1])), {}, (known[0], {}))
+    found = _read(cohort, dtype, device, part)
+    stack, failed = _stacked(cohort, form, [found])
+    if kept is not None and not failed:
+        kept.keep_stack(key, stack, list(found.beside.values()))
+    return replace(found, updates={}, stacked=(stack, failed))
 
 
-def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Found:
+def _read(
+    cohort: Cohort, dtype: DtypeName, device: str, part: Part, kept: Kept | None = None
+) -> _Found:
     form, module = part.form, part.form.module
     updates: dict[int, Any] = {}  # of the form's own kind
     failed: dict[int, Reason] = {}
-    energies: dict[int, float] = {}
-    held, usual = Held(), part.watch.usual()
-    sent = SentReader(module, dtype, device)
+    found: dict[int, Beside] = {}
+    usual, sent = part.watch.usual(), SentReader(module, dtype, device)
     for k in part.clients:
         adapter, update = cohort.clients[k], None
-        try:
-            with part.watch.reading(k, repr(module), usual):
-                update = form.read(adapter, dtype, device)
-        except AdapterError as error:
-            failed[k] = Reason(error.code, str(error))
-        if update is None:
-            update = nothing(adapter, module, dtype, device)
-        elif isinstance(update, LowRankUpdate) and (was := sent.read(adapter)) is not None:
-            if adapter.updates[module].absolute:
-                held.add(k, update, was)
-            update = change(update, was)
-        if isinstance(update, LowRankUpdate) and faint(update):
-            update = nothing(adapter, module, dtype, device)
-        if isinstance(update, LowRankUpdate) and update.rank > form.most:
-            energies[k] = energy(update)
-            up, down = leading(update.up, update.down, form.most, form.settings.seed)
-            update = LowRankUpdate(up, down, update.scale)
-        updates[k] = form(update, adapter)
-    return _Found(updates, failed, energies, held, part.watch.added)
+        key = form.sketch_key(adapter, dtype) if kept is not None else None
+        known = None
+        if kept is not None and key is not None:
+            known = kept.sketch(key, cohort.shapes[module], form.size, dtype)
+        if known is None:
+            try:
+                with part.watch.reading(k, repr(module), usual):
+                    update = form.read(adapter, dtype, device)
+            except AdapterError as error:
+                failed[k] = Reason(error.code, str(error))
+            known = _taken(form, adapter, update, sent, dtype, device)
+            if kept is not None and key is not None and update is not None:
+                kept.keep_sketch(key, *known)
+        updates[k], found[k] = known
+    return _Found(updates, failed, found, part.watch.added)
+
+
+def _taken(
+    form: Form,
+    adapter: Adapter,
+    update: LowRankUpdate | Sketch | None,
+    sent: SentReader,
+    dtype: DtypeName,
+    device: str,
+) -> tuple[Any, Beside]:
+    """What is compared of a client's update minus what it was sent, of the form's own kind; zero where
+    there is no update."""
+    beside = Beside()
+    if update is None:
+        update = nothing(adapter, form.module, dtype, device)
+    elif isinstance(update, LowRankUpdate) and (was := sent.read(adapter)) is not None:
+        if adapter.updates[form.module].absolute:
+            beside = Beside(shared=inner(update, was), sent=inner(was, was))
+        update = change(update, was)
+    if isinstance(update, LowRankUpdate) and faint(update):
+        update = nothing(adapter, form.module, dtype, device)
+    if isinstance(update, LowRankUpdate) and update.rank > form.most:
+        beside = replace(beside, cut=energy(update))
+        up, down = leading(update.up, update.down, form.most, form.settings.seed)
+        update = LowRankUpdate(up, down, update.scale)
+    return form(update, adapter), beside
 
 
 def _stacked(
-    cohort: Cohort, form: _Form, found: Sequence[_Found]
+    cohort: Cohort, form: Form, found: Sequence[_Found]
 ) -> tuple[ModuleStack, dict[int, Reason]]:
     """The stack of all clients, of whom each was read in one of the jobs, and who cannot be used."""
     read = {k: update for part in found for k, update in part.updates.items()}
@@ -234,109 +249,13 @@ def _stacked(
         f"comparing {form.module!r}",
     )
     failed |= broke
-    cut = {k: size for part in found for k, size in part.energies.items()}
-    for k, size in cut.items() if form.absolute else ():
-        stack.energies[k] = stack.inner[k, k] = size
+    for k, beside in (pair for part in found for pair in part.beside.items()):
+        if beside.cut is not None and form.absolute:
+            stack.energies[k] = stack.inner[k, k] = beside.cut
     finite = torch.isfinite(stack.energies) & torch.isfinite(stack.overlap.diagonal())
     for k in torch.nonzero(~finite).flatten().tolist():
         failed[k] = _not_finite(cohort.clients[k], form.module)
     return stack, failed
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What is kept of each client's update of one module, and how these are stacked.
-
-    All clients are padded to the largest rank, so one may have no more than `most`: it must not make
-    the work of all its own. `size` is that of their sketches, None where whole updates are kept. Where
-    some client is a sketch, all are compared by sketches of that `kind`, rounded alike.
-    """
-
-    module: str
-    settings: Settings
-    absolute: bool
-    most: int
-    size: int | None
-    kind: Sketching | None = None
-
-    @classmethod
-    def of(cls, cohort: Cohort, settings: Settings, module: str) -> _Form:
-        """From the headers alone."""
-        if kind := cohort.sketch:
-            return cls(module, settings, True, ANY, kind.size, kind)
-        first = {a.digest: _rank(a, module) for a in cohort.clients}  # a copy counts once
-        ranks, spec = sorted(first.values()), cohort.clients[0].updates[module]
-        most = max(WIDE, PROPORTION * ranks[len(ranks) // 2])
-        absolute = all(adapter.updates[module].absolute for adapter in cohort.clients)
-        # a few copies turn no exact comparison into sketches; very many must not cost their square
-        counted = max(len(ranks), len(cohort.clients) // COPIES)
-        many = counted * min(ranks[-1], most) > settings.detection.max_columns
-        if not many or not absolute or settings.exact:
-            return cls(module, settings, absolute, most, None)
-        size = sketch_size(len(ranks), (spec.d_out, spec.d_in))
-        return cls(module, settings, absolute, most, size)
-
-    def read(self, adapter: Adapter, dtype: DtypeName, device: str) -> LowRankUpdate | Sketch:
-        """The client's update, or its sketch of the `kind`, which may be all there is of it."""
-        if self.kind is None:
-            return read_estimate(adapter, self.module, dtype, device)
-        spec = adapter.updates[self.module]
-        if spec.sketch is not None:
-            return as_sketch(formats.read_update(adapter, self.module, "float32"), spec, device)
-        found = summary(read_estimate(adapter, self.module, "float64", "cpu"), self.kind)
-        check_energy(found, spec, self.kind, repr(self.module))
-        return as_sketch(found, spec, device)
-
-    def __call__(self, update: LowRankUpdate | Sketch, adapter: Adapter) -> LowRankUpdate | Sketch:
-        """The update, or its sketch."""
-        if isinstance(update, Sketch):
-            return update
-        if self.kind is not None:
-            spec = adapter.updates[self.module]
-            return as_sketch(summary(update, self.kind), spec, update.up.device.type)
-        return update if self.size is None else sketched(update, self.size, self.settings.seed)
-
-    def stacked(self, updates: Sequence[Any], kept: Sequence[int]) -> ModuleStack:
-        """The stack of the updates at the positions `kept`, and of zeros at the others."""
-        inside, numbers = set(kept), self.settings.detection
-        used = [u if k in inside else u.zeroed() for k, u in enumerate(updates)]
-        if self.size is not None:
-            return stack_sketches(self.module, used)
-        if not self.absolute:
-            used = centred(used, self.settings.seed, numbers)
-        most = ANY if self.settings.exact or self.absolute else numbers.max_columns
-        stack = stack_module(self.module, used, most, self.settings.seed)
-        if self.absolute:
-            return stack
-        # there is no chance in what a common entry makes alike
-        return replace(stack, shape=(stack.shape[0], NO_CHANCE))
-
-
-def _rank(adapter: Adapter, module: str) -> int:
-    """The largest that the client's update can have, as its header says."""
-    spec = adapter.updates[module]
-    parts = len(adapter.replicates) if adapter.only_replicates else 1
-    sent = adapter.since.updates.get(module) if adapter.since is not None else None
-    return min(spec.rank * parts + (sent.rank if sent else 0), spec.d_out, spec.d_in)
-
-
-def read_estimate(adapter: Adapter, module: str, dtype: DtypeName, device: str) -> LowRankUpdate:
-    """The client's update, with what it was sent: its adapter, or the mean of its replicates where it
-    has nothing else."""
-    if not adapter.only_replicates:
-        return formats.read_update(adapter, module, dtype, device)
-    found = [formats.read_update(r, module, dtype, device) for r in adapter.replicates]
-    mean = combined(found, [1 / len(found)] * len(found))
-    return LowRankUpdate(*shortened(mean.up, mean.down), mean.scale)
-
-
-def nothing(adapter: Adapter, module: str, dtype: str, device: str) -> LowRankUpdate:
-    """The update zero of the module's shape."""
-    spec, kind = adapter.updates[module], getattr(torch, dtype)
-    return LowRankUpdate(
-        torch.zeros(spec.d_out, 1, dtype=kind, device=device),
-        torch.zeros(1, spec.d_in, dtype=kind, device=device),
-    )
 
 
 def _dtype(cohort: Cohort, settings: Settings) -> DtypeName:

@@ -21,8 +21,11 @@ from clair_cli.update import LowRankUpdate
 ROOM = 2**22
 """Entries of the products that all clients of a module are compared by: K p q. For K clients the tables
 then cost K^2 p q = K ROOM multiplications, linear in the clients."""
-LEAST, MOST = 64, 256
-"""Coordinates per side, whatever ROOM says."""
+SIZES = (64, 96, 128, 192, 256)
+"""Coordinates per side, whatever ROOM says. Few, so that one client more seldom makes other sketches of
+all: what a cache keeps of the others is then of no use."""
+STEP = 8
+"""ROOM counts in these: the size is the least of SIZES that is not below a multiple that fits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +54,12 @@ class Sketch:
 
 
 def sketch_size(clients: int, shape: tuple[int, int]) -> int:
-    """Coordinates per side for so many clients, a multiple of 8; those of the whole space where all
-    their products (d_out, d_in) find room."""
+    """Coordinates per side for so many clients, one of SIZES; those of the whole space where all their
+    products (d_out, d_in) find room. It changes at 105, 227, 388 and 810 clients."""
     if clients * shape[0] * shape[1] <= ROOM:
         return max(shape)
-    return min(max(math.isqrt(ROOM // max(clients, 1)) // 8 * 8, LEAST), MOST)
+    fits = math.isqrt(ROOM // max(clients, 1)) // STEP * STEP
+    return next((size for size in SIZES if size >= fits), SIZES[-1])
 
 
 def sketched(update: LowRankUpdate, size: int, seed: int) -> Sketch:

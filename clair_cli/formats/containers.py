@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clair_cli.cache import cache_of
 from clair_cli.cohort import Adapter, FullSpec, InputFile, TensorSpec, UpdateSpec
 from clair_cli.errors import ConfigInvalid, LimitExceeded, Malformed, NonFinite, ShapeMismatch
 from clair_cli.formats import npz, safetensors_file
@@ -109,7 +110,7 @@ def open_file(
 ) -> tuple[InputFile, dict[str, TensorSpec], dict[str, str]]:
     """The hashed file, its tensors and its metadata. Raises the kinds of AdapterError."""
     look = partial(container(name).read_contents, where=name, settings=settings)
-    file, (tensors, metadata) = hash_file(path, name, look)
+    file, (tensors, metadata) = hash_file(path, name, look, cache_of(settings))
     return file, tensors, metadata
 
 
@@ -200,7 +201,7 @@ def read_contents(layout: Layout, settings: Settings) -> Contents:
             raise LimitExceeded(f"{name}: {text}, the limit is {settings.max_tensors}")
     config = None
     if layout.config is not None:
-        files[CONFIG], config = hash_file(layout.config, CONFIG, _read_config)
+        files[CONFIG], config = hash_file(layout.config, CONFIG, _read_config)  # it is read anyway
     return Contents(layout, files, tensors, metadata, config)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from clair_cli.cache import Cache
 from clair_cli.cohort import InputFile
 from clair_cli.errors import ChangedWhileRead, Unreadable, UnsafePath
 from clair_cli.formats.deadline import check_time
@@ -35,6 +37,9 @@ BY_DESCRIPTOR = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
 CHUNK = 2**20
 TICK = 20_000_000
 """Nanoseconds within which two changes of a file may bear the same time."""
+REST = 2_000_000_000
+"""Nanoseconds within which two changes of a file bear the same time on the coarsest of file systems."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 TRIES = 3
 """How often a file is hashed whose inode changes, but not its contents, before it is given up."""
 PIECE = 2**22
@@ -145,9 +150,12 @@ def identity(fd: int) -> tuple[int, ...]:
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
-def hash_file(path: Path, name: str, look: Callable[[int, int], T]) -> tuple[InputFile, T]:
+def hash_file(
+    path: Path, name: str, look: Callable[[int, int], T], cache: Cache | None = None
+) -> tuple[InputFile, T]:
     """The file with its sha256, and what `look(descriptor, size)` found before it was hashed.
 
+    A file whose hash is in the `cache`, and whose identity has not changed since, is not hashed again.
     `path` has no links in it, as `follow` gives it. Looking comes first, so that garbage is refused
     before its gigabytes are read. Raises ChangedWhileRead when the file changed in between, and all
     that `opened` and `look` raise.
@@ -157,7 +165,7 @@ def hash_file(path: Path, name: str, look: Callable[[int, int], T]) -> tuple[Inp
         for _ in range(TRIES):
             before = _at_rest(fd)
             found = look(fd, before[2])
-            digest = _sha256(fd, before[2])
+            digest = _known_sha256(fd, path, before, cache)
             after = identity(fd)
             if digest is not None and after == before:
                 where = machine(), origin_of(path)
@@ -186,6 +194,24 @@ def _sha256(fd: int, size: int) -> str | None:
         left -= len(chunk)
         check_time()
     return None if left else digest.hexdigest()
+
+
+def _known_sha256(fd: int, path: Path, state: tuple[int, ...], cache: Cache | None) -> str | None:
+    """Of an open file in this state: from the cache, or read and kept there.
+
+    Kept is that of a file whose time of change nobody can set, and which has been at rest for REST.
+    """
+    at_rest = os.name == "posix" and time.time_ns() - state[-1] >= REST
+    if cache is None or not at_rest:
+        return _sha256(fd, state[2])
+    key = ["sha256", str(path), *state]
+    kept = bytes(cache.get(key) or b"").decode(errors="replace")
+    if SHA256.fullmatch(kept):
+        return kept
+    digest = _sha256(fd, state[2])
+    if digest is not None and identity(fd) == state:
+        cache.put(key, digest.encode())
+    return digest
 
 
 def _same_but_for_inode(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

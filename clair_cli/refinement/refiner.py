@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from clair_cli.cohort import Adapter
 from clair_cli.detection.changes import SentReader
-from clair_cli.detection.reading import nothing, read_estimate
+from clair_cli.detection.forms import nothing, read_estimate
 from clair_cli.refinement.blame import LeftOut, noted, of_any, of_client
 from clair_cli.refinement.module import ModuleRefiner
 from clair_cli.refinement.plan import Group, Plan

@@ -10,6 +10,7 @@ import torch
 from clair_cli import formats
 from clair_cli.cohort import Adapter, Entries, align
 from clair_cli.detection.changes import Held, change
+from clair_cli.detection.kept import Beside
 from clair_cli.detection.reading import numerics, read_modules
 from clair_cli.opening import open_entries
 from clair_cli.settings import Settings
@@ -55,8 +56,10 @@ def test_how_much_of_what_was_sent_is_there() -> None:
     sent = update(2, 1.0, 1)
     held = Held()
     for k, share in enumerate((1.0, 0.5, 0.0)):
-        held.add(k, LowRankUpdate(sent.up, sent.down, share), sent)
-    held.add(3, sent, None)
+        back = LowRankUpdate(sent.up, sent.down, share)
+        for part in (0.25, 0.75):  # two modules
+            held.add(k, Beside(shared=part * inner(back, sent), sent=part * inner(sent, sent)))
+    held.add(3, Beside())
     assert [held.share(k) for k in range(4)] == pytest.approx([1.0, 0.5, 0.0, 1.0])
     said = held.strangers(range(4), 0.25)
     assert {*said} == {2}

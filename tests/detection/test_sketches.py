@@ -9,7 +9,7 @@ import torch
 from clair_cli.detection import agreement
 from clair_cli.detection.calibration import DETECTION
 from clair_cli.detection.kernels import Kernels
-from clair_cli.detection.sketches import LEAST, MOST, ROOM, sketch_size, sketched
+from clair_cli.detection.sketches import ROOM, SIZES, STEP, sketch_size, sketched
 from clair_cli.detection.stacks import ModuleStack, stack_module, tables
 from clair_cli.detection.tables import Tables
 from clair_cli.update import LowRankUpdate
@@ -85,7 +85,14 @@ def test_inner_products_are_off_by_as_much_as_is_said() -> None:
 @pytest.mark.parametrize("clients", [1, 20, 100, 300, 1000, 10_000, 10**6])
 def test_the_work_of_all_pairs_grows_with_the_clients_alone(clients: int) -> None:
     size = sketch_size(clients, (4096, 4096))
-    assert LEAST <= size <= MOST
-    assert size % 8 == 0
-    assert size in (LEAST, MOST) or clients * size**2 == pytest.approx(ROOM, rel=0.15)
-    assert sketch_size(clients, (2, 3)) == (3 if clients * 6 <= ROOM else LEAST)
+    assert size in SIZES
+    assert size == SIZES[0] or clients * size**2 <= 2 * ROOM
+    assert size == SIZES[-1] or clients * (size + STEP) ** 2 > ROOM
+    assert sketch_size(clients, (2, 3)) == (3 if clients * 6 <= ROOM else SIZES[0])
+
+
+def test_one_client_more_changes_the_size_at_four_numbers_of_clients() -> None:
+    sizes = [sketch_size(clients, (4096, 4096)) for clients in range(1, 10_000)]
+    changes = [k + 2 for k in range(len(sizes) - 1) if sizes[k] != sizes[k + 1]]
+    assert changes == [105, 227, 388, 810]
+    assert sizes[103:105] == [256, 192]

@@ -10,7 +10,7 @@ import pytest
 
 from clair_cli import Settings, detect, open_adapter, read_update, refine
 from clair_cli.cohort import Adapter
-from clair_cli.detection.reading import read_estimate
+from clair_cli.detection.forms import read_estimate
 from clair_cli.formats import find_replicates, with_replicates
 from clair_cli.refinement.calibration import REFINEMENT
 from clair_cli.refinement.replicates import Noise, errors, noise_of, replicated
