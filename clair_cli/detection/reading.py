@@ -42,7 +42,8 @@ def numerics(cohort: Cohort, settings: Settings) -> Iterator[Machine]:
     check_device(settings)
     widest = max((max(shape) for shape in cohort.shapes.values()), default=0)
     before = torch.get_num_threads()
-    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    local = settings.engine == "local"
+    use_cuda = local and settings.device != "cpu" and torch.cuda.is_available()
     if settings.threads or widest < NARROW:
         torch.set_num_threads(settings.threads or 1)
     try:
@@ -52,7 +53,11 @@ def numerics(cohort: Cohort, settings: Settings) -> Iterator[Machine]:
 
 
 def check_device(settings: Settings) -> None:
-    """Raises UsageError where CUDA was asked for and there is none."""
+    """Raises UsageError where CUDA was asked for and there is none, or jobs run on other machines."""
+    if settings.device == "cuda" and settings.engine != "local":
+        raise UsageError(
+            f"device: cuda is for --engine local; {settings.engine} computes on processors"
+        )
     if settings.device == "cuda" and not torch.cuda.is_available():
         text = "device: cuda was asked for, but torch sees no CUDA device; use cpu or auto"
         raise UsageError(text)
