@@ -118,9 +118,7 @@ def mergekit(place: Place) -> list[str]:
         for path in sorted(place.root.glob(f"*/{WEIGHTS}"))
     ]
     config = place.out / "merge.yaml"  # JSON is YAML
-    config.write_text(
-        json.dumps({"merge_method": "linear", "dtype": "float32", "models": models})
-    )
+    config.write_text(json.dumps({"merge_method": "linear", "dtype": "float32", "models": models}))
     call = "from mergekit.scripts.merge_raw_pytorch import main; main()"
     return ["-c", call, str(config), str(place.out / "merged")]
 
