@@ -4,9 +4,9 @@ python -m benchmarks.beside --shapes 8b --modules 8 --clients 20 [--venvs DIR] [
 
 Adapters are planted as in benchmarks.speed, the last 15 % of the clients contaminated. Every peer is a
 process of its own, from files to answer, in turn with `clair detect` and `clair refine`. A peer that
-has not ended after --seconds, or takes more than --memory GB, is ended and said to be. DIR/<library>/bin/python runs a peer
-where it is there, so that libraries whose pins conflict need not lie together; else this Python does,
-and a peer that is not installed is left out.
+has not ended after --seconds, or takes more than --memory GB, is ended and said to be. Libraries whose
+pins conflict need not lie together: DIR/<library>/bin/python runs a peer where it is there, else this
+Python does. A peer that is not installed is left out.
 """
 
 from __future__ import annotations

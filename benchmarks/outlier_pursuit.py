@@ -26,7 +26,9 @@ def outlier_pursuit(
     size = float(matrix.norm())
     penalty = 1.25 / float(torch.linalg.eigvalsh((matrix.T @ matrix).double())[-1]) ** 0.5
     outliers, multiplier = torch.zeros_like(matrix), torch.zeros_like(matrix)
-    for step in range(1, most + 1):
+    step = 0
+    while step < most:
+        step += 1
         low = _shrunk_values(matrix - outliers + multiplier / penalty, 1 / penalty)
         outliers = matrix - low + multiplier / penalty
         lengths = outliers.norm(dim=0)
