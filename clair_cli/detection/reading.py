@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort, Sketching
 from clair_cli.detection.changes import Held, SentReader, change
 from clair_cli.detection.differences import centred
+from clair_cli.detection.fetching import fetched_ahead, largest
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import Watch, spared
 from clair_cli.detection.record import Machine
@@ -27,6 +28,9 @@ from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
 from clair_cli.update import LowRankUpdate, combined, energy, faint
+
+_Take = Callable[[int], LowRankUpdate | Sketch]
+"""What is stored of the client at a position. Raises AdapterError."""
 
 NO_CHANCE = 2**60
 """Width of a module whose clients' rows cannot be strangers."""
@@ -87,17 +91,17 @@ def read_modules(
     forms = [_Form.of(cohort, settings, module) for module in cohort.modules]
     job = partial(read_part, cohort, settings, machine.device)
     places = [formats.place(adapter) for adapter in cohort.clients]
-    parts = _parts(forms, places, watch)
-    results = engines.choose(settings.engine).map(job, parts, lambda part: part.place)
-    for form in forms:
-        found = [next(results) for _ in _positions(form, places)]
-        for part in found:
-            watch.add(part.spent)
-            held.join(part.held)
-        stack, broke = found[0].stacked or _stacked(cohort, form, found)
-        stacks.append(stack)
-        failed |= {k: reason for k, reason in broke.items() if k not in failed}
-        on_progress("reading modules", len(stacks), len(cohort.modules))
+    with _ahead(cohort, settings, machine.device, _parts(forms, places, watch)) as jobs:
+        results = engines.choose(settings.engine).map(job, jobs, lambda one: one[0].place)
+        for form in forms:
+            found = [next(results) for _ in _positions(form, places)]
+            for part in found:
+                watch.add(part.spent)
+                held.join(part.held)
+            stack, broke = found[0].stacked or _stacked(cohort, form, found)
+            stacks.append(stack)
+            failed |= {k: reason for k, reason in broke.items() if k not in failed}
+            on_progress("reading modules", len(stacks), len(cohort.modules))
     usable = [k for k in range(len(cohort.clients)) if k not in failed]
     failed |= held.strangers(usable, settings.detection.sent_kept)
     if failed:
@@ -179,30 +183,57 @@ def _parts(forms: Sequence[_Form], places: Sequence[str], watch: Watch) -> Itera
             yield Part(form, clients, watch.of(clients, usual), place)
 
 
-def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _Found:
+def _ahead(
+    cohort: Cohort, settings: Settings, device: str, parts: Iterator[Part]
+) -> AbstractContextManager[Iterator[tuple[Part, _Take | None]]]:
+    """The parts; where this process computes them on a device, with what is read ahead of them."""
+    dtype = _dtype(cohort, settings)
+    room = largest(cohort.clients, cohort.modules, dtype)
+
+    def clients(part: Part) -> Sequence[int]:
+        return part.clients
+
+    read = partial(_reader, cohort, dtype, device)
+    return fetched_ahead(parts, clients, read, (settings.engine, device), room)
+
+
+def read_part(
+    cohort: Cohort, settings: Settings, device: str, job: tuple[Part, _Take | None]
+) -> _Found:
     """Read one module of some clients, minus what each was sent; who fails counts as zero here. How much
-    of what was sent each has is in `held`.
+    of what was sent each has is in `held`. With the part comes what was read ahead, if anything.
 
     Nothing that it depends on depends on other jobs, but for the time that is left.
     """
-    found = _read(cohort, _dtype(cohort, settings), device, part)
+    (part, take), dtype = job, _dtype(cohort, settings)
+    found = _read(cohort, dtype, device, part, take or _reader(cohort, dtype, device, part))
     if part.form.size is not None:
         return found
     return replace(found, updates={}, stacked=_stacked(cohort, part.form, [found]))
 
 
-def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Found:
+def _reader(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Take:
+    """Reads clients of the part, under its watch."""
+    usual, what = part.watch.usual(), repr(part.form.module)
+
+    def read(k: int) -> LowRankUpdate | Sketch:
+        with part.watch.reading(k, what, usual):
+            return part.form.read(cohort.clients[k], dtype, device)
+
+    return read
+
+
+def _read(cohort: Cohort, dtype: DtypeName, device: str, part: Part, take: _Take) -> _Found:
     form, module = part.form, part.form.module
     updates: dict[int, Any] = {}  # of the form's own kind
     failed: dict[int, Reason] = {}
     energies: dict[int, float] = {}
-    held, usual = Held(), part.watch.usual()
+    held = Held()
     sent = SentReader(module, dtype, device)
     for k in part.clients:
         adapter, update = cohort.clients[k], None
         try:
-            with part.watch.reading(k, repr(module), usual):
-                update = form.read(adapter, dtype, device)
+            update = take(k)
         except AdapterError as error:
             failed[k] = Reason(error.code, str(error))
         if update is None:
