@@ -7,18 +7,21 @@ the same watch, so that who fails, and why, does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
+from clair_cli.cohort import Adapter
 from clair_cli.detection.guard import Watch
-from clair_cli.detection.lanes import Lane, Ticket
+from clair_cli.detection.lanes import LANES, Lane, Ticket
 from clair_cli.errors import AdapterError
 from clair_cli.formats.ahead import Ahead
+from clair_cli.settings import DtypeName, EngineName
 
 ROOM = 2**27
 """Bytes of updates that wait on the device for their turn, beside those of the module at hand, or fewer
@@ -34,7 +37,14 @@ class Fetched(Generic[Update]):
 
     client: int
     update: Update | None
-    error: AdapterError | None = None
+    error: Exception | None = None
+
+    def get(self) -> Update:
+        """The update. Raises what was raised instead."""
+        if self.error is not None:
+            raise self.error
+        assert self.update is not None
+        return self.update
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,14 +74,17 @@ def fetched(
 def fetched_ahead(
     parts: Iterable[Part],
     fetch: Callable[[Part], Iterable[Fetched[Update]]],
-    make: Callable[[], Lane] | None,
+    where: tuple[EngineName, str],
     room: int,
 ) -> Iterator[Iterator[tuple[Part, Iterator[Fetched[Update]] | None]]]:
     """Every part, for the block of a `with`, with what `fetch` gives of it, up to `room` bytes ahead and
-    no more than ROOM, on the lane that `make` makes. Where there is none, nothing is read ahead.
+    no more than ROOM. Nothing is read ahead but where the engine, the first of `where`, computes in this
+    process, on a device that has lanes.
 
-    A part must be used up before the next is taken.
+    A part must be used up before the next is taken, and `fetch` give something of each.
     """
+    engine, device = where
+    make = LANES.get(device) if engine == "local" else None
     if make is None:
         yield ((part, None) for part in parts)
         return
@@ -79,6 +92,14 @@ def fetched_ahead(
     with Ahead(_sent(parts, fetch, lane), _bytes, min(room, ROOM)) as items:
         of_parts = groupby(items, lambda item: item.part)
         yield ((part, _received(of_part, lane)) for part, of_part in of_parts)
+
+
+def largest(adapters: Sequence[Adapter], modules: Iterable[str], dtype: DtypeName) -> int:
+    """Bytes that the factors of all clients take of the module of which they take most."""
+    specs = ([a.updates[module] for a in adapters] for module in modules)
+    numbers = (sum(s.rank * (s.d_out + s.d_in) for s in of_module) for of_module in specs)
+    width: int = getattr(torch, dtype).itemsize
+    return width * max(numbers, default=0)
 
 
 def _sent(
