@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_report_is_the_same_and_every_update_is_waited_for(
     assert len(tickets[0]) == 8 * 14
     assert tickets[0] == tickets[1]
     kinds = [what for what, _ in one.events]
-    assert ("sent", "sent") in zip(kinds, kinds[1:], strict=False)  # ahead it was
+    assert ("sent", "sent") in pairwise(kinds)  # ahead it was
 
 
 def test_what_is_used_before_it_has_arrived_shows(monkeypatch: pytest.MonkeyPatch) -> None:
