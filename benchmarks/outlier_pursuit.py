@@ -19,10 +19,11 @@ def outlier_pursuit(
 ) -> tuple[Tensor, Tensor, int]:
     """L and S, (d, K) each, of `matrix` (d, K) with one client per column, and the steps taken.
 
-    `share` of the columns are outliers: the paper's weight is 3 / (7 sqrt(share K)). Ends where what
-    is left of M - L - S is `tolerance` of M, or after `most` steps.
+    `share` of the columns are outliers, f of them. The weight is 1 / sqrt(f + 1): f equal columns stay
+    in S, one more would not. The paper's 3/7 / sqrt(f) is for many columns, and puts nearly all of a
+    few into S. Ends where what is left of M - L - S is `tolerance` of M, or after `most` steps.
     """
-    weight = 3 / (7 * (share * matrix.shape[1]) ** 0.5)
+    weight = (share * matrix.shape[1] + 1) ** -0.5
     size = float(matrix.norm())
     penalty = 1.25 / float(torch.linalg.eigvalsh((matrix.T @ matrix).double())[-1]) ** 0.5
     outliers, multiplier = torch.zeros_like(matrix), torch.zeros_like(matrix)
