@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import groupby
 from typing import Generic, TypeVar
 
@@ -17,9 +18,7 @@ import torch
 from torch import Tensor
 
 from clair_cli.cohort import Adapter
-from clair_cli.detection.guard import Watch
 from clair_cli.detection.lanes import LANES, Lane, Ticket
-from clair_cli.errors import AdapterError
 from clair_cli.formats.ahead import Ahead
 from clair_cli.settings import DtypeName, EngineName
 
@@ -28,60 +27,36 @@ ROOM = 2**27
 where the largest module of all clients is smaller. More are of no use: they do not come any faster."""
 
 Part = TypeVar("Part")
+Key = TypeVar("Key")
 Update = TypeVar("Update")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fetched(Generic[Update]):
-    """The update of the client at a position, or what was raised instead."""
-
-    client: int
-    update: Update | None
-    error: Exception | None = None
-
-    def get(self) -> Update:
-        """The update. Raises what was raised instead."""
-        if self.error is not None:
-            raise self.error
-        assert self.update is not None
-        return self.update
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sent(Generic[Part, Update]):
-    """What was read ahead, of which part, and what says when it is on the device."""
+class _Sent(Generic[Part, Key, Update]):
+    """What was read ahead, of which part and client, or what was raised instead; and what says when it
+    is on the device."""
 
     part: Part
-    fetched: Fetched[Update]
+    client: Key
+    update: Update | None
+    error: Exception | None
     ticket: Ticket
-
-
-def fetched(
-    clients: Iterable[int], watch: Watch, what: str, read: Callable[[int], Update]
-) -> Iterator[Fetched[Update]]:
-    """What `read` gives of the client at each position, or the kind of AdapterError that it raises."""
-    usual = watch.usual()
-    for k in clients:
-        try:
-            with watch.reading(k, what, usual):
-                found = Fetched(k, read(k))
-        except AdapterError as error:
-            found = Fetched(k, None, error)
-        yield found
 
 
 @contextmanager
 def fetched_ahead(
     parts: Iterable[Part],
-    fetch: Callable[[Part], Iterable[Fetched[Update]]],
+    clients: Callable[[Part], Iterable[Key]],
+    reader: Callable[[Part], Callable[[Key], Update]],
     where: tuple[EngineName, str],
     room: int,
-) -> Iterator[Iterator[tuple[Part, Iterator[Fetched[Update]] | None]]]:
-    """Every part, for the block of a `with`, with what `fetch` gives of it, up to `room` bytes ahead and
-    no more than ROOM. Nothing is read ahead but where the engine, the first of `where`, computes in this
-    process, on a device that has lanes.
+) -> Iterator[Iterator[tuple[Part, Callable[[Key], Update] | None]]]:
+    """Every part, for the block of a `with`, with what gives each of its `clients`' updates, in their
+    order: what `reader(part)` gives or raises, up to `room` bytes ahead and no more than ROOM.
 
-    A part must be used up before the next is taken, and `fetch` give something of each.
+    Nothing is read ahead, and None given, but where the engine, the first of `where`, computes in this
+    process, on a device that has lanes. A part must be done with before the next is taken; clients that
+    are not asked for are skipped.
     """
     engine, device = where
     make = LANES.get(device) if engine == "local" else None
@@ -89,9 +64,9 @@ def fetched_ahead(
         yield ((part, None) for part in parts)
         return
     lane = make()
-    with Ahead(_sent(parts, fetch, lane), _bytes, min(room, ROOM)) as items:
+    with Ahead(_sent(parts, clients, reader, lane), _bytes, min(room, ROOM)) as items:
         of_parts = groupby(items, lambda item: item.part)
-        yield ((part, _received(of_part, lane)) for part, of_part in of_parts)
+        yield ((part, partial(_received, of_part, lane)) for part, of_part in of_parts)
 
 
 def largest(adapters: Sequence[Adapter], modules: Iterable[str], dtype: DtypeName) -> int:
@@ -103,29 +78,39 @@ def largest(adapters: Sequence[Adapter], modules: Iterable[str], dtype: DtypeNam
 
 
 def _sent(
-    parts: Iterable[Part], fetch: Callable[[Part], Iterable[Fetched[Update]]], lane: Lane
-) -> Generator[_Sent[Part, Update], None, None]:
+    parts: Iterable[Part],
+    clients: Callable[[Part], Iterable[Key]],
+    reader: Callable[[Part], Callable[[Key], Update]],
+    lane: Lane,
+) -> Generator[_Sent[Part, Key, Update], None, None]:
     """Runs in the thread that reads ahead."""
     with lane.within():
         for part in parts:
-            for one in fetch(part):
-                yield _Sent(part, one, lane.sent(_tensors(one)))
+            read = reader(part)
+            for client in clients(part):
+                try:
+                    update = read(client)
+                except Exception as error:
+                    yield _Sent(part, client, None, error, None)
+                else:
+                    yield _Sent(part, client, update, None, lane.sent(_tensors(update)))
 
 
-def _received(items: Iterator[_Sent[Part, Update]], lane: Lane) -> Iterator[Fetched[Update]]:
+def _received(items: Iterator[_Sent[Part, Key, Update]], lane: Lane, client: Key) -> Update:
     """Runs in the thread that computes."""
-    for item in items:
-        lane.received(item.ticket, _tensors(item.fetched))
-        yield item.fetched
+    item = next(item for item in items if item.client == client)
+    if item.error is not None:
+        raise item.error
+    assert item.update is not None
+    lane.received(item.ticket, _tensors(item.update))
+    return item.update
 
 
-def _tensors(fetched: Fetched[Update]) -> list[Tensor]:
-    """All that the update, a record, holds."""
-    if fetched.update is None:
-        return []
-    held = (getattr(fetched.update, f.name) for f in fields(fetched.update))  # type: ignore[arg-type]
+def _tensors(update: object) -> list[Tensor]:
+    """All that an update, a record, holds."""
+    held = (getattr(update, f.name) for f in fields(update))  # type: ignore[arg-type]
     return [x for x in held if isinstance(x, Tensor)]
 
 
-def _bytes(item: _Sent[Part, Update]) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(item.fetched))
+def _bytes(item: _Sent[Part, Key, Update]) -> int:
+    return 0 if item.update is None else sum(tensor.nbytes for tensor in _tensors(item.update))

@@ -19,7 +19,7 @@ from clair_cli.refinement.blame import LeftOut, noted
 from clair_cli.refinement.module import ModuleRefiner, RefinedModule
 from clair_cli.refinement.plan import Plan
 from clair_cli.refinement.ranks import with_ranks
-from clair_cli.refinement.refiner import Item, Stored, on_module, stored_ahead
+from clair_cli.refinement.refiner import Item, Take, on_module, stored_ahead
 from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
 from clair_cli.refinement.whole import in_rows
@@ -64,18 +64,18 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Wr
 
 
 def refine_job(
-    plan: Plan, job: tuple[Item, Stored | None]
+    plan: Plan, job: tuple[Item, Take | None]
 ) -> tuple[str, Results, dict[str, Exception]]:
     """One module of all clients, refined once for every strength of the plan, and with whom that fails.
 
-    The updates come with the item where they are read ahead.
+    With the item comes what was read ahead, if anything.
     """
-    (module, gone), stored = job
+    (module, gone), take = job
     results, failed = [], dict[str, Exception]()
     for which in range(len(plan.groups)):
         with noted(failed):
             compute = partial(_refined, plan, module, which)
-            results.append(on_module(plan, which, module, compute, gone, stored))
+            results.append(on_module(plan, which, module, compute, gone, take))
     return module, results, failed
 
 

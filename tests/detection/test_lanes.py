@@ -18,9 +18,11 @@ from torch import Tensor
 
 from clair_cli import Report, Settings, detect, refine
 from clair_cli.detection import lanes, reading
+from clair_cli.detection.fetching import fetched_ahead
 from clair_cli.errors import ChangedWhileRead
 from clair_cli.linalg import moved
 from clair_cli.refinement import refiner
+from clair_cli.update import LowRankUpdate
 from tests.helpers.cohorts import save_cohort
 from tests.helpers.commands import SAMPLES, fingerprint
 
@@ -201,6 +203,38 @@ def test_an_interruption_ends_the_thread(folder: Path, monkeypatch: pytest.Monke
     with lane(monkeypatch), pytest.raises(KeyboardInterrupt):
         detect(folder, CPU, on_progress=lambda what, *_: what[:7] == "reading" and interrupted())
     assert fingerprint(folder) == before
+
+
+def test_who_is_not_asked_for_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a client has failed meanwhile, or is known already; so is a part that nobody reads."""
+
+    def clients(part: str) -> range:
+        return range(5)
+
+    def reader(part: str) -> Callable[[int], LowRankUpdate]:
+        number = float(part)
+        return lambda k: LowRankUpdate(torch.full((2, 1), number), torch.full((1, 2), float(k)))
+
+    with (
+        lane(monkeypatch),
+        fetched_ahead("123", clients, reader, ("local", "cpu"), 100) as parts,
+    ):
+        found = []
+        for part, take in parts:
+            assert take is not None
+            asked = {"1": (1, 3), "2": (), "3": (0, 4)}[part]
+            found += [(take(k), part, k) for k in asked]
+    assert [(float(u.up[0, 0]), float(u.down[0, 0])) for u, _, _ in found] == [
+        (float(part), float(k)) for _, part, k in found
+    ]
+    assert len(found) == 4
+
+
+def test_another_engine_reads_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lanes.LANES, "cpu", Held)
+    elsewhere: Any = "elsewhere"
+    with fetched_ahead("12", lambda _: (), lambda _: print, (elsewhere, "cpu"), 100) as parts:
+        assert list(parts) == [("1", None), ("2", None)]
 
 
 # --- what only a device has
