@@ -18,9 +18,9 @@ Item = TypeVar("Item")
 class Ahead(Generic[Item]):
     """The items of `source`, in order, for the block of a `with`.
 
-    The next item is begun while fewer than `room` bytes wait to be taken, as `size` counts them, so
-    that no more than `room` and one item do. What `source` raises is raised where its item would have
-    come. At the end of the block `source` is stopped wherever it reads, and waited for.
+    The next item is begun while none waits to be taken, or fewer than `room` bytes, as `size` counts
+    them, so that no more than `room` and one item do. What `source` raises is raised where its item
+    would have come. At the end of the block `source` is stopped wherever it reads, and waited for.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class Ahead(Generic[Item]):
     def _has_room(self) -> bool:
         """Waits for it; False once nobody takes anything any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting < self._room or self._stop.is_set())
+            self._changed.wait_for(
+                lambda: not self._items or self._waiting < self._room or self._stop.is_set()
+            )
         return not self._stop.is_set()
 
     def _give(self, item: Item) -> None:
