@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import beside, beside_peers
+from benchmarks.beside_commands import CLAIR
+from benchmarks.beside_table import hits
 from benchmarks.field import delta_view, factors_view
 from benchmarks.outlier_pursuit import outlier_pursuit
+from benchmarks.processes import Run, measured
 from benchmarks.saved import read
 from benchmarks.speed import make_adapters
 
@@ -81,8 +84,8 @@ def test_pursuit_names_who_was_planted(made: tuple[Path, list[str]], tmp_path: P
 
 
 def test_a_process_is_measured_and_ended() -> None:
-    def run(code: str, seconds: float = 60, gigabytes: float = 4) -> beside.Run:
-        return beside.measured([sys.executable, "-c", code], 1, seconds, gigabytes)
+    def run(code: str, seconds: float = 60, gigabytes: float = 4) -> Run:
+        return measured([sys.executable, "-c", code], 1, seconds, gigabytes)
 
     fine = run("x = bytearray(200 * 2**20); sum(range(10**6))")
     assert fine.ended == ""
@@ -99,9 +102,9 @@ def test_a_process_is_measured_and_ended() -> None:
 
 
 def test_hits() -> None:
-    assert beside.hits(None, ["a"]) == "names nobody"
-    assert beside.hits([], ["a", "b"]) == "0 of 2, 0 honest"
-    assert beside.hits(["a", "c", "d"], ["a", "b"]) == "1 of 2, 2 honest"
+    assert hits(None, ["a"]) == "names nobody"
+    assert hits([], ["a", "b"]) == "0 of 2, 0 honest"
+    assert hits(["a", "c", "d"], ["a", "b"]) == "1 of 2, 2 honest"
 
 
 @pytest.mark.slow
@@ -118,7 +121,7 @@ def test_every_peer_that_is_here_stands_in_the_table(
     told = capsys.readouterr()
     found = json.loads(kept.read_text())
     rows = {row["peer"]: row for row in found["rows"]}
-    names = [*(p.name for p in beside.CLAIR.values()), "PEFT dare_linear"]
+    names = [*(p.name for p in CLAIR.values()), "PEFT dare_linear"]
     assert {*names, "outlier pursuit per module"} <= rows.keys()
     assert ("mergekit: not installed" in told.err) != ("mergekit linear" in rows)
     assert rows["clair detect"]["detect_cpu"] == 1
