@@ -102,8 +102,9 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser().parse_args(words)
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         root = Path(scratch) / "adapters"
-        shape = SETS[given.shapes]
-        bad = make_adapters(root, given.clients, given.modules, given.rank, shape)
+        bad = make_adapters(
+            root, given.clients, given.modules, given.rank, layer=SETS[given.shapes]
+        )
         bench = Bench(root, len(bad), given)
         bench.go(_said)
     loads = [run.load for runs in bench.runs.values() for run in runs]

@@ -26,7 +26,7 @@ CLIENTS, MODULES, RANK = 7, 4, 3
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("beside") / "adapters"
-    return root, make_adapters(root, CLIENTS, MODULES, RANK, SHAPES)
+    return root, make_adapters(root, CLIENTS, MODULES, RANK, layer=SHAPES)
 
 
 def test_the_last_are_contaminated(made: tuple[Path, list[str]]) -> None:
