@@ -9,6 +9,9 @@ from typing import Any
 from benchmarks.beside_commands import CLAIR, PEERS
 from benchmarks.processes import TICK, Run
 
+CLEAR = 1.5
+"""Of its start-up alone: from here on a peer does something else, too."""
+
 
 def rows(
     ran: Mapping[str, Sequence[Run]],
@@ -57,7 +60,10 @@ def hits(named: Sequence[str] | None, bad: Sequence[str]) -> str:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown. A peer that did not end has `>` before what it had cost by then."""
+    """Markdown. A peer that did not end has `>` before what it had cost by then.
+
+    What is left of a peer that does little but start is noise, and not told.
+    """
     head = (
         "peer",
         "dense",
@@ -67,8 +73,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         "peak, GB",
         "times detect, wall",
         "times detect, processor",
-        "the same less start-up",
         "times refine, processor",
+        "times detect, processor, less start-up",
         "answer",
         "contaminated named",
     )
@@ -76,14 +82,15 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for row in found:
         over = ">" if row["ended"] else ""
         numbers = [row["wall"], row["cpu"]]
-        ratios = [row[f"detect_{k}"] for k in ("wall", "cpu", "cpu_work")] + [row["refine_cpu"]]
+        ratios = [row["detect_wall"], row["detect_cpu"], row["refine_cpu"], row["detect_cpu_work"]]
         cells = [
             row["peer"],
             "yes" if row["dense"] else "no",
             *(f"{over}{x:.1f}" for x in numbers),
             f"{row['start_cpu']:.1f}",
             f"{over}{row['memory']:.2f}",
-            *(f"{over}{x:.1f}" if x < 10 else f"{over}{x:.0f}" for x in ratios),
+            *(f"{over}{x:.1f}" if x < 10 else f"{over}{x:.0f}" for x in ratios[:3]),
+            f"{over}{ratios[3]:.0f}" if row["cpu"] > CLEAR * row["start_cpu"] else "-",
             row["ended"] or row["answer"],
             "-" if row["ended"] else row["named"],
         ]
