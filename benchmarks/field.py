@@ -19,17 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.byzfl_alone import aggregators
 from benchmarks.saved import Saved
 
 Array = NDArray[np.floating]
@@ -46,23 +45,7 @@ except ImportError:
     HDBSCAN = None
 
 
-def _byzfl() -> ModuleType | None:
-    """byzfl.aggregators alone: byzfl/__init__.py wants torchvision, matplotlib and seaborn."""
-    spec = find_spec("byzfl")
-    if spec is None:
-        return None
-    package = ModuleType("byzfl")
-    package.__spec__ = spec
-    package.__path__ = list(spec.submodule_search_locations or ())
-    sys.modules.setdefault("byzfl", package)
-    try:
-        return import_module("byzfl.aggregators")
-    except ImportError:
-        del sys.modules["byzfl"]
-        return None
-
-
-BYZFL = _byzfl()
+BYZFL = aggregators()
 
 
 @dataclass(frozen=True)
@@ -358,8 +341,13 @@ def adaptersentry(folder: Path) -> dict[str, str] | None:
             stdout=subprocess.DEVNULL,
             check=False,  # 1: some adapters could not be analysed
         )
-        results = [json.loads(f.read_text()) for f in Path(out).glob("run_*/*.json")]
-    actions = {
+        actions = sentry_actions(Path(out))
+    return {client: actions.get(content, "failed") for client, content in clients.items()}
+
+
+def sentry_actions(out: Path) -> dict[str, str]:
+    """Hash of a file -> AdapterSentry's action, of what a batch has written to `out`."""
+    results = [json.loads(f.read_text()) for f in out.glob("run_*/*.json")]
+    return {
         r["artifact"]["content_hash"]: r["verdict"]["action"] for r in results if r.get("verdict")
     }
-    return {client: actions.get(content, "failed") for client, content in clients.items()}

@@ -108,6 +108,7 @@ KEPT = (
 """What can be made again from a run."""
 ANEW = {
     "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
+    "beside.md": "python -m benchmarks.beside, twice, with the options that the page names, an hour",
     "cache.md": "python -m benchmarks.cache, and with --drop, and with --clients 24",
     "calibration.md": "python -m benchmarks.calibration --cohorts FILE, ten minutes",
     "calibration-differences.md": "by hand, as the page says",

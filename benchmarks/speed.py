@@ -43,32 +43,43 @@ WIDTH = 4096
 PREFIX = "base_model.model.model.layers"
 
 
-def modules(count: int, width: int = WIDTH) -> list[tuple[str, tuple[int, int]]]:
+Shapes = Mapping[str, tuple[int, int]]
+"""Name of a layer's module -> (d_out, d_in)."""
+
+
+def modules(
+    count: int, width: int = WIDTH, layer: Shapes = SHAPES
+) -> list[tuple[str, tuple[int, int]]]:
     """The first so many modules, layer by layer; those of another `width` are as slender."""
-    shapes = [(n, (a * width // WIDTH, b * width // WIDTH)) for n, (a, b) in SHAPES.items()]
+    shapes = [(n, (a * width // WIDTH, b * width // WIDTH)) for n, (a, b) in layer.items()]
     return [
         (f"{i // len(shapes)}.{n}", s) for i in range(count) for n, s in [shapes[i % len(shapes)]]
     ]
 
 
-def make_adapters(root: Path, clients: int, count: int, rank: int, width: int = WIDTH) -> None:
-    """`clients` PEFT folders of `count` modules below `root`; the last 15 % are contaminated."""
+def make_adapters(
+    root: Path, clients: int, count: int, rank: int, width: int = WIDTH, layer: Shapes = SHAPES
+) -> list[str]:
+    """`clients` PEFT folders of `count` modules below `root`: the names of those that are contaminated,
+    the last 15 %."""
     config = {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": [name.split(".")[1] for name in SHAPES],
+        "target_modules": [name.split(".")[1] for name in layer],
         "base_model_name_or_path": "llama-3-8b-shapes",
     }
     bad = max(1, round(0.15 * clients))
-    wanted = modules(count, width)
+    wanted = modules(count, width, layer)
     common = [_common(i, shape, rank) for i, (_, shape) in enumerate(wanted)]
-    for k in range(clients):
-        folder = root / f"client-{k + 1:04d}"
+    names = [f"client-{k + 1:04d}" for k in range(clients)]
+    for k, name in enumerate(names):
+        folder = root / name
         folder.mkdir(parents=True)
         tensors = make_tensors(k, common, wanted, k >= clients - bad)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / "adapter_config.json").write_text(json.dumps(config))
+    return names[clients - bad :]
 
 
 WEIGHTS = "adapter_model.safetensors"

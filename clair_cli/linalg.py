@@ -15,6 +15,23 @@ from torch import Tensor
 Operator = Callable[[Tensor], Tensor]
 
 
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """The tensor on `device`. From the CPU to another it goes as it is stored, and from pinned memory:
+    then this thread does not wait, but what it begins next in its stream finds the tensor there.
+
+    Torch keeps the pinned memory until the copy has ended. Where no more can be pinned, this waits.
+    """
+    if tensor.device.type == device:
+        return tensor
+    if tensor.device.type != "cpu":
+        return tensor.to(device)
+    try:
+        pinned = tensor.pin_memory()
+    except RuntimeError:
+        return tensor.to(device)
+    return pinned.to(device, non_blocking=True)
+
+
 def gram(rows: Tensor, panels: int = 4) -> Tensor:
     """Gram matrix (n, n) of the rows of an (n, d) tensor; each pair of panels is multiplied once."""
     n = rows.shape[0]

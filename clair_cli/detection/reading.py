@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.detection.changes import Held, SentReader, change
+from clair_cli.detection.fetching import fetched_ahead, largest
 from clair_cli.detection.forms import Form, nothing
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.guard import Watch, spared
@@ -26,6 +27,9 @@ from clair_cli.progress import Progress, silent
 from clair_cli.report import Reason
 from clair_cli.settings import DtypeName, Settings
 from clair_cli.update import LowRankUpdate, energy, faint, inner
+
+_Take = Callable[[int], LowRankUpdate | Sketch]
+"""What is stored of the client at a position. Raises AdapterError."""
 
 TOGETHER = 64
 """Clients whose sketches of one module are made by one job: more than its bookkeeping costs."""
@@ -78,18 +82,18 @@ def read_modules(
     forms = [Form.of(cohort, settings, module) for module in cohort.modules]
     job = partial(read_part, cohort, settings, machine.device)
     places = [formats.place(adapter) for adapter in cohort.clients]
-    parts = _parts(forms, places, watch)
-    results = engines.choose(settings.engine).map(job, parts, lambda part: part.place)
-    for form in forms:
-        found = [next(results) for _ in _positions(form, places)]
-        for part in found:
-            watch.add(part.spent)
-            for k, beside in part.beside.items():
-                held.add(k, beside)
-        stack, broke = found[0].stacked or _stacked(cohort, form, found)
-        stacks.append(stack)
-        failed |= {k: reason for k, reason in broke.items() if k not in failed}
-        on_progress("reading modules", len(stacks), len(cohort.modules))
+    with _ahead(cohort, settings, machine.device, _parts(forms, places, watch)) as jobs:
+        results = engines.choose(settings.engine).map(job, jobs, lambda one: one[0].place)
+        for form in forms:
+            found = [next(results) for _ in _positions(form, places)]
+            for part in found:
+                watch.add(part.spent)
+                for k, beside in part.beside.items():
+                    held.add(k, beside)
+            stack, broke = found[0].stacked or _stacked(cohort, form, found)
+            stacks.append(stack)
+            failed |= {k: reason for k, reason in broke.items() if k not in failed}
+            on_progress("reading modules", len(stacks), len(cohort.modules))
     usable = [k for k in range(len(cohort.clients)) if k not in failed]
     failed |= held.strangers(usable, settings.detection.sent_kept)
     if failed:
@@ -169,33 +173,67 @@ def _parts(forms: Sequence[Form], places: Sequence[str], watch: Watch) -> Iterat
             yield Part(form, clients, watch.of(clients, usual), place)
 
 
-def read_part(cohort: Cohort, settings: Settings, device: str, part: Part) -> _Found:
+def _ahead(
+    cohort: Cohort, settings: Settings, device: str, parts: Iterator[Part]
+) -> AbstractContextManager[Iterator[tuple[Part, _Take | None]]]:
+    """The parts; where this process computes them on a device, with what is read ahead of them."""
+    dtype = _dtype(cohort, settings)
+    room = largest(cohort.clients, cohort.modules, dtype)
+
+    def clients(part: Part) -> Sequence[int]:
+        return part.clients
+
+    read = partial(_reader, cohort, dtype, device)
+    return fetched_ahead(parts, clients, read, (settings.engine, device), room)
+
+
+def read_part(
+    cohort: Cohort, settings: Settings, device: str, job: tuple[Part, _Take | None]
+) -> _Found:
     """Read one module of some clients, minus what each was sent; who fails counts as zero here. What is
-    in the cache is not read.
+    in the cache is not read. With the part comes what was read ahead, if anything.
 
     Nothing that it depends on depends on other jobs, but for the time that is left.
     """
-    form, dtype, kept = part.form, _dtype(cohort, settings), Kept.of(settings, device)
+    (part, take), dtype = job, _dtype(cohort, settings)
+    form, kept = part.form, Kept.of(settings, device)
+    take = take or _reader(cohort, dtype, device, part)
     if form.size is not None:
-        return _read(cohort, dtype, device, part, kept)
+        return _read(cohort, dtype, device, part, take, kept)
     key = form.whole_key(cohort, dtype) if kept is not None else ()
     if kept is not None and (known := kept.stack(key, form.module, len(cohort.clients), dtype)):
         return _Found({}, {}, dict(enumerate(known[1])), {}, (known[0], {}))
-    found = _read(cohort, dtype, device, part)
+    found = _read(cohort, dtype, device, part, take)
     stack, failed = _stacked(cohort, form, [found])
     if kept is not None and not failed:
         kept.keep_stack(key, stack, list(found.beside.values()))
     return replace(found, updates={}, stacked=(stack, failed))
 
 
+def _reader(cohort: Cohort, dtype: DtypeName, device: str, part: Part) -> _Take:
+    """Reads clients of the part, under its watch."""
+    usual, what = part.watch.usual(), repr(part.form.module)
+
+    def read(k: int) -> LowRankUpdate | Sketch:
+        with part.watch.reading(k, what, usual):
+            return part.form.read(cohort.clients[k], dtype, device)
+
+    return read
+
+
 def _read(
-    cohort: Cohort, dtype: DtypeName, device: str, part: Part, kept: Kept | None = None
+    cohort: Cohort,
+    dtype: DtypeName,
+    device: str,
+    part: Part,
+    take: _Take,
+    kept: Kept | None = None,
 ) -> _Found:
     form, module = part.form, part.form.module
     updates: dict[int, Any] = {}  # of the form's own kind
     failed: dict[int, Reason] = {}
     found: dict[int, Beside] = {}
-    usual, sent = part.watch.usual(), SentReader(module, dtype, device)
+    sent = SentReader(module, dtype, device)
     for k in part.clients:
         adapter, update = cohort.clients[k], None
         key = form.sketch_key(adapter, dtype) if kept is not None else None
@@ -204,8 +242,7 @@ def _read(
             known = kept.sketch(key, cohort.shapes[module], form.size, dtype)
         if known is None:
             try:
-                with part.watch.reading(k, repr(module), usual):
-                    update = form.read(adapter, dtype, device)
+                update = take(k)
             except AdapterError as error:
                 failed[k] = Reason(error.code, str(error))
             known = _taken(form, adapter, update, sent, dtype, device)

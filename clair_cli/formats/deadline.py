@@ -31,9 +31,11 @@ _own = threading.local()
 def deadline(seconds: float, stop: threading.Event | None = None) -> Iterator[None]:
     """Reading within the block, in this thread, raises LimitExceeded once `seconds` have passed.
 
-    The end of the block looks at the clock, too. Once `stop` is set, reading raises Stopped.
+    The end of the block looks at the clock, too. Once `stop` is set, or that of a block around it,
+    reading raises Stopped.
     """
-    before = getattr(_own, "deadline", None)
+    before: _Deadline | None = getattr(_own, "deadline", None)
+    stop = stop or (before.stop if before else None)
     _own.deadline = _Deadline(time.monotonic() + seconds, seconds, stop)
     try:
         yield

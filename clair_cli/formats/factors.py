@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def read_update(
     """
     import torch
 
-    from clair_cli.linalg import balanced, shortened
+    from clair_cli.linalg import balanced, moved, shortened
     from clair_cli.update import LowRankUpdate
 
     spec = adapter.updates[module]
@@ -58,11 +59,11 @@ def read_update(
     kind, parts = getattr(torch, wanted), _parts(adapter, spec, read_tensor)
     level = True
     if spec.parts == 1:  # of shared tensors, a part is a slice: cut out first
-        parts = {role: t.to(device, kind) for role, t in parts.items()}
+        parts = {role: moved(t, device).to(kind) for role, t in parts.items()}
         level = _level(parts.values(), spec.scale)
         if not level:
             parts = {role: t.double() for role, t in parts.items()}
-    up, down = (t.to(device) for t in RULES[spec.rule].factors(parts, spec))
+    up, down = (moved(t, device) for t in RULES[spec.rule].factors(parts, spec))
     level = level and (spec.parts == 1 or _level((up, down), spec.scale)) and _even(up, down)
     if level and up.shape[1] <= min(spec.d_out, spec.d_in):
         return LowRankUpdate(up.to(kind), down.to(kind), spec.scale)
@@ -105,20 +106,22 @@ class _Recent:
 
     def __init__(self) -> None:
         self.held: dict[tuple[Any, ...], Array] = {}
+        self.lock = threading.Lock()
 
     def read(self, adapter: Adapter, name: str, read: Callable[[Adapter, str], Array]) -> Array:
         """What `read` gives, from memory if this very state of the file has been read before."""
         file = adapter.files[adapter.tensors[name].file]
         read_range(file, 0, 0)  # raises where it is another by now
         key = (file.path, file.identity, name, read)
-        found = self.held.pop(key, None)
-        if found is None:
-            found = read(adapter, name)
-            room = SHARED - found.nbytes
-            while self.held and sum(t.nbytes for t in self.held.values()) > room:
-                del self.held[next(iter(self.held))]
-        self.held[key] = found
-        return found
+        with self.lock:  # a thread may be reading ahead
+            found = self.held.pop(key, None)
+            if found is None:
+                found = read(adapter, name)
+                room = SHARED - found.nbytes
+                while self.held and sum(t.nbytes for t in self.held.values()) > room:
+                    del self.held[next(iter(self.held))]
+            self.held[key] = found
+            return found
 
 
 _recent = _Recent()

@@ -249,11 +249,11 @@ def read_update(
     """
     import torch
 
-    from clair_cli.linalg import thin_factors
+    from clair_cli.linalg import moved, thin_factors
     from clair_cli.update import LowRankUpdate
 
     spec = adapter.updates[module]
-    delta = torch.from_numpy(read_delta(adapter, module)).to(device)
+    delta = moved(torch.from_numpy(read_delta(adapter, module)), device)
     wanted = ("float64" if spec.dtype == "F64" else "float32") if dtype == "auto" else dtype
     up, down = (x.to(getattr(torch, wanted)) for x in thin_factors(delta, ROUNDOFF[spec.dtype]))
     return LowRankUpdate(up, down)

@@ -220,11 +220,14 @@ def read_update(
     """
     import torch
 
+    from clair_cli.linalg import moved
     from clair_cli.update import LowRankUpdate
 
     spec = adapter.updates[module]
     kind = torch.float64 if dtype == "float64" else torch.float32
-    left, right = (read_tensor(adapter, name).to(device, kind) for name in spec.tensors.values())
+    left, right = (
+        moved(read_tensor(adapter, name), device).to(kind) for name in spec.tensors.values()
+    )
     found = LowRankUpdate(left, right.T, spec.scale)
     assert spec.sketch is not None
     check_energy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from clair_cli.refinement.blame import LeftOut, noted
 from clair_cli.refinement.module import ModuleRefiner, RefinedModule
 from clair_cli.refinement.plan import Plan
 from clair_cli.refinement.ranks import with_ranks
-from clair_cli.refinement.refiner import on_module
+from clair_cli.refinement.refiner import Item, Take, on_module, stored_ahead
 from clair_cli.refinement.remarks import not_averaged, warnings
 from clair_cli.refinement.strength import expected
 from clair_cli.refinement.whole import in_rows
@@ -47,13 +47,14 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Wr
     plan = with_ranks(plan, on_progress)
     writing, failed = _Writing(plan, stage), dict[str, Exception]()
     items = ((module, frozenset(failed)) for module in plan.modules)
-    results = engines.choose(plan.settings.engine).map(partial(refine_job, plan), items)
     try:
-        for done, (module, refined, broke) in enumerate(results, start=1):
-            failed |= broke | failed
-            if not failed:  # else all begins again, without everybody who fails
-                writing.put(module, refined)
-            on_progress("refining modules", done, len(plan.modules))
+        with stored_ahead(plan, items) as jobs:
+            results = engines.choose(plan.settings.engine).map(partial(refine_job, plan), jobs)
+            for done, (module, refined, broke) in enumerate(results, start=1):
+                failed |= broke | failed
+                if not failed:  # else all begins again, without everybody who fails
+                    writing.put(module, refined)
+                on_progress("refining modules", done, len(plan.modules))
         if failed:
             raise LeftOut(failed)
         writing.put_full()
@@ -63,18 +64,18 @@ def write_refined(plan: Plan, stage: Path, on_progress: Progress = silent) -> Wr
 
 
 def refine_job(
-    plan: Plan, item: tuple[str, Collection[str]]
+    plan: Plan, job: tuple[Item, Take | None]
 ) -> tuple[str, Results, dict[str, Exception]]:
     """One module of all clients, refined once for every strength of the plan, and with whom that fails.
 
-    The `item` is the module, and who has failed before, and is not read.
+    With the item comes what was read ahead, if anything.
     """
-    module, gone = item
+    (module, gone), take = job
     results, failed = [], dict[str, Exception]()
     for which in range(len(plan.groups)):
         with noted(failed):
             compute = partial(_refined, plan, module, which)
-            results.append(on_module(plan, which, module, compute, gone))
+            results.append(on_module(plan, which, module, compute, gone, take))
     return module, results, failed
 
 
