@@ -101,11 +101,18 @@ def page(found: dict[str, list[Row]]) -> str:
     return "\n".join(text)
 
 
-def draw(found: dict[str, list[Row]], file: Path) -> None:
-    """Seconds and memory against clients, rank and width, each with its floors."""
+def drawable(found: dict[str, list[Row]]) -> list[str]:
+    """The curves that have a line to draw."""
+    return [name for name in ("clients", "many clients", "rank", "width") if len(found[name]) > 1]
+
+
+def draw(found: dict[str, list[Row]], file: Path) -> bool:
+    """Seconds and memory against clients, rank and width, with floors. Whether there are any."""
     from matplotlib.figure import Figure
 
-    drawn = [name for name in ("clients", "many clients", "rank", "width") if len(found[name]) > 1]
+    drawn = drawable(found)
+    if not drawn:
+        return False
     figure = Figure(figsize=(3.2 * len(drawn), 5.2), layout="constrained")
     axes = figure.subplots(2, len(drawn), squeeze=False)
     styles = {"read": "k:", "write": "k--", "detect": "C0o-", "refine": "C1s-"}
@@ -130,6 +137,7 @@ def draw(found: dict[str, list[Row]], file: Path) -> None:
     axes[1][0].set_ylabel("peak memory, GB")
     axes[0][0].legend(fontsize="small")
     figure.savefig(file, dpi=110)
+    return True
 
 
 def ready(work: Path) -> dict[Point, Row]:
