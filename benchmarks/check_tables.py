@@ -69,10 +69,10 @@ def left_out(rows: list[Row]) -> str:
     if not count:
         return ""
     cohorts = sum(bool(row["checked"]) for row in rows)
-    head = [f"{count} clients of {cohorts} cohorts", "share"]
     alike = ["verdict and score as in a `detect` of all sketches, to 1e-6", f"{same / count:.3f}"]
     whole = "verdict as in a `detect` of all whole adapters (wanted 0.98)"
-    return table(head, [alike, [whole, f"{joint / count:.3f}"]])
+    text = table(["", "share"], [alike, [whole, f"{joint / count:.3f}"]])
+    return f"{text}\n\nOf {count} clients in {cohorts} cohorts."
 
 
 def speed(found: Row) -> str:

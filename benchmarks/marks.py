@@ -38,11 +38,13 @@ def pieces(page: str) -> list[tuple[str | None, str]]:
             raise ValueError(f"line {number}: `{name}` has no end before the next mark")
         if not begins and name is None:
             raise ValueError(f"line {number}: an end without a mark")
-        found.append((name, "\n".join(held)))
+        if name is not None or held:
+            found.append((name, "\n".join(held)))
         name, held = begins and begins[1], []
     if name is not None:
         raise ValueError(f"`{name}` has no end")
-    found.append((None, "\n".join(held)))
+    if held:
+        found.append((None, "\n".join(held)))
     names = [one for one, _ in found if one]
     if len(names) != len(set(names)):
         raise ValueError("two marks have one name")

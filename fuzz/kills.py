@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -280,7 +280,7 @@ def main() -> int:
         end="",
     )
     print(f"Python {platform.python_version()}\n")
-    tallies = {name: asdict(t) for name, t in found.items()}
+    tallies = {name: vars(t) for name, t in found.items()}
     if given.keep:
         given.keep.write_text(json.dumps(tallies) + "\n")
     print("\n\n".join(tables.kills(tallies).values()))
