@@ -20,8 +20,6 @@ ENDS = {
     "at the old output, staging left": "the old output, staging left beside it",
     "at the new output, staging left": "the new output, the old one left beside it, whole or in part",
     "at the new output, nothing left": "the new output, nothing left",
-    "at the torn output, staging left": "a torn output, staging left beside it",
-    "at the torn output, nothing left": "a torn output, nothing left",
 }
 """What may be at OUT after a kill -> what the page calls it."""
 DRAWN = {
