@@ -23,7 +23,7 @@ help:
 	@echo "make docs     build the documentation into build/site, where every link must lead somewhere"
 	@echo "make screenshots  pictures of six pages into docs/images, with Debian's chromium"
 	@echo "make plots    a figure of each kind into docs/images"
-	@echo "make paper    tables and figures of benchmarks/results from the runs kept in WORK, into PAPER=$(PAPER)"
+	@echo "make paper    tables and figures of benchmarks/results from the runs kept in WORK=DIR, into PAPER=$(PAPER)"
 	@echo "make samples  train sample_adapters/ anew"
 
 # torch first and pinned: the plain name would bring several GB of CUDA libraries along

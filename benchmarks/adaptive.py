@@ -6,7 +6,8 @@ A cohort is 16 clean clients of a trained pool (pools.py, in DIR/pools; trained 
 which the first m attack together. An attacker sends own + t * step, as the nearest adapter of its rank
 in a random gauge. A grid and then bisection on clair's own verdicts find the largest t at which every
 attacker is still benign (unseen), and at which none is contaminated yet (under the limit). What it is
-worth there is measured on the updates that are averaged and on held-out text; about ten minutes.
+worth there is measured on the updates that are averaged and on held-out text; about ten minutes. What
+was measured is kept in DIR/adaptive.json.
 
 The attackers know the weights that bound them, and search for the t that plants most, which is not
 the largest (column *most*). A22 of the catalogue; the search is after ByzFL's line search for optimal
@@ -45,7 +46,7 @@ from benchmarks.adaptive_search import (
     mean,
     vector,
 )
-from benchmarks.adaptive_tables import document
+from benchmarks.adaptive_tables import as_json, document
 from benchmarks.pools import Pool, pools, train, train_pool
 from benchmarks.saved import Saved, read
 from clair_cli import __version__
@@ -233,7 +234,9 @@ def obeyed(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="pools are in DIR/pools")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="pools are in DIR/pools, rows go to DIR"
+    )
     parser.add_argument("--shift", type=int, default=0, help="added to every seed of the pools")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="for adaptive.md")
     given = parser.parse_args()
@@ -252,7 +255,9 @@ def main() -> None:
             for row in cases(pool, given.work, Path(scratch)):
                 rows.append(row)
                 progress.advance(bar)
-    text = document(rows, facts_of(given))
+    facts = facts_of(given)
+    (given.work / "adaptive.json").write_text(as_json(rows, facts))
+    text = document(rows, facts)
     print(text)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "adaptive.md").write_text(text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from benchmarks.adaptive_search import ATTACKERS, CLIENTS, FAMILIES, GRID, OPEN, TASKS, Row
+from benchmarks.adaptive_search import ATTACKERS, CLIENTS, FAMILIES, GRID, OPEN, TASKS, Row, Said
 from examples.text_copy import evaluate
 
 GOALS = ("unseen", "limit", "open")
@@ -24,6 +26,27 @@ the plain one over all clients. Loss in nats per token on held-out text of {TASK
 the share of tokens guessed right; a client for which clair writes nothing goes on with its own adapter.
 *lost*: the most honest clients not benign at any t tried; *no verdict*: where clair gave none. *obeyed*:
 share of tokens as the attack wants them, where its goal is a trained one."""
+
+
+def as_json(rows: list[Row], facts: str) -> str:
+    """What is kept of a run."""
+    return json.dumps({"facts": facts, "rows": rows}, default=asdict) + "\n"
+
+
+def from_json(text: str) -> tuple[list[Row], str]:
+    """The rows and the facts of `as_json`."""
+    found = json.loads(text, object_hook=_restored)
+    return found["rows"], found["facts"]
+
+
+def _restored(row: Row) -> Row:
+    """A mapping as it was, its values already being so."""
+    for name, value in row.items():
+        if name == "said":
+            row[name] = Said(**value)
+        elif name.endswith("quality") and value is not None:
+            row[name] = evaluate.Quality(*value)
+    return row
 
 
 def document(rows: list[Row], facts: str) -> str:

@@ -1,12 +1,12 @@
 """What each constant of clair's verdicts changes: all cohorts judged at half and at double its value.
 
-python -m benchmarks.calibration --cohorts FILE [--out DIR]
+python -m benchmarks.calibration --cohorts FILE [--out DIR] [--keep FILE]
 
 FILE is a JSON list of cohorts whose truth is known, each {"dir", "contaminated", "kind", "init"}: a
 folder of PEFT adapters (from where FILE is), the names of its contaminated clients, what they are, and
 whether the clients' first A was one ("shared") or their own ("own"). Every cohort is read once. A
 constant that a cohort never asks for cannot change it, so it keeps its result; the others are judged
-again from the first step that asks. Writes calibration.md.
+again from the first step that asks. Writes calibration.md, and with --keep the counts as JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -28,7 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from benchmarks.measures import CONVICTED, table
+from benchmarks.calibration_tables import Row, Run, Told, as_json, document
+from benchmarks.measures import CONVICTED
 from benchmarks.saved import Saved, read
 from clair_cli import Settings, __version__
 from clair_cli.detection import agreement
@@ -150,26 +150,6 @@ def _update(adapter: Saved, module: str) -> LowRankUpdate:
 # All cohorts
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """All cohorts with the constant `name` at `value`. Counts of clients: `changed` have another
-    verdict, `honest` are honest and convicted, `found` contaminated and convicted. Counts of cohorts:
-    `asked` ask for the constant, `exact` convict the contaminated and nobody else, `remarks` have other
-    remarks, `inits` name the start rightly, `ranks` have another shared rank in some module.
-    """
-
-    name: str
-    value: float
-    asked: int
-    changed: int
-    honest: int
-    found: int
-    exact: int
-    remarks: int
-    inits: int
-    ranks: int
-
-
 def row(name: str, value: float, cohorts: Sequence[Cohort]) -> Row:
     """Judge all cohorts with one other constant; the delivered value gives the usual outcomes."""
     numbers = changed(name, value)
@@ -228,84 +208,11 @@ def rows(cohorts: Sequence[Cohort]) -> Iterator[Row]:
 # Results
 
 
-def document(cohorts: Sequence[Cohort], found: Sequence[Row], facts: str) -> str:
-    """Markdown: what the cohorts are, what the constants do in words, and the table."""
-    first, *others = found
-    clients = [len(c.usual.verdicts) for c in cohorts]
-    bad = sum(len(c.contaminated) for c in cohorts)
-    silent = sum(c.usual.ranks is None for c in cohorts)
-    return f"""# What each constant changes
-
-{facts}
-
-{made(cohorts)}
-
-As delivered, clair convicts {first.found} of the {bad} contaminated clients.
-It convicts {first.honest} of the {sum(clients) - bad} honest ones.
-In {first.exact} of {len(cohorts)} cohorts the convicted are exactly the contaminated.
-In {silent} clair gives no verdict, and so convicts nobody.
-
-{summary(others)}
-
-Each row has one constant at another value, and all others as delivered. *at* is half or double the
-delivered value, or between it and the bound of what is allowed. *verdicts* counts the clients with
-another verdict than usual, *other remarks* the cohorts with other remarks, *init named* those whose
-start (one first A for all, or each its own) is named rightly, and *ranks* those with another shared rank
-in some module. *asked* counts the cohorts in which clair looks at the constant.
-
-{results(found)}
-"""
-
-
-def made(cohorts: Sequence[Cohort]) -> str:
-    """How many cohorts, clients and contaminations there are."""
-    sizes = [len(c.usual.verdicts) for c in cohorts]
-    inits = Counter(c.init for c in cohorts)
-    kinds = Counter(c.kind for c in cohorts)
-    named = "; ".join(f"{kind} ({n})" for kind, n in sorted(kinds.items()))
-    return f"""\
-The {len(cohorts)} cohorts have {min(sizes)} to {max(sizes)} clients, {sum(sizes)} in all.
-In {inits["shared"]} cohorts all clients began with the same A, in {inits["own"]} each with its own.
-Clients are LoRA adapters of a small Transformer, trained to copy text as in pools.py.
-Contaminated ones were trained on other data, or changed afterwards as in attacks.py.
-
-{textwrap.fill(f"Kinds of cohort, and how many of each: {named}.", 105)}"""
-
-
-def summary(found: Sequence[Row]) -> str:
-    """Which constants matter here, and which do not."""
-    names = dict.fromkeys(r.name for r in found)
-    of = {name: [r for r in found if r.name == name] for name in names}
-    moved = {n: max(r.changed for r in of[n]) for n in names}
-    silent = [n for n in names if not any(r.asked for r in of[n])]
-    still = [n for n in names if not moved[n] and n not in silent]
-    strong = sorted((n for n in names if moved[n]), key=lambda n: -moved[n])
-    lines = [
-        ("Change verdicts, most first", [f"{n} ({moved[n]})" for n in strong]),
-        ("Change no verdict", still),
-        ("Never asked for in these cohorts", silent),
-    ]
-    return "\n".join(
-        textwrap.fill(f"- {what}: {', '.join(which) or 'none'}.", 105, subsequent_indent="  ")
-        for what, which in lines
-    )
-
-
-def results(found: Sequence[Row]) -> str:
-    """The table; the first row is that of the delivered values."""
-    first, *others = found
-    head = ["constant", "value", "at", "verdicts", "honest convicted", "found", "exact"]
-    head += ["other remarks", "init named", "ranks", "asked"]
-    body = [["as delivered", "", "", *_counts(first), ""]]
-    for r in others:
-        value = getattr(DETECTION, r.name)
-        body.append([r.name, f"{value:g}", f"{r.value:g}", *_counts(r), str(r.asked)])
-    return table(head, body)
-
-
-def _counts(r: Row) -> list[str]:
-    shown = (r.changed, r.honest, r.found, r.exact, r.remarks, r.inits, r.ranks)
-    return [str(n) for n in shown]
+def told(cohort: Cohort) -> Told:
+    """What the page says of a cohort."""
+    said = cohort.usual
+    size, bad = len(said.verdicts), len(cohort.contaminated)
+    return Told(size, bad, cohort.kind, cohort.init, said.ranks is None)
 
 
 def load(path: Path) -> list[Cohort]:
@@ -330,13 +237,17 @@ def main() -> None:
         "--cohorts", type=Path, required=True, help="JSON: the cohorts, their truth"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="for calibration.md")
+    parser.add_argument("--keep", type=Path, help="file of the counts")
     given = parser.parse_args()
     torch.set_num_threads(1)
     cohorts, found = load(given.cohorts), []
     for r in rows(cohorts):
         found.append(r)
         print(f"{process_time():6.0f} s  {r.name} {r.value:g}", file=sys.stderr, flush=True)
-    text = document(cohorts, found, facts_of())
+    run = Run([told(c) for c in cohorts], found, DETECTION.as_dict(), facts_of())
+    if given.keep:
+        given.keep.write_text(as_json(run))
+    text = document(run)
     print(text)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "calibration.md").write_text(text)

@@ -6,8 +6,9 @@ Cohorts are drawn ones, whose clients have a known share of a common update; the
 attack of attacks.py on them; and with `--trained` those of detection.py from two pools of width 128,
 which `--train` makes first. Each is judged by whole adapters and by sketches of every size. In every
 sixth (`--every`), up to `--left-out` of them, every client is left out of the reference in turn and
-checked against the others. Rows go to DIR/rows.jsonl, and what is there is not made again. No number of
-clair's was set by these cohorts; `--shift 0` has others to try things on.
+checked against the others. Rows go to DIR/rows.jsonl, and what is there is not made again; `--speed`
+keeps its seconds in DIR/speed.json. No number of clair's was set by these cohorts; `--shift 0` has
+others to try things on.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks import check_tables, lines
 from benchmarks.attacks import ATTACKS
 from benchmarks.cells import draw, grid, put
+from benchmarks.check_tables import CHECKED
 from benchmarks.pools import Pool, quick_pools, train_pool
 from benchmarks.saved import Saved, read, write
 from benchmarks.speed import make_adapters
@@ -41,8 +42,6 @@ from clair_cli.cohort import Sketching
 from clair_cli.report import Report
 
 SIZES = (32, 64, 128, 256)
-CHECKED = 64
-"""The size of the references that clients are left out of."""
 SHAPES = ((384, 320), (320, 320), (960, 320), (320, 960))
 """Of the drawn cohorts' modules."""
 RANK, CONTENT = 8, 4
@@ -209,63 +208,10 @@ def checked(folder: Path, scratch: Path, settings: Settings) -> Row:
     return found
 
 
-# --- tables
+# --- seconds
 
 
-def tables(rows: list[Row], sizes: list[int]) -> str:
-    """What differs between sketches and whole adapters, by size, and what leaving out does."""
-    lines = [
-        "| size | cohorts | clients | same verdict | other side of the gate | score error, median "
-    ]
-    lines[0] += "| 90 % | 99 % | worst | worst within 1 of the limit | verdict or none differs |"
-    lines.append("|---" * 11 + "|")
-    for size in sizes:
-        lines.append(_by_size(rows, str(size)))
-    lines += [
-        "",
-        "| left out of the reference | clients | as by all sketches | as by whole adapters |",
-    ]
-    lines.append("|---" * 4 + "|")
-    same = joint = count = 0
-    for row in rows:
-        for client, (verdict, score, _) in row["checked"].items():
-            sketch = row["by"][str(CHECKED)]["clients"][client]
-            count += 1
-            close = score is not None and sketch[1] is not None and abs(score - sketch[1]) < 1e-6
-            same += (verdict == sketch[0]) and close
-            joint += verdict == row["exact"][client][0]
-    if count:
-        who = sum(bool(r["checked"]) for r in rows)
-        lines.append(f"| {who} cohorts | {count} | {same / count:.3f} | {joint / count:.3f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _by_size(rows: list[Row], size: str) -> str:
-    errors, near, same, gate, count, other, used = [], [], 0, 0, 0, 0, 0
-    for row in rows:
-        by = row["by"].get(size)
-        if by is None or row["status"] != "complete" or by["status"] != "complete":
-            other += by is not None and row["status"] != by["status"]
-            continue
-        used += 1
-        for client, (verdict, score) in row["exact"].items():
-            there, found = by["clients"][client]
-            count += 1
-            same += verdict == there
-            gate += (verdict == "contaminated") != (there == "contaminated")
-            if score is not None and found is not None:
-                errors.append(abs(score - found))
-                if abs(score - 3) < 1:
-                    near.append(abs(score - found))
-    if not errors:
-        return f"| {size} | 0 |" + " |" * 9
-    mid, most, nearly, worst = np.quantile(errors, (0.5, 0.9, 0.99, 1.0))
-    close = max(near, default=0.0)
-    shown = f"| {size} | {used} | {count} | {same / count:.4f} | {gate} | {mid:.2f} | {most:.2f} "
-    return shown + f"| {nearly:.2f} | {worst:.2f} | {close:.2f} ({len(near)}) | {other} |"
-
-
-def speed(work: Path, clients: int = 20, layers: int = 2, repeat: int = 2) -> str:
+def speed(work: Path, clients: int = 20, layers: int = 2, repeat: int = 2) -> Row:
     """Seconds of whole commands, one after the other: detect, fit, check; 8B shapes of rank 16."""
     folder, file = work / "speed", work / "speed.clair"
     upload = work / f"client-{clients:02d}"
@@ -287,14 +233,8 @@ def speed(work: Path, clients: int = 20, layers: int = 2, repeat: int = 2) -> st
             done = subprocess.run(quiet, capture_output=True, check=False)
             assert done.returncode in (0, 1), done.stderr
             spent[name].append(time.perf_counter() - began)
-    lines = ["| command | seconds, median | beside detect |", "|---|---|---|"]
-    whole = spent["detect DIR"]
-    for name, found in spent.items():
-        share = median(one / all_of for one, all_of in zip(found, whole, strict=True))
-        lines.append(f"| {name} | {median(found):.1f} | {share:.2f} |")
     sizes = [sum(f.stat().st_size for f in folder.rglob("*.safetensors")), file.stat().st_size]
-    lines.append(f"\nadapters {sizes[0] / 1e6:.0f} MB, reference {sizes[1] / 1e6:.1f} MB")
-    return "\n".join(lines) + "\n"
+    return {"seconds": spent, "adapters_mb": sizes[0] / 1e6, "reference_mb": sizes[1] / 1e6}
 
 
 def main() -> None:
@@ -314,23 +254,25 @@ def main() -> None:
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     if given.speed:
-        print(speed(given.work))
+        found = speed(given.work)
+        (given.work / "speed.json").write_text(json.dumps(found) + "\n")
+        print(check_tables.speed(found))
         return
     if given.train:
         for pool in wide(given.shift):
             for spec in train_pool(pool, given.work / "pools", jobs=1):
                 print(pool.name, spec.name, flush=True)
     kept = given.work / "rows.jsonl"
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = lines.kept(kept)
     known = {row["name"] for row in rows}
     for number, (name, make) in enumerate(cohorts(given.work, given.shift, given.trained)):
         if name in known or given.only not in name:
             continue
         left_out = number % given.every == 0 and number < given.every * given.left_out
         rows.append(judged(name, make, given.sizes, left_out))
-        with kept.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-    print(tables(rows, given.sizes))
+        lines.keep(kept, rows[-1])
+    print(check_tables.by_size(rows))
+    print(check_tables.left_out(rows))
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
 
 

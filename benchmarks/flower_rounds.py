@@ -3,7 +3,8 @@
 python -m benchmarks.flower_rounds --work DIR [--seeds 9001 9002] [--rounds 3] [--tasks none family]
 
 Ten clients copy text (examples/flower_app), three of them contaminated in every round. Every run is kept
-in DIR and not made again. The table and the picture go to benchmarks/results/flower.md and flower.png.
+in DIR and not made again, and all of them in DIR/flower.json. The tables are printed, and the picture
+goes to benchmarks/results/flower.png.
 Needs the extra [flower], flwr's simulation, peft, transformers and matplotlib.
 """
 
@@ -50,6 +51,13 @@ def run(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
             )
     read: list[dict[str, Any]] = json.loads(out.read_text())
     return read
+
+
+def kept(file: Path) -> tuple[Runs, dict[str, int]]:
+    """What `main` keeps: the runs, and how many clients are contaminated in each task."""
+    rows = json.loads(file.read_text())
+    runs = {(r["task"], r["server"], r["seed"]): r["rounds"] for r in rows}
+    return runs, {r["task"]: r["bad"] for r in rows}
 
 
 def losses(runs: Runs, task: str, server: str) -> list[float]:
@@ -116,7 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     from examples.flower_app.rounds import DEFAULTS, specs
 
-    runs: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    rows: list[dict[str, Any]] = []
     for seed in given.seeds:
         for task in given.tasks:
             shared = {"seed": seed, "task": task, "rounds": given.rounds}
@@ -125,11 +133,14 @@ def main() -> None:
                 name = server.replace(",", "").replace(" ", "-")
                 folder = given.work.absolute() / f"{task}-{seed}-{given.rounds}" / name
                 rounds = run(shared | options, folder)
-                runs[task, server, seed] = marked(rounds, bad)
+                row = {"task": task, "server": server, "seed": seed, "bad": len(bad)}
+                rows.append(row | {"rounds": marked(rounds, bad)})
                 print(f"{task}, seed {seed}, {server}: {rounds[-1]['loss']:.3f}", file=sys.stderr)
+    (given.work / "flower.json").write_text(json.dumps(rows) + "\n")
+    runs, counts = kept(given.work / "flower.json")
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores")
     for task in given.tasks:
-        print(f"\n{TITLES[task]}\n\n{table(runs, task, len(bad))}")
+        print(f"\n{TITLES[task]}\n\n{table(runs, task, counts[task])}")
     draw(runs, given.tasks, given.plot)
 
 

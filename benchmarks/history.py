@@ -27,6 +27,8 @@ from clair_cli.rarity import table as honest_scores
 
 HERE = Path(__file__).resolve().parent
 SEEDS = {"setting": (301, 303), "reported": tuple(range(2011, 2025))}
+ROUNDS, BAD_ROUNDS = 50, 8
+"""Of honest federations, and of those with attackers."""
 Row = dict[str, Any]
 
 
@@ -84,6 +86,21 @@ def measured(given: argparse.Namespace) -> list[Course]:
         rows = kept(one, work)[:rounds] if given.kept else list(played(one, rounds, work))
         found += courses(one, rows) if rows else []
     return found
+
+
+def parts(work: Path) -> dict[str, str]:
+    """The tables of the page from the rounds that are kept, by name; none for seeds without any."""
+    made: dict[str, str] = {}
+    for seeds in SEEDS:
+        given = argparse.Namespace(kept=True, seeds=seeds, work=work)
+        given.rounds, given.bad_rounds = ROUNDS, BAD_ROUNDS
+        if found := measured(given):
+            of = "" if seeds == "reported" else f" {seeds}"
+            if any(c.bad for c in found):
+                made[f"found{of}"] = found_table(found)
+            if any(c.federation.scenario == "honest" for c in found):
+                made[f"honest{of}"] = honest_table(found)
+    return made | ({"bound": bound()} if made else {})
 
 
 def found_table(all_courses: list[Course]) -> str:
@@ -149,6 +166,12 @@ def persistent() -> str:
     return " and ".join(parts)
 
 
+def bound() -> str:
+    """The same in a sentence."""
+    stuck = "Were every honest client of the benchmark to score the same in every round of a year, "
+    return f"{stuck}{persistent()} would be convicted."
+
+
 def _repeated(score: float) -> bool:
     """Whether 50 rounds of this score convict."""
     evidence = 0.0
@@ -172,14 +195,13 @@ def document(all_courses: list[Course], given: argparse.Namespace) -> str:
     facts = f"clair {__version__}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     bad_honest = [c for c in all_courses if not c.bad and c.federation.scenario != "honest"]
     beside = sum(c.by_ledger is not None for c in bad_honest)
-    stuck = "Were every honest client of the benchmark to score the same in every round of a year, "
     return "\n\n".join(
         [
             f"`python -m benchmarks.history --work DIR --seeds {given.seeds}`; {facts}.",
             found_table(all_courses),
             honest_table(all_courses),
             f"Beside attackers the ledger convicted {beside} of {len(bad_honest)} honest clients.",
-            f"{stuck}{persistent()} would be convicted.",
+            bound(),
         ]
     )
 
@@ -189,8 +211,8 @@ def main() -> None:
     add = parser.add_argument
     add("--work", type=Path, required=True, help="rounds are kept in DIR/rounds")
     add("--seeds", choices=SEEDS, default="reported")
-    add("--rounds", type=int, default=50, help="of honest federations")
-    add("--bad-rounds", type=int, default=8, help="of federations with attackers")
+    add("--rounds", type=int, default=ROUNDS, help="of honest federations")
+    add("--bad-rounds", type=int, default=BAD_ROUNDS, help="of federations with attackers")
     add("--kept", action="store_true", help="take the rounds that are there, and train none")
     given = parser.parse_args()
     print(document(measured(given), given))

@@ -1,11 +1,12 @@
 """How long the verdicts of K clients take and how much memory, from tables on: nothing is read.
 
-python -m benchmarks.judging [--clients 100 300 1000 3000 10000] [--seed 0] [--repeat 1] [--threads 1]
+python -m benchmarks.judging [--clients 100 300 1000 3000 10000] [--threads 1] [--keep FILE]
 
 Each K is judged in a process of its own. The tables are those of synthetic clients in
 4 modules: an update is B A with common rows A, and B is one task with an error of its own, whose size
 differs from client to client. A tenth are contaminated in six ways, one in fifty copies another, and
-three in a hundred share an addition. From 3 000 clients on the tables are float32.
+three in a hundred share an addition. From 3 000 clients on the tables are float32. `--keep` writes what
+was measured, as lines of JSON.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measures import table
 from clair_cli.detection.tables import Tables
 from clair_cli.detection.verdicts import Judgement, judge
 from clair_cli.settings import Settings
@@ -130,10 +134,28 @@ def measure(clients: int, seed: int, repeat: int, threads: int) -> dict[str, obj
     }
 
 
-def exponent(rows: list[dict[str, float]]) -> float:
+def exponent(rows: list[dict[str, Any]]) -> float:
     """Slope of the log of processor seconds over that of clients."""
     points = np.log([[r["clients"], r["cpu_seconds"]] for r in rows])
     return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table, and what the seconds grow with."""
+    body = [
+        [
+            f"{r['clients']:,}".replace(",", " "),
+            f"{r['cpu_seconds']:.2f} s",
+            f"{r['peak_gb']:.2f} GB",
+            f"{r['tables_gb']:.2f} GB",
+        ]
+        for r in rows
+    ]
+    text = table(["clients", "now", "peak memory now", "tables"], body)
+    if len(rows) < 2:
+        return text
+    last, all_of = exponent(rows[-2:]), exponent(rows)
+    return f"{text}\n\nThe exponent is {last:.2f} between the last two, and {all_of:.2f} over all."
 
 
 def main() -> None:
@@ -143,6 +165,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--here", action="store_true", help="one K, in this process")
+    parser.add_argument("--keep", type=Path, help="file of what is measured")
     given = parser.parse_args()
     if given.here:
         print(json.dumps(measure(given.clients[0], given.seed, given.repeat, given.threads)))
@@ -155,8 +178,9 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout))
         print(done.stdout, end="", flush=True)
-    if len(rows) > 1:
-        print(f"exponent {exponent(rows):.2f}")
+    if given.keep:
+        given.keep.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(page(rows))
 
 
 if __name__ == "__main__":

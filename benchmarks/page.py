@@ -1,15 +1,16 @@
 """Pages in a browser: how large they are and how soon ready, and pictures of typical ones.
 
-python -m benchmarks.page [--images DIR] [--out FILE] [--browser PATH]
+python -m benchmarks.page [--images DIR] [--out FILE] [--keep FILE] [--browser PATH]
 
 Pictured are the sample adapters and cohorts that are drawn here: updates of one task with a part of each
-client's own. Timed are reports of drawn numbers, since only their size matters. Needs
-clair-cli[browser] and a Chromium.
+client's own. Timed are reports of drawn numbers, since only their size matters. `--keep` writes what was
+timed, as JSON. Needs clair-cli[browser] and a Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -86,8 +87,8 @@ def written(path: Path, *reports: Report) -> Path:
     return path
 
 
-def rows(chromium: Any, scratch: Path) -> Iterator[str]:
-    """The table: size in kB, and milliseconds from navigation until all is drawn and answers."""
+def rows(chromium: Any, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Sizes in kB, and milliseconds from navigation until all is drawn and answers."""
     for clients, modules in SIZES:
         path = written(scratch / "large.html", large(clients, modules))
         taken = []
@@ -96,7 +97,8 @@ def rows(chromium: Any, scratch: Path) -> Iterator[str]:
             taken.append(tab.evaluate(READY))
             tab.context.close()
         size = path.stat().st_size / 1000
-        yield f"| {clients} x {modules} | {size:.0f} | {min(taken):.0f} | {median(taken):.0f} |"
+        spent = {"least": min(taken), "median": median(taken), "loads": LOADS}
+        yield {"clients": clients, "modules": modules, "kb": size} | spent
 
 
 def pictures(chromium: Any, scratch: Path, images: Path) -> None:
@@ -113,20 +115,33 @@ def pictures(chromium: Any, scratch: Path, images: Path) -> None:
             narrow.screenshot(path=images / "page-narrow-dark.png")
 
 
-def document(table: str, version: str) -> str:
+def timed(chromium: Any, scratch: Path) -> dict[str, Any]:
+    """What is kept: where it was measured, and the rows."""
+    return {
+        "rows": [*rows(chromium, scratch)],
+        "browser": chromium.version,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def document(found: dict[str, Any]) -> str:
     """The page of figures."""
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    load = f"{os.getloadavg()[0]:.1f}"
+    body = "\n".join(
+        f"| {r['clients']} x {r['modules']} | {r['kb']:.0f} | {r['least']:.0f} | {r['median']:.0f} |"
+        for r in found["rows"]
+    )
+    machine, load, loads = found["machine"], found["load"], found["rows"][0]["loads"]
     return f"""# Pages in a browser
 
 `python -m benchmarks.page --out benchmarks/results/page.md` on {machine}, load {load}.
-Chromium {version} is headless and offline, and opens a file. Ready counts from navigation until
-pictures are drawn and controls answer, over {LOADS} loads. The aims are 500 kB and 500 ms at 200
+Chromium {found["browser"]} is headless and offline, and opens a file. Ready counts from navigation until
+pictures are drawn and controls answer, over {loads} loads. The aims are 500 kB and 500 ms at 200
 clients of 448 modules, and 2 000 kB at 1 000 clients.
 
 | clients x modules | kB | ready, least ms | ready, median ms |
 |---|---|---|---|
-{table}
+{body}
 """
 
 
@@ -134,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pages in a browser.")
     parser.add_argument("--images", type=Path, help="folder of the pictures")
     parser.add_argument("--out", type=Path, help="file of the figures")
+    parser.add_argument("--keep", type=Path, help="file of what is timed")
     parser.add_argument("--browser", default=shutil.which("chromium"))
     given = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -144,9 +160,12 @@ def main() -> None:
         if given.images:
             given.images.mkdir(parents=True, exist_ok=True)
             pictures(chromium, Path(folder), given.images)
-        if given.out:
-            table = "\n".join(rows(chromium, Path(folder)))
-            given.out.write_text(document(table, chromium.version), encoding="utf-8")
+        if given.out or given.keep:
+            found = timed(chromium, Path(folder))
+            if given.keep:
+                given.keep.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            if given.out:
+                given.out.write_text(document(found), encoding="utf-8")
         chromium.close()
 
 

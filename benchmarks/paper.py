@@ -2,10 +2,15 @@
 
 python -m benchmarks.paper --work DIR [--out DIR]
 
-Nothing is trained or judged. DIR holds, as far as there is: detection-full-2000.json, which
-benchmarks.detection writes; text_copy/ and real/, the --work folders of these benchmarks; wild/, the
---data folder of benchmarks.wild. A page whose run is not there is named in one line, with the command
-that makes it anew, and is left alone.
+Nothing is trained or judged. DIR holds, as far as there is: adaptive/, check/, flower/, history/, real/,
+speed/ and text_copy/, the --work folders of these benchmarks; wild/, the --data folder of
+benchmarks.wild; federated_rounds/, with what the example writes by --json; detection-full-2000.json,
+which benchmarks.detection writes; calibration.json, faults.json, fuzz.jsonl, judging.jsonl, page.json
+and theory.json, each the file given to --keep.
+
+Some pages are made whole. Of others the parts between `<!-- made: NAME -->` and `<!-- end -->` are, and
+the prose stays: it has to be read again by hand. A page whose run is not there is left alone, and named
+in one line, with the command that keeps a run.
 """
 
 from __future__ import annotations
@@ -16,11 +21,16 @@ import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+
+from benchmarks import marks
+from benchmarks.paper_parts import IN_PART, InPart
 
 RESULTS = Path(__file__).parent / "results"
 DETECTION = "detection-full-2000"
 SAMPLES = ("--samples", "16", "24", "48", "--kind", "mixed")
+THEORY = ("gain", "noise", "recovery", "sets")
 REAL = ("--seeds", "all", "--peers", "--refine", "1", "--conditions", "even", "few-10", "brief-10")
 REAL += ("skew-0.5", "skew-0.1", "domains-equal", "domains-unequal")
 
@@ -65,6 +75,51 @@ def real(run: Path, out: Path) -> str | None:
     return _quietly(real.main, "--data", run, "--work", run, "--ready", *REAL, "--out", out)
 
 
+def adaptive(run: Path, out: Path) -> str | None:
+    """The page of a run."""
+    file = run / "adaptive.json"
+    if not file.is_file():
+        return f"no {run.name}/{file.name}"
+    from benchmarks import adaptive_tables
+
+    text = adaptive_tables.document(*adaptive_tables.from_json(file.read_text(encoding="utf-8")))
+    (out / "adaptive.md").write_text(text, encoding="utf-8")
+    return None
+
+
+def calibration(run: Path, out: Path) -> str | None:
+    """The page of a run."""
+    if not run.is_file():
+        return f"no {run.name}"
+    from benchmarks import calibration_tables
+
+    found = calibration_tables.from_json(run.read_text(encoding="utf-8"))
+    (out / "calibration.md").write_text(calibration_tables.document(found), encoding="utf-8")
+    return None
+
+
+def page(run: Path, out: Path) -> str | None:
+    """The page of a run."""
+    if not run.is_file():
+        return f"no {run.name}"
+    from benchmarks import page
+
+    text = page.document(json.loads(run.read_text(encoding="utf-8")))
+    (out / "page.md").write_text(text, encoding="utf-8")
+    return None
+
+
+def theory(run: Path, out: Path) -> str | None:
+    """The page and the pictures of a run."""
+    if not run.is_file():
+        return f"no {run.name}"
+    from benchmarks import theory_pictures, theory_records
+
+    found = theory_records.from_json(run.read_text(encoding="utf-8"))
+    theory_pictures.report(*found, out)
+    return None
+
+
 def wild(run: Path, out: Path) -> str | None:
     """The tables of adapters that lie there."""
     from benchmarks import wild
@@ -104,36 +159,65 @@ KEPT = (
     ),
     Kept(("real.md", "real-roc.png"), "real", real),
     Kept(("wild.md",), "wild", wild),
+    Kept(("adaptive.md",), "adaptive", adaptive),
+    Kept(("calibration.md",), "calibration.json", calibration),
+    Kept(("page.md",), "page.json", page),
+    Kept(("theory.md", *(f"theory-{n}.png" for n in THEORY)), "theory.json", theory),
 )
-"""What can be made again from a run."""
+"""What is made whole from a run."""
 ANEW = {
-    "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
-    "beside.md": "python -m benchmarks.beside, twice, with the options that the page names, an hour",
-    "cache.md": "python -m benchmarks.cache, and with --drop, and with --clients 24",
-    "calibration.md": "python -m benchmarks.calibration --cohorts FILE, ten minutes",
-    "calibration-differences.md": "by hand, as the page says",
-    "cluster.md": "python -m benchmarks.cluster --work DIR, minutes",
-    "check.md": "python -m benchmarks.check --work DIR --left-out 10, hours",
-    "faults.md": "python -m fuzz.kills",
-    "federated_rounds.md": "python -m examples.federated_rounds, as the page says",
-    "federated_rounds.png": "python -m examples.federated_rounds --plot FILE",
-    "flower.md": "python -m benchmarks.flower_rounds --work DIR --seeds 9001",
-    "flower.png": "python -m benchmarks.flower_rounds --work DIR --seeds 9001 --plot FILE",
-    "formats-measurements.md": "the tests that the page names",
-    "fuzz.md": "python -m fuzz.run, as the page says",
-    "history.md": "python -m benchmarks.history --work DIR --seeds reported, hours",
-    "judging.md": "python -m benchmarks.judging --clients 100 300 1000 3000 --threads 1",
-    "method-measurements.md": "the commands that the page names",
-    "page.md": "python -m benchmarks.page --out FILE",
-    "refinement-real.md": "by hand, as the page says",
-    "speed.md": "python -m benchmarks.speed, on an idle machine",
-    "theory.md": "python -m benchmarks.theory, eight minutes",
-    **{
-        f"theory-{name}.png": "python -m benchmarks.theory, eight minutes"
-        for name in ("gain", "noise", "recovery", "sets")
-    },
+    "beside.md": "python -m benchmarks.beside, twice, with the page's options, an hour; keeps no run",
+    "cache.md": "python -m benchmarks.cache, and with --drop, and with --clients 24; keeps no run",
+    "calibration-differences.md": "by hand, as the page says: cohorts that no benchmark makes",
+    "cluster.md": "python -m benchmarks.cluster --work DIR, minutes, which keeps no run",
+    "formats-measurements.md": "the tests that the page names measure it, and write no run",
+    "method-measurements.md": "the commands that the page names, of earlier clairs, put side by side",
+    "refinement-real.md": "by hand, as the page says: of the seeds that the rules were set on",
 }
-"""What keeps no run, and how it is made."""
+"""What keeps no run, how it is made, and why."""
+YET = {"speed-curves.png"}
+"""What is made of runs of which none was kept so far."""
+COMMANDS = {
+    "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
+    "calibration.md": "python -m benchmarks.calibration --cohorts FILE --keep FILE, ten minutes",
+    "page.md": "python -m benchmarks.page --keep FILE",
+    "theory.md": "python -m benchmarks.theory --keep FILE, eight minutes",
+}
+"""How runs of pages that are made whole are kept, where the folder does not say it."""
+
+
+def marked(one: InPart) -> tuple[str, list[str]]:
+    """The page as it is, and the names of its parts. Raises ValueError where its marks are wrong."""
+    page = (RESULTS / one.page).read_text(encoding="utf-8")
+    try:
+        return page, marks.names(page)
+    except ValueError as error:
+        raise ValueError(f"{one.page}: {error}") from error
+
+
+def in_part(one: InPart, run: Path, out: Path) -> dict[str, str]:
+    """Make the marked parts of a page, and its picture: what has become of each file."""
+    page, names = marked(one)
+    made = one.make(run)
+    if not made:
+        why = f"left alone, no run in {one.run}; {one.command}"
+        return dict.fromkeys(filter(None, (one.page, one.picture)), why)
+    (out / one.page).write_text(marks.replaced(page, made), encoding="utf-8")
+    told = {
+        "made in part": [name for name in names if name in made],
+        "left alone, not kept": [name for name in names if name not in made],
+        "kept, without a mark": [name for name in made if name not in names],
+        "by hand": [one.by_hand] if one.by_hand else [],
+    }
+    said = {
+        one.page: "; ".join(f"{how}: {', '.join(which)}" for how, which in told.items() if which)
+    }
+    if one.draw is None:
+        return said
+    if find_spec("matplotlib") is None:
+        return said | {one.picture: "left alone, matplotlib is not installed"}
+    drawn = one.draw(run, out / one.picture)
+    return said | {one.picture: "made" if drawn else "left alone, too little is kept"}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -141,11 +225,21 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the pages")
     given = parser.parse_args(words)
+    try:
+        for part in IN_PART:
+            marked(part)
+    except ValueError as error:
+        raise SystemExit(f"nothing is made. {error}") from error
     given.out.mkdir(parents=True, exist_ok=True)
+    work = given.work.resolve()
     for one in KEPT:
-        why = one.make(given.work.resolve() / one.run, given.out)
+        why = one.make(work / one.run, given.out)
+        how = f"; {COMMANDS[one.files[0]]}" if one.files[0] in COMMANDS else ""
         for name in one.files:
-            print(f"{name}: {'made' if why is None else f'left alone, {why}'}")
+            print(f"{name}: {'made' if why is None else f'left alone, {why}{how}'}")
+    for part in IN_PART:
+        for name, told in in_part(part, work / part.run, given.out).items():
+            print(f"{name}: {told}")
     for name, command in ANEW.items():
         print(f"{name}: left alone, no run is kept; {command}")
 

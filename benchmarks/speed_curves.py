@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import lines
 from benchmarks.speed import WIDTH, make_adapters, measure
 
 Row = dict[str, Any]
@@ -48,6 +49,7 @@ CURVES: dict[str, tuple[Point, ...]] = {
 """By the name of what differs from point to point."""
 FIELD = {"many clients": "clients"}
 NAMES = ("read", "write", "detect", "refine")
+KEPT = "curves.jsonl"
 LESS = ("detect", "refine")
 """What start-up is taken off from."""
 
@@ -68,27 +70,27 @@ def table(name: str, rows: Sequence[Row]) -> list[str]:
     """One curve: processor seconds, ratios to the floors, memory, and exponents."""
     field = FIELD.get(name, name)
     head = "floor, s | and writing, s | detect, s | refine, s | detect / floor | refine / both"
-    lines = [f"| {field} | {head} | detect, GB | refine, GB |", "|---" * 9 + "|"]
+    found = [f"| {field} | {head} | detect, GB | refine, GB |", "|---" * 9 + "|"]
     for row in rows:
         cells = [f"{seconds(row, n):.2f}" for n in NAMES]
         cells += [f"{row[f'{n}_cpu_ratio']:.1f}" for n in LESS]
         cells += [f"{row[f'{n}_gb']:.2f}" for n in LESS]
-        lines.append(f"| {row[field]} | " + " | ".join(cells) + " |")
-    if field not in ("cold", "threads"):
-        found = [f"{exponent(rows, field, n):.2f}" for n in NAMES]
-        lines.append("| exponent | " + " | ".join(found) + " | | | | |")
-    return lines
+        found.append(f"| {row[field]} | " + " | ".join(cells) + " |")
+    if field not in ("cold", "threads") and len(rows) > 1:
+        slopes = [f"{exponent(rows, field, n):.2f}" for n in NAMES]
+        found.append("| exponent | " + " | ".join(slopes) + " | | | | |")
+    return found
 
 
 def page(found: dict[str, list[Row]]) -> str:
     """All curves as Markdown."""
-    lines = []
+    text = []
     for name, rows in found.items():
         if rows:
             one = Point(**{k: rows[0][k] for k in asdict(Point())})
             fixed = asdict(one) | {FIELD.get(name, name): "as told"}
             said = ", ".join(f"{k} {v}" for k, v in fixed.items() if k not in ("cold",))
-            lines += [
+            text += [
                 f"### By {name}",
                 "",
                 f"{said}; processor seconds.",
@@ -96,14 +98,21 @@ def page(found: dict[str, list[Row]]) -> str:
                 *table(name, rows),
                 "",
             ]
-    return "\n".join(lines)
+    return "\n".join(text)
 
 
-def draw(found: dict[str, list[Row]], file: Path) -> None:
-    """Seconds and memory against clients, rank and width, each with its floors."""
+def drawable(found: dict[str, list[Row]]) -> list[str]:
+    """The curves that have a line to draw."""
+    return [name for name in ("clients", "many clients", "rank", "width") if len(found[name]) > 1]
+
+
+def draw(found: dict[str, list[Row]], file: Path) -> bool:
+    """Seconds and memory against clients, rank and width, with floors. Whether there are any."""
     from matplotlib.figure import Figure
 
-    drawn = [name for name in ("clients", "many clients", "rank", "width") if len(found[name]) > 1]
+    drawn = drawable(found)
+    if not drawn:
+        return False
     figure = Figure(figsize=(3.2 * len(drawn), 5.2), layout="constrained")
     axes = figure.subplots(2, len(drawn), squeeze=False)
     styles = {"read": "k:", "write": "k--", "detect": "C0o-", "refine": "C1s-"}
@@ -128,6 +137,19 @@ def draw(found: dict[str, list[Row]], file: Path) -> None:
     axes[1][0].set_ylabel("peak memory, GB")
     axes[0][0].legend(fontsize="small")
     figure.savefig(file, dpi=110)
+    return True
+
+
+def ready(work: Path) -> dict[Point, Row]:
+    """What is kept, by point."""
+    rows = lines.kept(work / KEPT)
+    return {Point(**{k: row[k] for k in asdict(Point())}): row for row in rows}
+
+
+def curves(work: Path) -> dict[str, list[Row]]:
+    """What is kept, by curve."""
+    known = ready(work)
+    return {name: [known[p] for p in points if p in known] for name, points in CURVES.items()}
 
 
 def measured(point: Point, work: Path, repeat: int) -> Row:
@@ -148,16 +170,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--ready", action="store_true", help="Measure nothing.")
     given = parser.parse_args(words)
     given.work.mkdir(parents=True, exist_ok=True)
-    kept = given.work / "curves.jsonl"
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    known = {Point(**{k: row[k] for k in asdict(Point())}): row for row in rows}
+    known = ready(given.work)
     for point in dict.fromkeys(p for points in CURVES.values() for p in points):
         if point not in known and not given.ready:
             known[point] = measured(point, given.work, given.repeat)
-            with kept.open("a") as file:
-                file.write(json.dumps(known[point]) + "\n")
+            lines.keep(given.work / KEPT, known[point])
             print(json.dumps(known[point]), flush=True)
-    found = {name: [known[p] for p in points if p in known] for name, points in CURVES.items()}
+    found = curves(given.work)
     print(page(found))
     if given.out:
         draw(found, given.out / "speed-curves.png")

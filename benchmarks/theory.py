@@ -1,6 +1,6 @@
 """Four claims on planted truth, with clair's own code: recovery, stability, sets, refinement gain.
 
-python -m benchmarks.theory --out benchmarks/results
+python -m benchmarks.theory --out benchmarks/results [--keep FILE]
 
 Writes theory.md and its pictures, in about eight minutes of one core. What is planted: theory_truth.py.
 """
@@ -13,7 +13,6 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from time import process_time
@@ -23,8 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import theory_pictures, theory_tables
-from benchmarks.theory_records import EXACT, Array, Gain, Recovery, Results, Sets, Stability, line
+from benchmarks.theory_pictures import report
+from benchmarks.theory_records import (
+    EXACT,
+    Array,
+    Gain,
+    Recovery,
+    Results,
+    Sets,
+    Stability,
+    as_json,
+    line,
+)
 from benchmarks.theory_truth import KINDS, VARIATION, Kind, Mask, Plan, Planted, plant
 from clair_cli import __version__
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
@@ -315,10 +324,13 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).parent / "results", help="for theory.md"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="file of what was found")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    results = collect(Grid(), given.seed)
-    report(results, facts_of(given.seed), given.out)
+    results, facts = collect(Grid(), given.seed), facts_of(given.seed)
+    if given.keep:
+        given.keep.write_text(as_json(results, facts))
+    report(results, facts, given.out)
 
 
 def collect(grid: Grid, seed: int) -> Results:
@@ -329,16 +341,6 @@ def collect(grid: Grid, seed: int) -> Results:
             print(f"{process_time():6.0f} s  {name}", file=sys.stderr, flush=True)
         results.setdefault(name, []).append(record)
     return results
-
-
-def report(results: Results, facts: str, out: Path) -> None:
-    """Write theory.md and its pictures into the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "theory.md").write_text(theory_tables.as_markdown(results, facts))
-    if find_spec("matplotlib") is None:
-        print("no pictures: matplotlib is not installed", file=sys.stderr)
-    else:
-        theory_pictures.draw(results, out)
 
 
 def facts_of(seed: int) -> str:

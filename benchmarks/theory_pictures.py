@@ -1,7 +1,9 @@
-"""Pictures of theory.py's results."""
+"""Pictures of theory.py's results, and the page that shows them."""
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from benchmarks.pictures import BLUE, GREY, ORANGE, STYLE, save
 from benchmarks.theory_records import Gain, Recovery, Results, Sets, Stability, breakdown
+from benchmarks.theory_tables import as_markdown
 from benchmarks.theory_truth import KINDS
 
 if TYPE_CHECKING:
@@ -16,6 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHADES = ("#9dbce0", "#3b6fb6", "#1d3d6b", "#0a1a33")
+
+
+def report(results: Results, facts: str, out: Path) -> None:
+    """Write theory.md and its pictures into the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "theory.md").write_text(as_markdown(results, facts))
+    if find_spec("matplotlib") is None:
+        print("no pictures: matplotlib is not installed", file=sys.stderr)
+    else:
+        draw(results, out)
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

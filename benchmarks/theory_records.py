@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,40 @@ class Gain:
     local: float
     refined: float
     predicted: float
+
+
+RECORDS = {kind.__name__: kind for kind in (Recovery, Stability, Sets, Gain)}
+Shown = dict[str, Any]
+
+
+def as_json(results: Results, facts: str) -> str:
+    """What is kept of a run: every record by its fields, tuples as lists."""
+    found = {
+        name: [asdict(r) | {"is": type(r).__name__} if is_dataclass(r) else [*r] for r in records]
+        for name, records in results.items()
+    }
+    kept = {"facts": facts, "results": found}
+    return json.dumps(kept, default=lambda array: array.tolist()) + "\n"
+
+
+def from_json(text: str) -> tuple[Results, str]:
+    """The records and the facts of `as_json`."""
+    kept = json.loads(text)
+    results = {name: [*map(_record, records)] for name, records in kept["results"].items()}
+    return results, kept["facts"]
+
+
+def _record(kept: Shown | list[Any]) -> Any:
+    if isinstance(kept, list):
+        return tuple(kept)
+    kind: Any = RECORDS[kept.pop("is")]
+    if "plan" in kept:
+        plan = kept.pop("plan")
+        tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in plan.items()}
+        kept["plan"] = Plan(**tuples)
+    arrays = {n: np.array(v) for n, v in kept.items() if isinstance(v, list) and n != "noises"}
+    noises = {"noises": tuple(kept["noises"])} if "noises" in kept else {}
+    return kind(**kept | arrays | noises)
 
 
 def breakdown(breadth: float) -> float:

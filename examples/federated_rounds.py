@@ -146,14 +146,21 @@ def table(rows: list[Row], when: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def tables(rows: list[Row]) -> dict[tuple[str, str], str]:
+    """Two tables of each panel: of what the server sent, and after local training."""
+    return {
+        (name, when): table([r for r in rows if r["panel"] == name], when)
+        for name in dict.fromkeys(r["panel"] for r in rows)
+        for when in ("sent", "local")
+    }
+
+
 def as_text(rows: list[Row]) -> str:
-    """Two tables of each panel."""
+    """All tables with their titles."""
     titles = {"sent": "what the server sent", "local": "after local training, before the server"}
     return "\n\n".join(
-        f"{name}, {title}: held-out token accuracy of the benign clients\n\n{table(mine, when)}"
-        for name in dict.fromkeys(r["panel"] for r in rows)
-        for mine in [[r for r in rows if r["panel"] == name]]
-        for when, title in titles.items()
+        f"{name}, {titles[when]}: held-out token accuracy of the benign clients\n\n{text}"
+        for (name, when), text in tables(rows).items()
     )
 
 

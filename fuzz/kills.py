@@ -1,12 +1,14 @@
 """`python -m fuzz.kills --kills 500`: `clair refine --overwrite` killed at random, over and over.
 
 Beside it a reader verifies OUT all the time. After every kill OUT must be there, whole, and byte for
-byte one of the outputs that were being written: `torn` counts where it is not. Prints a table.
+byte one of the outputs that were being written: `torn` counts where it is not. Prints tables,
+and keeps what they are made of in `--keep FILE`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -27,6 +29,7 @@ from typing import Any
 
 from clair_cli._version import __version__
 from clair_cli.output.manifest import differences
+from fuzz import tables
 from tests.helpers.cohorts import save_cohort
 from tests.helpers.commands import ENVIRONMENT, PRELOADED, SCRIPT, _forked, quick
 from tests.helpers.faults import Runs, weights
@@ -264,6 +267,7 @@ def main() -> int:
     )
     options.add_argument("--scripts", type=int, default=20, help="by runs of the installed script")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--keep", type=Path, help="file of the tallies")
     given = options.parse_args()
     began = time.monotonic()
     found = campaign(given.kills, given.scripts, given.seed, steps=True)
@@ -276,12 +280,10 @@ def main() -> int:
         end="",
     )
     print(f"Python {platform.python_version()}\n")
-    print("| | kills | torn outputs | looks of the reader | torn looks |\n|---|---|---|---|---|")
-    for name, t in found.items():
-        print(f"| {name} | {t.kills} | {t.torn} | {t.looks} | {t.torn_looks} |")
-    print("\n| OUT after a kill | times |\n|---|---|")
-    for end, count in sorted(sum((t.ends for t in found.values()), Counter()).items()):
-        print(f"| {end} | {count} |")
+    tallies = {name: vars(t) for name, t in found.items()}
+    if given.keep:
+        given.keep.write_text(json.dumps(tallies) + "\n")
+    print("\n\n".join(tables.kills(tallies).values()))
     return int(any(t.torn or t.torn_looks for t in found.values()))
 
 

@@ -1,13 +1,16 @@
 """`python -m fuzz.run --seconds 60`: every target in turn, by atheris, or by plain mutation.
 
 A finding ends its target: the input is left in build/fuzz; `--target NAME --replay FILE` runs it again.
+`--keep FILE` adds a line of JSON for every target: how long it ran, and how many inputs it had.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +27,9 @@ SLOW = 10
 """Seconds that one input may take."""
 MEMORY_MB = 2048
 LONGEST = 65536
+PLAIN = re.compile(r"^fuzz: \S+: (\d+) inputs, (\d+|nothing) found$", re.MULTILINE)
+GUIDED = re.compile(r"^stat::number_of_executed_units: +(\d+)$", re.MULTILINE)
+"""How many inputs there were, as plain mutation and libFuzzer say it."""
 
 
 def main() -> int:
@@ -34,6 +40,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0, help="of plain mutation")
     options.add_argument("--keep-going", action="store_true", help="plain: count findings, go on")
     options.add_argument("--replay", type=Path, help="one input that was found")
+    options.add_argument("--keep", type=Path, help="file of what each target did")
     options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     asked = options.parse_args()
     if asked.replay is not None:
@@ -63,7 +70,31 @@ def _apart(name: str, seconds: int, asked: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "fuzz.run", "--inside", "--target", name]
     command += ["--seconds", str(seconds), "--engine", asked.engine, "--seed", str(asked.seed)]
     command += ["--keep-going"] if asked.keep_going else []
-    return subprocess.run(command, check=False).returncode
+    if asked.keep is None:
+        return subprocess.run(command, check=False).returncode
+    began, said = time.monotonic(), []
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **streams, text=True, errors="replace") as child:
+        for line in child.stdout or ():
+            print(line, end="", flush=True)
+            said.append(line)
+    spent = min(time.monotonic() - began, seconds)  # without the start
+    if row := told("".join(said), child.returncode != 0):
+        with open(asked.keep, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"target": name, "seconds": round(spent, 1)} | row) + "\n")
+    else:
+        print(f"fuzz: {name}: does not say how many inputs it had, so nothing is kept of it")
+    return child.returncode
+
+
+def told(text: str, failed: bool) -> dict[str, Any]:
+    """Engine, inputs and findings, from what the process of a target has said; empty without a count."""
+    if plain := PLAIN.search(text):
+        findings = 0 if plain[2] == "nothing" else int(plain[2])
+        return {"engine": "plain", "inputs": int(plain[1]), "findings": findings}
+    if guided := GUIDED.search(text):
+        return {"engine": "atheris", "inputs": int(guided[1]), "findings": int(failed)}
+    return {}
 
 
 def _fuzz(name: str, asked: argparse.Namespace) -> int:
@@ -125,13 +156,18 @@ def _mutate(name: str, asked: argparse.Namespace) -> int:
                 found.write_bytes(data)
                 print(f"fuzz: {name}: input {count}, kept as {found}: {kind}", file=sys.stderr)
             if not asked.keep_going:
+                print(_summary(name, count, kinds), flush=True)
                 raise
         finally:
             signal.alarm(0)
-    print(f"fuzz: {name}: {count} inputs, {sum(kinds.values()) or 'nothing'} found")
+    print(_summary(name, count, kinds))
     for kind, times in kinds.most_common():
         print(f"  {times} times {kind}")
     return 1 if kinds else 0
+
+
+def _summary(name: str, count: int, kinds: Counter[str]) -> str:
+    return f"fuzz: {name}: {count} inputs, {sum(kinds.values()) or 'nothing'} found"
 
 
 def _kind(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import adaptive
+from benchmarks import adaptive, paper
 from benchmarks.adaptive_search import (
     FAMILIES,
     GRID,
@@ -22,7 +22,7 @@ from benchmarks.adaptive_search import (
     largest,
     vector,
 )
-from benchmarks.adaptive_tables import document
+from benchmarks.adaptive_tables import as_json, document
 from benchmarks.pools import Pool
 from benchmarks.saved import Saved, read
 from tests.helpers.commands import SAMPLES
@@ -197,7 +197,7 @@ def test_clients_without_a_refined_adapter_go_on_with_their_own(cohort: Cohort):
     )
 
 
-def test_the_document_names_the_worst(searched: Search):
+def test_the_document_names_the_worst(searched: Search, tmp_path: Path):
     reader, common = Silent(), {"pool": "samples", "m": 1}
     search, cohort = searched, searched.cohort
     found = adaptive.case(search, reader, [None] * 5)
@@ -211,7 +211,11 @@ def test_the_document_names_the_worst(searched: Search):
     assert 0 < found["unseen"]["t"] <= found["limit"]["t"] < 1
     assert found["open"]["average poison"] > found["unseen"]["average poison"] > 0
     assert found["open"]["poison"] == 0
-    text = document([common | start, common | found], "made by hand")
+    rows = [common | start, common | found]
+    text = document(rows, "made by hand")
+    (tmp_path / "adaptive.json").write_text(as_json(rows, "made by hand"))
+    assert paper.adaptive(tmp_path, tmp_path) is None
+    assert (tmp_path / "adaptive.md").read_text() == text
     assert f"poison in the global adapter at most {found['most']['poison']:.0%}" in text
     assert f"| {FAMILIES[-1].name} | 1 | {found['unseen']['t']:.2f} / " in text
     rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import calibration
+from benchmarks import calibration, paper
 from benchmarks.calibration import NAMES, Cohort
+from benchmarks.calibration_tables import Run, as_json, document
 from clair_cli import Settings, detect
 from clair_cli.detection.calibration import DETECTION
 from tests.helpers.commands import CONTAMINATED, SAMPLES
@@ -84,11 +85,16 @@ def test_a_constant_that_is_not_asked_for_is_not_judged_again(
         calibration.row("limit", 2 * DETECTION.limit, cohorts)
 
 
-def test_the_table_has_every_constant_and_no_path(cohorts: list[Cohort]):
+def test_the_table_has_every_constant_and_no_path(cohorts: list[Cohort], tmp_path: Path):
     six = cohorts[1:]
     found = [*calibration.rows(six)]
     assert {r.name for r in found} == {*NAMES}
-    text = calibration.document(six, found, calibration.facts_of())
+    told = [*map(calibration.told, six)]
+    run = Run(told, found, DETECTION.as_dict(), calibration.facts_of())
+    text = document(run)
+    (tmp_path / "calibration.json").write_text(as_json(run))
+    assert paper.calibration(tmp_path / "calibration.json", tmp_path) is None
+    assert (tmp_path / "calibration.md").read_text() == text
     for name in NAMES:
         assert text.count(f"| {name} |") == len(calibration.around(name)), name
         assert f"{name}" in text.split("| constant |")[0], name

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import theory
+from benchmarks import paper, theory
 from benchmarks.theory import Grid, gain, offers, recovery, sets, stability
-from benchmarks.theory_records import EXACT, Sets, breakdown, line
+from benchmarks.theory_records import EXACT, Sets, as_json, breakdown, line
 from benchmarks.theory_truth import Kind, Plan, plant
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 
@@ -222,6 +222,9 @@ def test_the_report_has_every_table_and_its_pictures(tmp_path: Path) -> None:
     assert "| 4 | shift |" in text
     assert "log-log slope" in text
     assert str(Path(theory.__file__).parent) not in text
+    (tmp_path / "theory.json").write_text(as_json(results, "facts"))
+    assert paper.theory(tmp_path / "theory.json", tmp_path / "again") is None
+    assert (tmp_path / "again" / "theory.md").read_text() == text
     pytest.importorskip("matplotlib")
     names = [f"theory-{n}.png" for n in ("gain", "noise", "recovery", "sets")]
     assert sorted(f.name for f in tmp_path.glob("*.png")) == names

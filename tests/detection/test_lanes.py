@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clair_cli import Report, Settings, detect, refine
-from clair_cli.detection import lanes, reading
+from clair_cli.detection import forms, lanes
 from clair_cli.detection.fetching import fetched_ahead
 from clair_cli.errors import ChangedWhileRead
 from clair_cli.linalg import moved
@@ -159,7 +159,7 @@ ERRORS = [RuntimeError("CUDA error"), MemoryError(), ChangedWhileRead("a.safeten
 def test_a_client_that_cannot_be_read_fails_alone_and_for_the_same_reason(
     error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "read_estimate", failing(reading.read_estimate, raises(error)))
+    monkeypatch.setattr(forms, "read_estimate", failing(forms.read_estimate, raises(error)))
     direct = detect(folder, CPU)
     with lane(monkeypatch):
         ahead = detect(folder, CPU)
@@ -171,8 +171,8 @@ def test_a_client_that_takes_too_long_is_broken_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Time of waiting for others is nobody's: who reads is who is timed."""
-    slow = failing(reading.read_estimate, lambda: time.sleep(0.6))
-    monkeypatch.setattr(reading, "read_estimate", slow)
+    slow = failing(forms.read_estimate, lambda: time.sleep(0.6))
+    monkeypatch.setattr(forms, "read_estimate", slow)
     settings = dataclasses.replace(CPU, client_timeout=0.5)
     with lane(monkeypatch):
         ahead = detect(folder, settings)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clair_cli import formats
-from clair_cli.detection import full, judging, reading
+from clair_cli.detection import forms, full, judging
 from clair_cli.detection.guard import spared
 from clair_cli.errors import AdapterError, ChangedWhileRead, UsageError
 from clair_cli.inspection import inspect
@@ -91,7 +91,7 @@ def test_a_failure_in_reading_is_one_clients(
     error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = without_bad(folder)
-    monkeypatch.setattr(reading, "read_estimate", failing(reading.read_estimate, error))
+    monkeypatch.setattr(forms, "read_estimate", failing(forms.read_estimate, error))
     assert_alone(detect(folder), others)
 
 
@@ -99,7 +99,7 @@ def test_a_failure_in_reading_is_one_clients(
 def test_a_failure_in_a_module_of_all_is_of_the_client_without_whom_there_is_none(
     error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others, real = without_bad(folder), reading.stack_module
+    others, real = without_bad(folder), forms.stack_module
     marked = formats.read_update(formats.open_adapter(folder / BAD), "layers.1.q_proj").up
 
     def fails(module: str, updates: Any, *rest: Any) -> Any:
@@ -107,7 +107,7 @@ def test_a_failure_in_a_module_of_all_is_of_the_client_without_whom_there_is_non
             raise error
         return real(module, updates, *rest)
 
-    monkeypatch.setattr(reading, "stack_module", fails)
+    monkeypatch.setattr(forms, "stack_module", fails)
     assert_alone(detect(folder), others)
 
 
@@ -158,7 +158,7 @@ def test_what_fails_whoever_is_left_out_is_no_clients_failure(
 def test_an_interrupt_and_a_usage_error_are_nobodys(
     error: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "read_estimate", failing(reading.read_estimate, error))
+    monkeypatch.setattr(forms, "read_estimate", failing(forms.read_estimate, error))
     with pytest.raises(type(error)):
         detect(folder)
 
@@ -167,7 +167,7 @@ def test_an_error_that_clair_knows_keeps_its_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others, error = without_bad(folder), ChangedWhileRead("changed")
-    monkeypatch.setattr(reading, "read_estimate", failing(reading.read_estimate, error))
+    monkeypatch.setattr(forms, "read_estimate", failing(forms.read_estimate, error))
     assert_alone(detect(folder), others, "CLR112")
 
 
@@ -196,7 +196,7 @@ def test_a_client_that_takes_too_long_is_broken(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = without_bad(folder)
-    monkeypatch.setattr(reading, "read_estimate", slow(reading.read_estimate, (BAD,), 0.4))
+    monkeypatch.setattr(forms, "read_estimate", slow(forms.read_estimate, (BAD,), 0.4))
     report = detect(folder, Settings(client_timeout=0.3))
     assert_alone(report, others, "CLR111")
     assert (
@@ -209,7 +209,7 @@ def test_where_all_take_long_nobody_takes_too_long(
 ) -> None:
     """0.35 s over both modules, of which 0.2 are granted to begin with."""
     everybody = tuple(p.name for p in folder.iterdir())
-    monkeypatch.setattr(reading, "read_estimate", slow(reading.read_estimate, everybody, 0.17))
+    monkeypatch.setattr(forms, "read_estimate", slow(forms.read_estimate, everybody, 0.17))
     assert set(verdicts(detect(folder, Settings(client_timeout=0.2))).values()) == {"benign"}
 
 

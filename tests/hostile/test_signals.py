@@ -18,7 +18,7 @@ SECONDS = 2.0
 LONG = "torch.linalg.svd(torch.randn(6000, 6000))"
 """One call that takes a minute of one core, and in which Python runs nothing."""
 BUSY = {
-    "one step of the linear algebra": ("clair_cli.detection.reading", "stack_module"),
+    "one step of the linear algebra": ("clair_cli.detection.forms", "stack_module"),
     "the decomposition": ("clair_cli.detection.judging", "decompose"),
     "a refined update": ("clair_cli.formats.factors", "fitted"),
 }
