@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.measures import table
 
 Row = dict[str, Any]
-CHECKED = 64
+CHECKED = 256
 """The size of the references that clients are left out of."""
 HEADS = ("size", "cohorts", "clients", "same verdict", "other side of the gate")
 HEADS += ("score error, median", "90 %", "99 %", "worst", "worst within 1 of the limit")

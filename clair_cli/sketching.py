@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from clair_cli.update import LowRankUpdate
 
 DEFAULT = Sketching(64, 0)
+"""Of an adapter by itself, whose others are not known: about a megabyte of an 8B model."""
+LARGER, TOGETHER = (256, 128), 2**14
+"""Sizes of a cohort that is sketched as a whole, and coordinates of all modules together up to which
+each is taken: a few modules are known by more of each, in about as many bytes."""
 Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
 """Tensor name -> dtype, shape, bytes."""
 
@@ -132,7 +136,8 @@ def _as_file(adapter: Adapter, kind: Sketching, file: Path, settings: Settings) 
 
 
 def kind_of(adapters: Sequence[Adapter], asked: Sketching | None = None) -> Sketching:
-    """The kind that most sketches among the adapters have, else the one asked for, or the default.
+    """The kind that most sketches among the adapters have, else the one asked for, or one of a size
+    that suits their number of modules.
 
     Raises UsageError where they are of another kind than asked for.
     """
@@ -140,4 +145,8 @@ def kind_of(adapters: Sequence[Adapter], asked: Sketching | None = None) -> Sket
     if count and asked is not None and asked != count[0][0]:
         text = f"there are sketches of {count[0][0]}, which all others are made like"
         raise UsageError(f"--size: {text}; leave --size and --seed out")
-    return count[0][0] if count else asked or DEFAULT
+    if count or asked:
+        return count[0][0] if count else asked or DEFAULT
+    modules = max((len(a.updates) for a in adapters), default=0)
+    fits = (size for size in LARGER if size * modules <= TOGETHER)
+    return replace(DEFAULT, size=next(fits, DEFAULT.size))

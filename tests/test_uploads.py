@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from clair_cli.errors import OutputError, UsageError
 from clair_cli.formats.reference import open_reference
 from clair_cli.report import Report
 from clair_cli.results import Checked
+from clair_cli.sketching import kind_of
 from tests.helpers.adapters import write_folder
 from tests.helpers.cohorts import drawn, save_cohort, save_dense, truths
 from tests.helpers.commands import change_config, fingerprint
@@ -331,3 +333,19 @@ def test_other_files_are_refused_and_spoiled_members_are_left_out(
     assert (found.members, found.verdict.verdict) == (3, "contaminated")
     assert found.findings[0].code == "CLR103"
     assert "client-2 is left out" in found.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("modules", "size"), [(4, 256), (64, 256), (65, 128), (128, 128), (224, 64)]
+)
+def test_a_cohort_of_few_modules_has_larger_sketches(modules: int, size: int) -> None:
+    @dataclass
+    class Clients:
+        updates: dict[str, None]
+        sketch: Sketching | None = None
+
+    many: Any = [Clients(dict.fromkeys(map(str, range(modules))))]
+    assert kind_of(many) == Sketching(size, 0)
+    assert kind_of(many, Sketching(32, 5)) == Sketching(32, 5)
+    sketched: Any = [*many, Clients({}, Sketching(16, 1))]
+    assert kind_of(sketched) == Sketching(16, 1)

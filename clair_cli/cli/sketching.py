@@ -49,7 +49,8 @@ SizeOrNone = Annotated[
         "--size",
         min=8,
         max=1024,
-        help="Coordinates per side of a module; the default is that of sketches in DIR, or 64.",
+        help="Coordinates per side of a module; the default is that of sketches in DIR, or 256 of up to "
+        "64 modules, 128 of up to 128, and 64 of more.",
     ),
 ]
 SeedOrNone = Annotated[
