@@ -169,6 +169,11 @@ def decisions(data: bytes, folder: Path) -> None:
         assert all(isinstance(code, str) for code in one.codes)
 
 
+def options() -> bytes:
+    """An honest file of options and decisions."""
+    return _toml(CONFIG)
+
+
 def _toml(document: dict[str, Any]) -> bytes:
     """The document as TOML: JSON's scalars and lists are TOML's, null is left out."""
     lines = [f"{json.dumps(k)} = {_inline(v)}" for k, v in document.items() if v is not None]

@@ -86,7 +86,9 @@ def test_a_file_replaces_the_one_that_was_there(detected: Detected, tmp_path: Pa
 
 def test_quiet_prints_no_table(detected: Detected) -> None:
     done = clair("report", detected.json, "-q")
-    assert (done.stdout, done.stderr, done.returncode) == ("", "", 1)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "FAIL: 2 contaminated\n", 1)
+    passed = clair("report", detected.json, "-q", "--fail-on", "never")
+    assert (passed.stdout, passed.stderr, passed.returncode) == ("", "", 0)
 
 
 @pytest.mark.parametrize("command", ["detect", "refine", "inspect", "report"])
@@ -131,7 +133,10 @@ def test_progress_is_for_terminals_and_can_be_turned_off(
     shown = b"".join(said).decode()
     assert code == 1
     assert ("reading modules [" in shown) == (not options)
-    assert shown == "" if options else shown.endswith("\r\x1b[K")
+    if options:
+        assert shown.split() == (["FAIL:", "2", "contaminated"] if "-q" in options else [])
+    else:
+        assert shown.endswith("\r\x1b[K")
 
 
 def test_no_progress_into_a_file(adapters: Path, tmp_path: Path) -> None:
@@ -354,7 +359,8 @@ def test_timings_say_where_the_seconds_went_and_stand_in_the_report(
     spent = {t["what"]: t["seconds"] for t in run["timings"]}
     assert sum(spent.values()) == pytest.approx(run["duration_s"], rel=0.05)
     assert {"opening adapters", "reading modules", "judging"} <= set(spent)
-    told = [line.split("  ")[1] for line in done.stderr.splitlines()]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("FAIL")]
+    told = [line.split("  ")[1] for line in lines]
     assert set(told) == set(spent)
 
 

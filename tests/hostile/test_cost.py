@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 
 from clair_cli.output import publish
 from clair_cli.report import to_dict
-from fuzz import documents
+from fuzz import clients, documents, kept
 from fuzz.clients import ByteDraw
 from fuzz.targets import TARGETS
 from tests.helpers.commands import ENVIRONMENT, SAMPLES, SCRIPT
@@ -115,6 +117,15 @@ DOCUMENTS: dict[str, Any] = {
 """That beside candidates is the one that they have."""
 
 
+KEPT: dict[str, Callable[[], bytes]] = {
+    "sketch": partial(kept.honest, "sketch"),
+    "reference": partial(kept.honest, "reference"),
+    "ledger": kept.rounds,
+    "decisions": kept.options,
+}
+"""What clair writes for its own later use, or its user for it: an honest one."""
+
+
 COVERED = {
     "header": "drawn: ",
     "npz": "zips: ",
@@ -127,14 +138,49 @@ COVERED = {
     "candidates": "candidates",
     "counts": "counts",
     "same": "stored otherwise",
+    **{name: name for name in kept.SPOILED},
 }
 """Target of the fuzzers -> what is measured here that its generator has made."""
 
 
 def test_every_generator_of_the_fuzzers_is_measured() -> None:
     assert COVERED.keys() == TARGETS.keys()
-    measured = [*COSTLY, *DOCUMENTS]
+    measured = [*COSTLY, *DOCUMENTS, *KEPT]
     assert [t for t, what in COVERED.items() if not any(m.startswith(what) for m in measured)] == []
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_hostile_file_that_clair_keeps_costs_at_most_as_much_again_and_a_constant(
+    kind: str, tmp_path: Path
+) -> None:
+    honest = KEPT[kind]()
+    base = kept_read(kind, honest, tmp_path / "honest")
+    draws = [ByteDraw(bytes((i * s) % 251 for i in range(64))) for s in (37, 113)]
+    made = [
+        kept.spoiled(draw, honest)
+        if kind in ("sketch", "reference")
+        else clients.damaged(draw, honest[: len(honest) // 2] + honest)
+        for draw in draws
+    ]
+    for number, data in enumerate([*made, honest * 400, b"[" * 2**22, b"9" * 2**22]):
+        assert within(kept_read(kind, data, tmp_path / f"{number}"), base), (kind, number)
+
+
+def kept_read(kind: str, data: bytes, folder: Path) -> Cost:
+    """The command that reads the file, in a process of its own."""
+    folder.mkdir()
+    place, codes = kept.cohort(folder / "round"), (0, 1, 2, 3)
+    if kind == "sketch":
+        (place / "client-9.safetensors").write_bytes(data)
+        return run("detect", place, "--as", "update", codes=codes)
+    name = {"reference": "r.clair", "ledger": "rounds.jsonl", "decisions": "clair.toml"}[kind]
+    (folder / name).write_bytes(data)
+    if kind == "reference":
+        upload = (place / "client-0.npz", "--against", folder / name)
+        return run("check", *upload, "--as", "update", codes=codes)
+    if kind == "ledger":
+        return run("detect", place, "--as", "update", "--history", folder / name, codes=codes)
+    return run("config", "show", "--config", folder / name, codes=codes)
 
 
 def test_folders_nested_without_end_cost_nothing(candidates: Path, tmp_path: Path) -> None:

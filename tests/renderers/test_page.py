@@ -139,7 +139,7 @@ def test_the_command_writes_pages_and_gates_the_last_report(
 ) -> None:
     first, page = detected.json, tmp_path / "a.html"
     done = clair("report", first, "-q", "-o", f"html={page}")
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (1, "FAIL: 2 contaminated\n")
     assert page.read_text() == page_of(from_dict(json.loads(first.read_text())))
     trend = tmp_path / "trend.html"
     options = ("--fail-on", "never", "-q", "-o", f"html={trend}")
