@@ -29,7 +29,7 @@ def check(work: Path) -> None:
     near = {"a": ["benign", 1.25], "b": ["contaminated", 4.5]}
     by = {
         size: {"clients": clients, "status": "complete"}
-        for size, clients in (("32", near), ("64", exact))
+        for size, clients in (("32", near), ("256", exact))
     }
     checked = {"a": ["benign", 1.0, 0.5], "b": ["suspicious", 2.0, 0.5]}
     one = {"name": "drawn", "status": "complete", "exact": exact, "by": by, "checked": checked}
