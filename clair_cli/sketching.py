@@ -145,8 +145,10 @@ def kind_of(adapters: Sequence[Adapter], asked: Sketching | None = None) -> Sket
     if count and asked is not None and asked != count[0][0]:
         text = f"there are sketches of {count[0][0]}, which all others are made like"
         raise UsageError(f"--size: {text}; leave --size and --seed out")
-    if count or asked:
-        return count[0][0] if count else asked or DEFAULT
+    if count:
+        return count[0][0]
+    if asked is not None:
+        return asked
     modules = max((len(a.updates) for a in adapters), default=0)
     fits = (size for size in LARGER if size * modules <= TOGETHER)
     return replace(DEFAULT, size=next(fits, DEFAULT.size))

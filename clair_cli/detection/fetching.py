@@ -49,10 +49,10 @@ def fetched_ahead(
     clients: Callable[[Part], Iterable[Key]],
     reader: Callable[[Part], Callable[[Key], Update]],
     where: tuple[EngineName, str],
-    room: int,
+    room: Callable[[], int],
 ) -> Iterator[Iterator[tuple[Part, Callable[[Key], Update] | None]]]:
     """Every part, for the block of a `with`, with what gives each of its `clients`' updates, in their
-    order: what `reader(part)` gives or raises, up to `room` bytes ahead and no more than ROOM.
+    order: what `reader(part)` gives or raises, up to `room()` bytes ahead and no more than ROOM.
 
     Nothing is read ahead, and None given, but where the engine, the first of `where`, computes in this
     process, on a device that has lanes. A part must be done with before the next is taken; clients that
@@ -64,7 +64,7 @@ def fetched_ahead(
         yield ((part, None) for part in parts)
         return
     lane = make()
-    with Ahead(_sent(parts, clients, reader, lane), _bytes, min(room, ROOM)) as items:
+    with Ahead(_sent(parts, clients, reader, lane), _bytes, min(room(), ROOM)) as items:
         of_parts = groupby(items, lambda item: item.part)
         yield ((part, partial(_received, of_part, lane)) for part, of_part in of_parts)
 

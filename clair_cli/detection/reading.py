@@ -178,7 +178,7 @@ def _ahead(
 ) -> AbstractContextManager[Iterator[tuple[Part, _Take | None]]]:
     """The parts; where this process computes them on a device, with what is read ahead of them."""
     dtype = _dtype(cohort, settings)
-    room = largest(cohort.clients, cohort.modules, dtype)
+    room = partial(largest, cohort.clients, cohort.modules, dtype)
 
     def clients(part: Part) -> Sequence[int]:
         return part.clients

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from clair_cli.cohort import Adapter
@@ -70,7 +71,7 @@ def stored_ahead(
         module, _ = item
         return lambda c: read_estimate(everybody[c], module, plan.dtype, plan.device)
 
-    room = largest(list(everybody.values()), plan.modules, plan.dtype)
+    room = partial(largest, list(everybody.values()), plan.modules, plan.dtype)
     return fetched_ahead(items, clients, reader, (plan.settings.engine, plan.device), room)
 
 

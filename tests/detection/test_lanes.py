@@ -217,7 +217,7 @@ def test_who_is_not_asked_for_is_skipped(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with (
         lane(monkeypatch),
-        fetched_ahead("123", clients, reader, ("local", "cpu"), 100) as parts,
+        fetched_ahead("123", clients, reader, ("local", "cpu"), lambda: 100) as parts,
     ):
         found = []
         for part, take in parts:
@@ -233,7 +233,9 @@ def test_who_is_not_asked_for_is_skipped(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_another_engine_reads_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lanes.LANES, "cpu", Held)
     elsewhere: Any = "elsewhere"
-    with fetched_ahead("12", lambda _: (), lambda _: print, (elsewhere, "cpu"), 100) as parts:
+    with fetched_ahead(
+        "12", lambda _: (), lambda _: print, (elsewhere, "cpu"), lambda: 100
+    ) as parts:
         assert list(parts) == [("1", None), ("2", None)]
 
 
