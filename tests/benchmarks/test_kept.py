@@ -38,7 +38,7 @@ def test_check_keeps_every_cohort_and_the_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = {"a": ("benign", 1.0)}
-    by = {"64": {"clients": said, "status": "complete"}}
+    by = {"256": {"clients": said, "status": "complete"}}
     one = {"status": "complete", "exact": said, "by": by, "checked": {"a": ("benign", 1.0, 0.1)}}
     found = {"seconds": {"detect DIR": [2.0]}, "adapters_mb": 1.0, "reference_mb": 1.0}
     monkeypatch.setattr(check, "cohorts", lambda *_: [("x", None), ("y", None)])
@@ -50,7 +50,7 @@ def test_check_keeps_every_cohort_and_the_seconds(
     shown = capsys.readouterr().out
     assert made.keys() == {"by size", "left out", "time"}
     assert all(text in shown for text in made.values())
-    assert "| 64 | 2 | 2 | 1.0000 |" in made["by size"]
+    assert "| 256 | 2 | 2 | 1.0000 |" in made["by size"]
     monkeypatch.setattr(check, "judged", lambda *_: pytest.fail("judged again"))
     started(monkeypatch, check.main, "--work", tmp_path)
 
