@@ -23,6 +23,8 @@ FEW, SHARE = 4, 32
 larger of FEW and one in SHARE."""
 BASES = 3
 """Bases that a table remembers its sums of."""
+WIDE, SEVERAL = 64, 16
+"""Clients and groups from which on order statistics look at one client in WIDE, to both sides."""
 EXCHANGES = 64
 """Exchanges of whole rows up to which they are faster than partial sorting of each column."""
 
@@ -275,9 +277,12 @@ class References:
             added = entries * more * int(self.base.sum() + more)
             low = (len(known) - less - 1) // 2 - added
             high = (len(known) + added) // 2 + less
+            inside = [p for p in (low, high) if 0 <= p < len(known)]
+            if inside:
+                known.partition(inside)
             return (
-                float(np.partition(known, low)[low]) if low >= 0 else -np.inf,
-                float(np.partition(known, high)[high]) if high < len(known) else np.inf,
+                float(known[low]) if low >= 0 else -np.inf,
+                float(known[high]) if high < len(known) else np.inf,
             )
 
         found: tuple[float, float] = table.known(self.base, key, made)
@@ -304,23 +309,45 @@ def _entries(values: Array, members: Mask, diagonal: bool) -> Array:
 
 def _median(filled: Array, count: int) -> Array:
     """Of the `count` least entries of the last axis."""
-    half = count // 2
-    filled.partition(half, axis=-1)
-    upper = filled[..., half]
-    if count % 2:
-        return upper
-    return np.asarray((filled[..., :half].max(axis=-1) + upper) / 2)
+    lower, upper = _ordered(filled, (count - 1) // 2, count // 2)
+    return np.asarray((lower + upper) / 2) if count % 2 == 0 else upper
 
 
 def _tenth(filled: Array, count: int) -> Array:
     """Lower tenth of the `count` least entries of the last axis, between two of them as np.quantile."""
     place = 0.1 * (count - 1)
     below = int(place)
-    above = min(below + 1, count - 1)
-    filled.partition(above, axis=-1)
-    upper = filled[..., above]
-    lower = filled[..., :above].max(axis=-1) if above > below else upper
+    lower, upper = _ordered(filled, below, min(below + 1, count - 1))
     return np.asarray(lower + (upper - lower) * (place - below))
+
+
+def _ordered(filled: Array, low: int, high: int) -> tuple[Array, Array]:
+    """The entries (...) at places `low` and `high`, the same or the next, of the sorted last axis.
+
+    Against groups that are nearly the same, values are nearly the same. So where the first row has its
+    entries around these places, the others mostly have theirs, and only those few are sorted.
+    """
+    *outer, count, width = (1, *filled.shape)
+    if width < WIDE or count < SEVERAL:
+        filled.partition(high, axis=-1)
+        upper = filled[..., high]
+        return (filled[..., :high].max(axis=-1) if high > low else upper), upper
+    lower, upper = (np.empty(filled.shape[:-1], filled.dtype) for _ in range(2))
+    for m in np.ndindex(*outer[1:]):
+        rows, margin = filled[m], width // WIDE
+        around = np.sort(rows[0])[[max(low - margin, 0), min(high + margin, width - 1)]]
+        before = (rows < around[0]).sum(axis=1)
+        inside = (rows >= around[0]) & (rows <= around[1])
+        found = inside.sum(axis=1)
+        few = np.full((count, found.max()), np.inf, filled.dtype)
+        few[np.arange(found.max()) < found[:, None]] = rows[inside]
+        few.sort(axis=1)
+        sure = (before <= low) & (high < before + found)
+        for out, place in ((lower, low), (upper, high)):
+            out[m][sure] = few[sure, place - before[sure]]
+            if not sure.all():
+                out[m][~sure] = np.partition(rows[~sure], place, axis=1)[:, place]
+    return lower, upper
 
 
 def mean_of_least(values: Array, count: int) -> Array:
