@@ -1,12 +1,14 @@
 """What each constant of clair's verdicts changes: all cohorts judged at half and at double its value.
 
-python -m benchmarks.calibration --cohorts FILE [--out DIR] [--keep FILE]
+python -m benchmarks.calibration (--cohorts FILE | --grid DIR) [--out DIR] [--keep FILE]
 
 FILE is a JSON list of cohorts whose truth is known, each {"dir", "contaminated", "kind", "init"}: a
-folder of PEFT adapters (from where FILE is), the names of its contaminated clients, what they are, and
-whether the clients' first A was one ("shared") or their own ("own"). Every cohort is read once. A
-constant that a cohort never asks for cannot change it, so it keeps its result; the others are judged
-again from the first step that asks. Writes calibration.md, and with --keep the counts as JSON.
+folder of adapters (from where FILE is), the names of its contaminated clients, what they are, and
+whether the clients' first A was one ("shared") or their own ("own"). With --grid they are every 40th
+cohort of detection.py's full grid, drawn from the pools trained in DIR. Every cohort is judged by
+clair's own steps. A constant that a cohort never asks for cannot change it, so it keeps its result;
+where only the joint steps ask, nothing is read again. Writes calibration.md, and with --keep the counts
+as JSON.
 """
 
 from __future__ import annotations
@@ -16,31 +18,33 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 from time import process_time
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from benchmarks.calibration_tables import Row, Run, Told, as_json, document
+from benchmarks.cells import draw, grid, put
 from benchmarks.measures import CONVICTED
-from benchmarks.saved import Saved, read
-from clair_cli import Settings, __version__
-from clair_cli.detection import agreement
+from clair_cli import Settings, __version__, pipeline
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
-from clair_cli.detection.solver import Decomposition, decompose, refit
-from clair_cli.detection.stacks import ModuleStack, stack_module, tables
-from clair_cli.detection.tables import Tables
-from clair_cli.detection.verdicts import judge
+from clair_cli.detection.full import read_full
+from clair_cli.detection.judging import judged
+from clair_cli.detection.later import later_round
+from clair_cli.detection.reading import numerics, read_modules
+from clair_cli.detection.record import Detection
+from clair_cli.detection.reporting import population
 from clair_cli.errors import SettingError
-from clair_cli.update import LowRankUpdate
 
 HERE = Path(__file__).resolve().parent
+SETTINGS = Settings(threads=1)
+EVERY = 40
 NAMES = [f.name for f in fields(DETECTION)]
 INITS = {"shared": "shared", "own": "independent"}
 """How the clients began -> what clair calls it."""
@@ -74,23 +78,15 @@ class Watched(DetectionCalibration):
 
 
 class Cohort:
-    """One cohort in memory, and what it says at the delivered numbers."""
+    """One cohort in memory, and what clair says of it at the delivered numbers."""
 
     def __init__(self, folder: Path, contaminated: Iterable[str], kind: str, init: str) -> None:
         self.contaminated, self.kind, self.init = {*contaminated}, kind, init
-        adapters = {p.name: read(p) for p in sorted(folder.iterdir()) if p.is_dir()}
-        self.adapters = {n: a for n, a in adapters.items() if _finite(a)}
-        self.broken = [n for n in adapters if n not in self.adapters]
-        self.stacks, self.found = self._watched()
-
-    def _watched(self) -> tuple[list[ModuleStack], Decomposition]:
-        """Judge once and note which numbers each step asked for."""
+        self.opened = pipeline.opened(folder, SETTINGS)
         numbers = Watched(**DETECTION.as_dict())
         self.asked: list[set[str]] = []
-        stacks = self._noting(lambda: self.stacked(numbers))
-        found = self._noting(lambda: decompose(stacks, numbers))
-        self.usual = self._noting(lambda: self.judged(stacks, found, numbers))
-        return stacks, found
+        self._noting(lambda: self._read(numbers))
+        self.usual = self._noting(lambda: self._judged(numbers))
 
     def _noting(self, step: Callable[[], Any]) -> Any:
         Watched.asked.clear()
@@ -98,53 +94,42 @@ class Cohort:
         self.asked.append({*Watched.asked})
         return result
 
-    def stacked(self, numbers: DetectionCalibration) -> list[ModuleStack]:
-        """The modules that all clients adapt."""
-        clients = [*self.adapters.values()]
-        common = [m for m in clients[0].factors if all(m in c.factors for c in clients)]
-        stacks = [
-            stack_module(m, [_update(c, m) for c in clients], numbers.max_columns) for m in common
-        ]
-        return [s for s in stacks if bool((s.energies > 0).any())]
+    def _read(self, numbers: DetectionCalibration) -> None:
+        """All that is read of the clients."""
+        settings = replace(SETTINGS, detection=numbers)
+        with numerics(self.opened, settings) as self.machine:
+            self.cohort, self.stacks = read_modules(self.opened, settings, self.machine)
+            remark = later_round(self.cohort, self.stacks, numbers)
+            self.cohort = replace(self.cohort, findings=(remark,) if remark else ())
+            self.full = read_full(self.cohort, settings, self.machine.device)
 
-    def judged(
-        self, stacks: list[ModuleStack], found: Decomposition, numbers: DetectionCalibration
-    ) -> Outcome:
-        """Verdicts, and what the report says of the clients they agree on."""
-        names = (*self.adapters,)
-        inner, overlap, d_out, d_in = tables(stacks)
-        modules = tuple(s.module for s in stacks)
-        what = names, modules, inner, overlap, d_out, d_in, found.members, names
-        known = Tables(*what, unexplained=found.unexplained())
-        said = judge(known, Settings(detection=numbers))
-        verdicts = {v.client: v.verdict for v in said.verdicts}
-        verdicts |= dict.fromkeys(self.broken, "broken")
-        findings = tuple(sorted({r.code for r in said.findings}))
-        if not said.identified:
-            return Outcome(verdicts, findings, None, None)
-        rows = np.stack([s.rows.numpy() for s in stacks])
-        began, _ = agreement.initialisation(rows, said.consensus, numbers)
-        settled = (said.consensus == found.members).all()
-        found = found if settled else refit(stacks, said.consensus, numbers)
-        return Outcome(verdicts, findings, began, tuple(s.rank for s in found.subspaces))
+    def _judged(self, numbers: DetectionCalibration) -> Outcome:
+        """What clair says of those read."""
+        settings = replace(SETTINGS, detection=numbers)
+        return _outcome(
+            judged(self.cohort, self.stacks, self.full, settings, self.machine), settings
+        )
 
     def outcome(self, name: str, numbers: DetectionCalibration) -> Outcome:
         """What it says when the number `name` is another one."""
-        stacking, solving, judging = (name in asked for asked in self.asked)
-        if not (stacking or solving or judging):
-            return self.usual
-        stacks = self.stacked(numbers) if stacking else self.stacks
-        found = decompose(stacks, numbers) if stacking or solving else self.found
-        return self.judged(stacks, found, numbers)
+        reading, judging = (name in asked for asked in self.asked)
+        if reading:
+            settings = replace(SETTINGS, detection=numbers)
+            return _outcome(pipeline.examined(self.opened, settings), settings)
+        return self._judged(numbers) if judging else self.usual
 
 
-def _finite(adapter: Saved) -> bool:
-    return all(bool(torch.isfinite(f).all()) for both in adapter.factors.values() for f in both)
-
-
-def _update(adapter: Saved, module: str) -> LowRankUpdate:
-    up, down = adapter.factors[module]
-    return LowRankUpdate(up.float(), down.float(), adapter.scale)
+def _outcome(found: Detection, settings: Settings) -> Outcome:
+    said = population(found, settings)
+    broken = {client.client: "broken" for client in found.cohort.broken}
+    codes = tuple(sorted({f.code for f in said.findings}))
+    if found.judgement is None:
+        return Outcome(broken, codes, None, None)
+    verdicts = {v.client: v.verdict for v in found.judgement.verdicts} | broken
+    if said.consensus is None:
+        return Outcome(verdicts, codes, None, None)
+    ranks = tuple(m.shared_rank for m in said.modules)
+    return Outcome(verdicts, codes, said.consensus.initialisation, ranks)
 
 
 # All cohorts
@@ -221,10 +206,19 @@ def load(path: Path) -> list[Cohort]:
     return [Cohort(path.parent / c["dir"], c["contaminated"], c["kind"], c["init"]) for c in listed]
 
 
-def facts_of() -> str:
+def drawn(work: Path, shift: int, scratch: Path) -> Iterator[Cohort]:
+    """Every 40th cohort of the full grid, from the pools in `work`, written into `scratch`."""
+    for number, cell in enumerate(grid(True, shift)[::EVERY]):
+        folder = scratch / str(number)
+        truth = put(draw(cell, work / "pools"), folder)
+        bad = [name for name, client in truth.items() if client.bad]
+        yield Cohort(folder, bad, cell.group, "own" if cell.pool.own_init else "shared")
+
+
+def facts_of(words: str) -> str:
     """How the results were made."""
     return (
-        f"`python -m benchmarks.calibration --cohorts FILE`, {date.today()}, "
+        f"`python -m benchmarks.calibration {words}`, {date.today()}, "
         f"{process_time() / 60:.0f} minutes of one core; {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores; clair {__version__}, Python {platform.python_version()}, "
         f"torch {torch.__version__}."
@@ -233,18 +227,23 @@ def facts_of() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--cohorts", type=Path, required=True, help="JSON: the cohorts, their truth"
-    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--cohorts", type=Path, help="JSON: the cohorts, their truth")
+    which.add_argument("--grid", type=Path, help="folder of the trained pools of detection.py")
+    parser.add_argument("--shift", type=int, default=0, help="added to every seed of the pools")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="for calibration.md")
     parser.add_argument("--keep", type=Path, help="file of the counts")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cohorts, found = load(given.cohorts), []
-    for r in rows(cohorts):
-        found.append(r)
-        print(f"{process_time():6.0f} s  {r.name} {r.value:g}", file=sys.stderr, flush=True)
-    run = Run([told(c) for c in cohorts], found, DETECTION.as_dict(), facts_of())
+    words = "--cohorts FILE" if given.cohorts else f"--grid DIR --shift {given.shift}"
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        made = drawn(given.grid, given.shift, Path(scratch)) if given.grid else load(given.cohorts)
+        cohorts = list(made)
+        for r in rows(cohorts):
+            found.append(r)
+            print(f"{process_time():6.0f} s  {r.name} {r.value:g}", file=sys.stderr, flush=True)
+    run = Run([told(c) for c in cohorts], found, DETECTION.as_dict(), facts_of(words))
     if given.keep:
         given.keep.write_text(as_json(run))
     text = document(run)

@@ -78,7 +78,7 @@ def test_a_constant_that_must_change_something_does(
 def test_a_constant_that_is_not_asked_for_is_not_judged_again(
     cohorts: list[Cohort], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(calibration, "judge", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(calibration, "judged", lambda *_: pytest.fail("judged again"))
     found = calibration.row("lift", 2 * DETECTION.lift, cohorts)  # these are whole updates
     assert (found.asked, found.changed, found.ranks) == (0, 0, 0)
     with pytest.raises(pytest.fail.Exception, match="judged again"):
@@ -90,7 +90,7 @@ def test_the_table_has_every_constant_and_no_path(cohorts: list[Cohort], tmp_pat
     found = [*calibration.rows(six)]
     assert {r.name for r in found} == {*NAMES}
     told = [*map(calibration.told, six)]
-    run = Run(told, found, DETECTION.as_dict(), calibration.facts_of())
+    run = Run(told, found, DETECTION.as_dict(), calibration.facts_of("--cohorts FILE"))
     text = document(run)
     (tmp_path / "calibration.json").write_text(as_json(run))
     assert paper.calibration(tmp_path / "calibration.json", tmp_path) is None
