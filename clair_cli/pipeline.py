@@ -7,29 +7,28 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from clair_cli import cache, formats, history, uploads
+from clair_cli import beforehand, history, uploads
 from clair_cli._version import __version__
 from clair_cli.acceptance import accepting
-from clair_cli.baseline import Earlier, against, read_baseline
+from clair_cli.baseline import Earlier, against
 from clair_cli.clock import Clock, Stopwatch
 from clair_cli.cohort import (
     By,
     Cohort,
     Entries,
     Sketching,
-    Start,
     align,
     grouped,
     natural_key,
     without_sketches,
 )
 from clair_cli.detection.record import Detection, too_few
-from clair_cli.errors import AdapterError, NoVerdict, OutputError, UsageError
+from clair_cli.errors import AdapterError, ClairError, NoVerdict, UsageError
 from clair_cli.formats.reference import open_reference
 from clair_cli.formats.remote import Place
 from clair_cli.opening import at_hand, check_files, open_client, open_entries
 from clair_cli.output import publish, replaced
-from clair_cli.output.folders import REPORT, folder_names
+from clair_cli.output.folders import REPORT
 from clair_cli.output.signature import sealer
 from clair_cli.progress import Progress, silent
 from clair_cli.rarity import rated
@@ -53,10 +52,10 @@ def detect(
     """
     path, settings = Path(path), settings or Settings()
     tell = Stopwatch(on_progress or silent)
-    clock, earlier = Clock(command, tell), _earlier(settings)
-    _check_history(settings)
+    clock, earlier = Clock(command, tell), beforehand.earlier(settings)
+    beforehand.check_history(settings)
     with at_hand(path, settings) as place:
-        _begin_cache(settings, place.folder)
+        beforehand.begin_cache(settings, place.folder)
         cohort = opened(place, settings, tell)
         detection = examined(cohort, settings, tell)
         return reported(detection, place.name, settings, clock, earlier)
@@ -82,7 +81,7 @@ def detect_groups(
 def _groups_at(
     place: Place, by: By, settings: Settings, on_progress: Progress, command: str | None
 ) -> Survey:
-    _begin_cache(settings, place.folder)
+    beforehand.begin_cache(settings, place.folder)
     found = grouped(_entries(place, settings, on_progress), by, settings.min_shared_modules)
     apart = [Apart(a.client, a.base) for a in found.apart]
     groups = []
@@ -140,21 +139,31 @@ def refine(
 def _refined_at(
     place: Place, out: Path, settings: Settings, clock: Clock, tell: Progress
 ) -> Report:
-    counts, earlier = _check_places(place.folder, out, settings), _earlier(settings)
-    _check_history(settings)
-    _begin_cache(settings, place.folder, out)
+    beforehand.check_places(place.folder, out, settings)
+    counts, earlier = _counts(settings), beforehand.earlier(settings)
+    beforehand.check_history(settings)
+    beforehand.begin_cache(settings, place.folder, out)
     seal = sealer(settings.sign, __version__) if settings.sign is not None else None
     cohort = opened(place, settings, tell)
-    _check_refinable(cohort, settings)
+    odd = beforehand.not_refinable(cohort, settings)
     detection = examined(cohort, settings, tell)
     report = reported(detection, place.name, settings, clock, earlier)
     if report.status == "no_verdict":
         return report
     with publish.staged(out, settings.overwrite, place.folder, __version__, seal) as stage:
-        report = refined(detection, report, stage, settings, counts, tell)
+        report = refined(detection, report, stage, settings, counts, odd, tell)
         report = replace(report, run=clock.run(detection.machine.threads, detection.machine.device))
         publish.write_bytes(stage / REPORT, RENDERERS["json"](report).encode())
     return report
+
+
+def _counts(settings: Settings) -> dict[str, float]:
+    """Sample counts per client, where they are given. Raises UsageError."""
+    if settings.weights is None:
+        return {}
+    from clair_cli.refinement.members import read_counts
+
+    return read_counts(settings.weights)
 
 
 def fit(
@@ -173,7 +182,7 @@ def fit(
     path, out, settings = Path(path), Path(out), settings or Settings()
     tell = Stopwatch(on_progress or silent)
     clock = Clock(command, tell)
-    _begin_cache(settings, path)
+    beforehand.begin_cache(settings, path)
     entries = _entries(path, settings, tell)
     with replaced.scratch(out) as folder:
         sketches = all_sketched(entries, kind_of(entries.adapters, kind), folder, settings, tell)
@@ -201,7 +210,7 @@ def check(
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
     clock = Clock(command, Stopwatch(on_progress or silent))
-    _begin_cache(settings, against, upload)
+    beforehand.begin_cache(settings, against, upload)
     if not update:
         return _checked(upload, against, settings, clock)[:2]
     if against.is_dir():
@@ -329,83 +338,27 @@ def refined(
     stage: Path,
     settings: Settings,
     counts: Mapping[str, float],
+    odd: Mapping[str, ClairError],
     on_progress: Progress = silent,
 ) -> Report:
-    """Plan what is to be done to whom, write it below `stage`, and say so in the report."""
+    """Plan what is to be done to whom, write it below `stage`, and say so in the report.
+
+    `odd` are clients that cannot be written back, and why.
+    """
     from clair_cli.detection.reading import numerics
     from clair_cli.refinement.plan import plan_refinement
     from clair_cli.refinement.sparing import write_spared
 
+    wanted = {c.client for c in report.clients if c.verdict != "contaminated"}
+    wanted = (wanted | {*settings.include}) - {*settings.exclude}
+    odd = {client: error for client, error in odd.items() if client in wanted}
     plan = partial(plan_refinement, detection, over_rounds(report), settings, counts)
     try:
         with numerics(detection.cohort, settings):
-            refinement, without = write_spared(plan, stage, on_progress)
+            refinement, without = write_spared(plan, stage, on_progress, odd)
     except AdapterError as error:  # it was readable a moment ago, so it has changed since
         raise NoVerdict(f"{error}; nothing was written, run again") from error
     clients = tuple(
         replace(c, reasons=c.reasons + without.get(c.client, ())) for c in report.clients
     )
     return replace(report, refinement=refinement, clients=clients)
-
-
-# --- what is checked before anything is read
-
-
-def _earlier(settings: Settings) -> Earlier | None:
-    """The baseline, where one is given. Raises UsageError."""
-    return None if settings.baseline is None else read_baseline(settings.baseline)
-
-
-def _check_history(settings: Settings) -> None:
-    """Raises UsageError where the ledger cannot take this run's round."""
-    if settings.history is None:
-        return
-    if not history.fits(settings.detection):
-        text = (
-            "evidence was measured with the default constants of detection; leave one of them out"
-        )
-        raise UsageError(f"--history: {text}")
-    history.check(settings.history)
-
-
-def _begin_cache(settings: Settings, *places: Path) -> None:
-    """Raises UsageError where the cache lies in what is read or written, or that in the cache."""
-    if settings.cache is None:
-        return
-    linked = publish.linked_folders(places[0]).values() if settings.follow_symlinks else ()
-    sent = () if settings.since is None else (settings.since,)
-    cache.begin(settings, *places, *linked, *sent)
-
-
-def _check_places(path: Path, out: Path, settings: Settings) -> dict[str, float]:
-    """Sample counts per client, once input and output are known to be usable. Raises UsageError."""
-    if not path.is_dir():
-        raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
-    publish.check_output(out, path, settings.overwrite)
-    if settings.since is not None:
-        check_files(settings)
-        publish.check_output(out, settings.since, settings.overwrite, "what --since names")
-    if settings.follow_symlinks:
-        publish.check_apart(out, path)
-    if settings.weights is None:
-        return {}
-    from clair_cli.refinement.members import read_counts
-
-    return read_counts(settings.weights)
-
-
-def _check_refinable(cohort: Cohort, settings: Settings) -> None:
-    """Raises UsageError, naming the client, for what could not be written back."""
-    folder_names(cohort.ids)
-    for adapter in cohort.clients:
-        starts = {spec.start for spec in adapter.updates.values()}
-        if Start.MAGNITUDE in starts and not settings.allow_dora:
-            raise UsageError(
-                f"{adapter.client} is DoRA, which also scales the rows of W + B A by magnitudes: "
-                "--allow-dora refines B A alone and leaves every client its magnitudes"
-            )
-    for adapter in cohort.clients:
-        try:
-            formats.check_writable(adapter, (settings.rank, settings.write) != ("keep", "keep"))
-        except OutputError as error:
-            raise UsageError(f"{error}; nothing was written") from None

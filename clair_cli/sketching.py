@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clair_cli import formats
-from clair_cli.cohort import WHOLE, Adapter, Broken, Entries, Sketching, Start, natural_key
+from clair_cli.cohort import (
+    SKETCH_SIZE,
+    WHOLE,
+    Adapter,
+    Broken,
+    Entries,
+    Sketching,
+    Start,
+    natural_key,
+)
 from clair_cli.errors import AdapterError, NonFinite, SketchUnusable, UsageError, contained
 from clair_cli.formats.containers import read_bytes
 from clair_cli.formats.deadline import deadline
@@ -29,8 +38,7 @@ from clair_cli.settings import Settings
 if TYPE_CHECKING:
     from clair_cli.update import LowRankUpdate
 
-DEFAULT = Sketching(64, 0)
-"""Of an adapter by itself, whose others are not known: about a megabyte of an 8B model."""
+DEFAULT = Sketching(SKETCH_SIZE, 0)
 LARGER, TOGETHER = (256, 128), 2**14
 """Sizes of a cohort that is sketched as a whole, and coordinates of all modules together up to which
 each is taken: a few modules are known by more of each, in about as many bytes."""

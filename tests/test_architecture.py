@@ -17,7 +17,7 @@ LAYERS = {
     "start": "entry",
     "commands": "cli integrations",
     "steps": "pipeline",
-    "what is done with verdicts": "refinement renderers sketching uploads",
+    "what is done with verdicts": "beforehand refinement renderers sketching uploads",
     "what is said of adapters": "detection opening inspection selection",
     "how adapters are read, and where": "formats engines evaluation scores",
     "records, and folders of files": "acceptance baseline cache cohort history ledger output rarity "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -132,8 +133,8 @@ def delivery(
     *kept: Path,
     github: bool = False,
 ) -> Delivery:
-    """Where --format, --output, --quiet and --github send the report; no file may lie in a folder of
-    `kept`.
+    """Where --format, --output, --quiet and --github send the report; no file may be
+    one of `kept` or lie in a folder of it.
 
     --quiet silences the table, and not why the exit code is not 0. The path - is stdout, which takes one
     document: UsageError where two formats ask for it, for every path that cannot be written, and where
@@ -155,6 +156,7 @@ def delivery(
         raise UsageError(f"--format: {name} is for a file or a pipe; give -o {name}=FILE")
     places = _places(kept)
     files = tuple((name, _checked(path, places)) for name, path in wanted if path != STDOUT)
+    check_apart(path for _, path in files)
     summary = _summary(places) if github else None
     return Delivery(next(iter(to_stdout), None), files, verbose, summary)
 
@@ -167,10 +169,10 @@ def _summary(places: list[str]) -> Path:
     return _checked(path, places, "--github")
 
 
-def read_from(folder: Path, followed: bool, since: Path | None = None) -> list[Path]:
-    """The folder of clients, where links in it lead, if they are followed, and what was sent."""
+def read_from(folder: Path, followed: bool, *others: Path | None) -> list[Path]:
+    """The folder of clients, where links in it lead, if they are followed, and the others there are."""
     linked = linked_folders(folder).values() if followed else ()
-    return [folder, *linked, *([] if since is None else [since])]
+    return [folder, *linked, *(path for path in others if path is not None)]
 
 
 def command_line() -> str:
@@ -193,8 +195,17 @@ def _places(kept: tuple[Path, ...]) -> list[str]:
 
 
 def place_for(path: str, option: str, *kept: Path) -> Path:
-    """`path` as the value of `option`, where a file can be written there that is not in `kept`."""
+    """`path` as the value of `option`, where a file can be written that is not in or one of `kept`."""
     return _checked(path, _places(kept), option)
+
+
+def check_apart(paths: Iterable[Path]) -> None:
+    """Raises UsageError where two outputs are one file: the second would be all that is left."""
+    known: set[str] = set()
+    for path in paths:
+        if (place := os.path.realpath(path)) in known:
+            raise UsageError(f"--output: two formats would go to {str(path)!r}; give each a file")
+        known.add(place)
 
 
 def _checked(path: str, places: list[str], option: str = "--output") -> Path:
@@ -209,6 +220,9 @@ def _checked(path: str, places: list[str], option: str = "--output") -> Path:
         )
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UsageError(f"{option}: {path!r} is not writable")
-    if any(p.is_relative_to(q) for p in (target, Path(os.path.abspath(path))) for q in places):
+    named = target, Path(os.path.abspath(path))
+    if any(str(p) in places for p in named):
+        raise UsageError(f"{option}: {path!r} is read by this command; give another place")
+    if any(p.is_relative_to(q) for p in named for q in places):
         raise UsageError(f"{option}: {path!r} lies among the adapters; give another place")
     return Path(path)

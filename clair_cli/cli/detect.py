@@ -54,7 +54,12 @@ def detect(
     """Say which clients are contaminated, where, how sure, and why."""
     settings = settings_from({**locals(), "accept": decisions(context)})
     goes = delivery(
-        format, output, quiet, verbose, *read_from(folder, follow_symlinks, since), github=github
+        format,
+        output,
+        quiet,
+        verbose,
+        *read_from(folder, follow_symlinks, since, history),
+        github=github,
     )
     check_explained(explain, goes)
     check_history(history, *read_from(folder, follow_symlinks))

@@ -29,7 +29,7 @@ def plot(
     except UsageError as error:
         raise UsageError(f"--output: {error}") from None
     plots.check_library()
-    target = place_for(str(output), "--output")
+    target = place_for(str(output), "--output", path)
     report = saved_report(path)
     try:
         document = plots.render(report, kind, suffix, width)

@@ -81,7 +81,7 @@ def refine(
         output,
         quiet,
         verbose,
-        *read_from(folder, follow_symlinks, since),
+        *read_from(folder, follow_symlinks, since, history),
         out,
         github=github,
     )

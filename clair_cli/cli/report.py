@@ -31,7 +31,7 @@ def report(
 
     Of several reports, one a round and oldest first, the last is shown; a page has the trend over all.
     """
-    goes = delivery(format, output, quiet, verbose, github=github)
+    goes = delivery(format, output, quiet, verbose, *paths, github=github)
     check_explained(explain, goes)
     if len(paths) > 1 and not goes.pages:
         text = f"{len(paths)} reports make a trend: run clair trend, or add -o html=report.html"

@@ -10,7 +10,7 @@ import typer
 from clair_cli.cli import options as o
 from clair_cli.cli import streams
 from clair_cli.cli.command import regated
-from clair_cli.cli.delivery import STDOUT, place_for
+from clair_cli.cli.delivery import STDOUT, check_apart, place_for
 from clair_cli.cli.given import saved_report
 from clair_cli.errors import UsageError
 from clair_cli.output.publish import replace_bytes
@@ -56,7 +56,8 @@ def trend(
     Verdicts and scores, who turned, who came and went. The rounds are in the order in which the reports
     are given; the exit code is that of the last.
     """
-    files = [_split(value) for value in output or []]
+    files = [_split(value, *paths) for value in output or []]
+    check_apart(path for _, path in files)
     reports = tuple(map(saved_report, paths))
     last = regated(context, reports[-1], fail_on)
     reports = (*reports[:-1], last)
@@ -78,9 +79,9 @@ def trend(
     return last.exit_code
 
 
-def _split(value: str) -> tuple[str, Path]:
+def _split(value: str, *read: Path) -> tuple[str, Path]:
     name, equals, path = value.partition("=")
     if name not in TRENDS or not equals or not path or path == STDOUT:
         known = "|".join(TRENDS)
         raise UsageError(f"--output: expected FORMAT=FILE with FORMAT {known}, got {value!r}")
-    return name, place_for(path, "--output")
+    return name, place_for(path, "--output", *read)

@@ -7,6 +7,7 @@ Nothing here holds a tensor. `align` checks once what the rest of clair relies o
 from clair_cli.cohort.alignment import align, without_sketches
 from clair_cli.cohort.grouping import By, Group, Groups, grouped
 from clair_cli.cohort.records import (
+    SKETCH_SIZE,
     WHOLE,
     Adapter,
     Broken,
@@ -23,6 +24,7 @@ from clair_cli.cohort.records import (
 )
 
 __all__ = [
+    "SKETCH_SIZE",
     "WHOLE",
     "Adapter",
     "Broken",

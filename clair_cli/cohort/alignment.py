@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from clair_cli.cohort.records import (
+    SKETCH_SIZE,
     Adapter,
     Answer,
     Broken,
@@ -112,23 +113,33 @@ def without_sketches(entries: Entries) -> Entries:
 
 
 def _other_sketch(clients: list[Adapter]) -> Checked:
-    """Sketches of another kind than most: nothing can be said of two kinds together."""
-    sketches = [a for a in clients if a.sketch is not None]
+    """Sketches of another kind than most: nothing can be said of two kinds together.
+
+    Small ones are set aside, unless most clients are such: a few would have everybody compared as
+    coarsely.
+    """
+    coarse = [a for a in clients if a.sketch is not None and a.sketch.size < SKETCH_SIZE]
+    better = f"and most clients are known better; sketch it again with --size {SKETCH_SIZE}"
+    broken = _unlike(coarse, better) if 2 * len(coarse) <= len(clients) else []
+    sketches = [a for a in _without(clients, broken) if a.sketch is not None]
     kinds = votes(sketches, lambda a: a.sketch).most_common()
     if not kinds:
-        return [], []
+        return broken, []
     (usual, most), voters = kinds[0], sum(n for _, n in kinds)
     text = f"but {most} of {voters} sketches have {usual}; sketch it again like these"
-    broken = [
-        set_aside(a, Reason(SketchUnusable.code, f"its sketch has {a.sketch}, {text}"))
-        for a in sketches
-        if a.sketch != usual
-    ]
+    broken += _unlike([a for a in sketches if a.sketch != usual], text)
     if 2 * len(sketches) > len(clients):
         return broken, []
     alike = few([a.client for a in sketches if a.sketch == usual])
     said = f"all are compared by sketches of {usual}, for the sake of {alike}"
     return broken, [Reason("CLR304", f"{said}; --exact sets sketches aside")]
+
+
+def _unlike(sketches: list[Adapter], why: str) -> list[Broken]:
+    return [
+        set_aside(a, Reason(SketchUnusable.code, f"its sketch has {a.sketch}, {why}"))
+        for a in sketches
+    ]
 
 
 def _other_shape(clients: list[Adapter]) -> Checked:

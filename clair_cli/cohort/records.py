@@ -70,6 +70,8 @@ class Sketching:
         return f"size {self.size}, seed {self.seed}, version {self.version}"
 
 
+SKETCH_SIZE = 64
+"""Of an adapter by itself, whose others are not known: about a megabyte of an 8B model."""
 WHOLE = 2**18
 """Elements of a tensor trained whole up to which a sketch keeps it: 1 MB in float32."""
 

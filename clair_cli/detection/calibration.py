@@ -468,6 +468,9 @@ class DetectionCalibration(Constants):
     kept_half: float = constant(
         0.4, "of the common content", (0, 1), "content below which it is called lacking", READING
     )
+    opposing: float = constant(
+        0.1, "of the common content", (0, 1), "content below minus this is called opposing", READING
+    )
     odd_module: float = constant(
         0.5, FLOOR, (0, 1), "support below which a module is called odd", READING
     )

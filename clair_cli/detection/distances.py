@@ -163,10 +163,11 @@ class Distances(Kernels):
 
         def words(k: int) -> str:
             share, error = float(kept[0, k]), float(why.error[0, k])
-            if share < 0:
+            if share < -n.opposing:
                 return "opposes what the others share"
             if share < n.kept_half:
-                return f"lacks what the others share: {100 * share:.0f} % of it is there"
+                there = f"{100 * max(share, 0):.0f} %"
+                return f"lacks what the others share: {there} of it is there"
             partly = f"has {100 * share:.0f} % of the common content"
             return f"{partly}, {error:.2g}x the usual error: little data?"
 

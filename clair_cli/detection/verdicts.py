@@ -219,7 +219,7 @@ class _Bench:
             ("copy", bool(self.distances.copies.of(k))),
             ("adds", any(first in c.members for c in self.groups.companies)),
             ("head", self._score("CLR210", k) >= n.limit),
-            ("opposes", kept < 0),
+            ("opposes", kept < -n.opposing),
             ("adds", self._score("CLR214", k) >= n.limit),
             ("size", self._score("CLR202", k) >= n.suspicious),
             ("lacks", kept < n.kept_whole and (odd or kept < n.kept_half)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +16,23 @@ from clair_cli.refinement.write import write_refined
 from clair_cli.report import Reason
 
 CODE = "CLR121"
+NOBODY: Mapping[str, Exception] = {}
 
 
 def write_spared(
-    plan: Callable[[Collection[str]], Plan], stage: Path, on_progress: Progress = silent
+    plan: Callable[[Collection[str]], Plan],
+    stage: Path,
+    on_progress: Progress = silent,
+    odd: Mapping[str, Exception] = NOBODY,
 ) -> tuple[Refinement, dict[str, tuple[Reason, ...]]]:
-    """Write what plan(gone) says below the empty `stage`, `gone` being those with whom that fails.
+    """Write what plan(gone) says below the empty `stage`, `gone` being those with whom that fails: first
+    the `odd`, of whom that is known.
 
     Also returned are the clients that get no adapter, and why. All others get what they would get if
     those that are gone had been excluded. Raises what the first of these raised where nobody is left,
     and all else that `plan` and `write_refined` raise.
     """
-    gone, unfit = dict[str, Exception](), dict[str, Exception]()
+    gone, unfit = dict(odd), dict[str, Exception]()
     while True:
         try:
             planned = replace(plan(gone), unfit=frozenset(unfit))

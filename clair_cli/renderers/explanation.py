@@ -105,7 +105,9 @@ def _client(one: Explanation) -> Iterator[str]:
 
 def _stability(said: Verdict) -> str:
     if said.stability == 1:
-        return "the same without any one of the others"
+        same = "the same without any one of the others"
+        copies = said.cause is not None and said.cause.kind == "copy"
+        return f"{same}, but without what it is like it is no copy" if copies else same
     share = percent(said.stability or 0)
     but = ", ".join(map(safe_text, said.depends_on))
     return f"the same without one other, for {share} of the others; not without {but}"

@@ -85,6 +85,32 @@ def test_only_a_table_is_for_a_person() -> None:
     assert not delivery("text", ["json=-"], True, 0).talks
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "r.json", "-o", "html=r.json"),
+        ("trend", "r.json", "other.json", "-o", "csv=other.json"),
+        ("detect", "round", "--history", "ledger", "-o", "json=ledger"),
+        ("report", "r.json", "-o", "html=linked.json"),
+        ("report", "r.json", "-o", "html=new", "-o", "json=./new"),
+        ("trend", "r.json", "r.json", "-o", "html=new", "-o", "json=new"),
+    ],
+)
+def test_no_output_takes_the_place_of_what_is_read_or_of_another(
+    nowhere: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    for name in ("r.json", "other.json"):
+        (nowhere / name).write_bytes(REPORT.read_bytes())
+    (nowhere / "ledger").write_text("kept")
+    (nowhere / "linked.json").symlink_to("r.json")
+    (nowhere / "round").mkdir()
+    before = {p.name: p.read_bytes() for p in nowhere.iterdir() if p.is_file()}
+    assert run(list(words)) == 2
+    said = capsys.readouterr().err
+    assert "is read by this command" in said or "two formats would go to" in said
+    assert {p.name: p.read_bytes() for p in nowhere.iterdir() if p.is_file()} == before
+
+
 def test_no_file_may_lie_among_the_adapters(tmp_path: Path) -> None:
     (tmp_path / "round").mkdir()
     with pytest.raises(UsageError, match="lies among the adapters"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,23 @@ def test_refining_moves_differences_and_nothing_that_is_shared(tmp_path: Path) -
             mean = torch.stack([o[name] for o in own]).mean(0)
             expected = mean + 0.5 * (own[k][name] - mean)
             assert (value - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_one_client_that_cannot_be_written_back_costs_itself_its_adapter(tmp_path: Path) -> None:
+    simple(tmp_path / "in")
+    simple(tmp_path / "dora", use_dora=True)
+    shutil.rmtree(tmp_path / "in" / "client-2")
+    expected = refine(tmp_path / "in", tmp_path / "without")
+    shutil.copytree(tmp_path / "dora" / "client-2", tmp_path / "in" / "client-2")
+    everybody = tuple(f"client-{k}" for k in range(6))
+    report = refine(tmp_path / "in", tmp_path / "out", Settings(include=everybody))
+    assert expected.refinement is not None
+    assert report.refinement is not None
+    assert [c.client for c in report.refinement.clients] == [c for c in everybody if c[-1] != "2"]
+    (client,) = [c for c in report.clients if c.client == "client-2"]
+    (said,) = [r for r in client.reasons if r.code == "CLR121"]
+    assert "client-2 is DoRA" in said.message
+    assert not (tmp_path / "out" / "client-2").exists()
 
 
 def test_dora_is_refined_only_where_that_is_allowed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clair_cli import detect, formats, refine
-from clair_cli.cohort import WHOLE, Sketching
+from clair_cli.cohort import WHOLE, Sketching, alignment
 from clair_cli.errors import (
     AdapterError,
     Malformed,
@@ -42,6 +42,7 @@ def said(report: Report) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in ("run", "inputs")}
 
 
+@pytest.mark.usefixtures("small_sketches_count")
 def test_sketches_adapters_and_a_mixture_have_one_report(tmp_path: Path) -> None:
     """Whoever sends a sketch, and whoever the adapter: to the last digit, as one size draws it."""
     names = save_cohort(tmp_path / "a", 6, strangers=1)
@@ -123,6 +124,12 @@ def test_small_tensors_trained_whole_are_kept_and_large_ones_said(tmp_path: Path
     assert any("lm_head" in note.message for note in adapter.notes)
 
 
+@pytest.fixture
+def small_sketches_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the sketches of small adapters are none of the whole."""
+    monkeypatch.setattr(alignment, "SKETCH_SIZE", 8)
+
+
 def test_a_sketch_is_judged_and_not_refined(tmp_path: Path) -> None:
     save_cohort(tmp_path / "a", 4)
     sketch_all(tmp_path / "a", tmp_path / "s")
@@ -133,6 +140,7 @@ def test_a_sketch_is_judged_and_not_refined(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("small_sketches_count")
 def test_one_sketch_does_not_decide_for_an_operator_who_wants_whole_updates(
     tmp_path: Path,
 ) -> None:
@@ -149,6 +157,25 @@ def test_one_sketch_does_not_decide_for_an_operator_who_wants_whole_updates(
     refined = refine(tmp_path / "a", tmp_path / "out", Settings(exact=True))
     assert refined.refinement is not None
     assert len(list((tmp_path / "out").glob("client-*"))) == 5
+
+
+def test_a_few_small_sketches_make_nobody_be_compared_as_coarsely(tmp_path: Path) -> None:
+    """They cost themselves their verdicts; where most clients are as small, all are compared so."""
+    save_cohort(tmp_path / "a", 6, strangers=1)
+    alone = detect(tmp_path / "a")
+    sketch(tmp_path / "a" / "client-1", tmp_path / "a" / "small.safetensors", Sketching(8, 0))
+    report = detect(tmp_path / "a")
+    *others, small = report.clients
+    assert [(c.verdict, c.score) for c in others] == [(c.verdict, c.score) for c in alone.clients]
+    assert (small.verdict, small.reasons[0].code) == ("broken", "CLR124")
+    assert "sketch it again with --size 64" in small.reasons[0].message
+    names = [c.client for c in alone.clients]
+    for name in names[:4]:
+        sketch(tmp_path / "a" / name, tmp_path / "a" / f"{name}.safetensors", Sketching(8, 0))
+        shutil.rmtree(tmp_path / "a" / name)
+    most = detect(tmp_path / "a")
+    assert {c.verdict for c in most.clients} <= {"benign", "suspicious", "contaminated"}
+    assert most.population.modules[0].sketch_error > 0
 
 
 def test_copies_of_a_sketch_have_one_voice(tmp_path: Path) -> None:
@@ -179,6 +206,7 @@ def test_sketches_of_another_kind_than_most_are_set_aside(tmp_path: Path) -> Non
     assert sum(c.verdict == "benign" for c in found.values()) == 4
 
 
+@pytest.mark.usefixtures("small_sketches_count")
 def test_sketches_are_told_at_sight_among_plain_matrices(tmp_path: Path) -> None:
     for k, update in enumerate(truths(4)):
         torch_file = {module(m): torch.from_numpy(u).float() for m, u in enumerate(update)}
