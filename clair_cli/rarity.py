@@ -23,8 +23,8 @@ from clair_cli.report import Rarity, Rate, Verdict
 TABLE = Path(__file__).with_name("honest_scores.json")
 DIGITS = 2
 """After the point of a score, in the table and where one is looked up."""
-BESIDE_SCORES = {"sent_kept", "round_likeness"}
-"""Constants that say who is judged, or what is remarked, and change no score."""
+BESIDE_SCORES = {"opposing", "round_likeness", "sent_kept"}
+"""Constants that say who is judged, what is remarked, or in which words, and change no score."""
 RULE_OF_THREE = 3.0
 """Over n is the rate that 95 % are sure of where none of n did: Hanley and Lippman-Hand, JAMA 1983."""
 

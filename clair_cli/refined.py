@@ -8,6 +8,9 @@ from typing import Any
 
 from clair_cli.records import brief, key
 
+DATA_POOR = ("lacks", "noisy")
+"""Causes that clients with little data have in common with weak poison: who has them only receives."""
+
 
 @dataclass(frozen=True, slots=True)
 class RefinedClient:

@@ -73,8 +73,7 @@ class Consensus:
 
     def unidentified(self, group: Mask, count: int) -> Reason | None:
         """Why no verdict can be given on `count` distinct clients, if so."""
-        with_it = int(group.sum() + self.distances.stragglers(group).sum())
-        if 2 * with_it <= count or group.sum() < MIN_CLIENTS:
+        if 2 * self._with(group) <= count or group.sum() < MIN_CLIENTS:
             return self.no_majority(group)
         usual, spread = (float(x[0, 0]) for x in self._usual(self.distances.single(group)))
         if usual <= self._least():
@@ -90,10 +89,24 @@ class Consensus:
 
     def no_verdict(self, groups: References, count: int) -> Mask:
         """Whether no verdict can be given against each of several groups, (B,)."""
-        with_it = groups.counts + self.distances.stragglers(groups).sum(axis=1)
+        with_it = self._with_each(groups, count)
         usual, spread = (x[:, 0] for x in self._usual(groups))
         few = (2 * with_it <= count) | (groups.counts < MIN_CLIENTS)
         return np.asarray(few | (usual <= self._least()) | (spread >= 1 / self.numbers.limit))
+
+    def _with_each(self, groups: References, count: int) -> Array:
+        """How many clients are members of several groups or follow them, (B,).
+
+        Who follows is looked at where that decides whether they are a majority of `count`.
+        """
+        found: Array = groups.counts + self.distances.stragglers(groups).sum(axis=1)
+        for b in np.flatnonzero((2 * groups.counts <= count) & (2 * found > count)):
+            found[b] = groups.counts[b] + self.distances.following(groups, int(b))
+        return found
+
+    def _with(self, group: Mask) -> int:
+        """The same of one group among all distinct clients."""
+        return int(self._with_each(self.distances.single(group), int(self.distinct.sum()))[0])
 
     def _least(self) -> float:
         """The agreement that is more than chance."""
@@ -111,9 +124,8 @@ class Consensus:
     def no_majority(self, group: Mask) -> Reason:
         """That the members and who follows them are too few, and the groups that there are."""
         count = int(self.distinct.sum())
-        with_it = int(group.sum() + self.distances.stragglers(group).sum())
         text = (
-            f"only {with_it} of {count} distinct clients agree with each other; "
+            f"only {self._with(group)} of {count} distinct clients agree with each other; "
             f"{max(count // 2 + 1, MIN_CLIENTS)} are needed to tell which side is right"
         )
         return Reason("CLR303", text + self._sides())

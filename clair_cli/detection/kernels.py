@@ -196,6 +196,19 @@ class Kernels(Measuring):
         some = outside & (kept > 1 - n.limit * n.content_floor) & (kept < 1 + n.content_floor)
         return alone(self.told, groups, why, some, self.distinct, n.alone)
 
+    def following(self, groups: References, b: int) -> int:
+        """How many of the stragglers of group b share more with its members than with each other.
+
+        Else they are a side of their own, which has a little of what the members share.
+        """
+        who, why = np.flatnonzero(self.stragglers(groups)[b]), self.shares(groups)
+        if why is None or self.told is None or not len(who):
+            return 0
+        part = why.part[b, who].astype(float)
+        common = part * (part.sum() - part)
+        inner = self.told.values[np.ix_(who, who)].astype(float)
+        return int((inner.sum(axis=1) - np.diag(inner) <= 2 * common).sum())
+
     @measured
     def narrowness(self, groups: References) -> Array:
         """Log of the members' median effective rank over each client's, mean over modules."""

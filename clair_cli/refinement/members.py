@@ -14,6 +14,7 @@ from clair_cli.cohort import Adapter, Cohort
 from clair_cli.cohort.whole import few
 from clair_cli.decimals import decimal
 from clair_cli.errors import NoVerdict, UsageError
+from clair_cli.refined import DATA_POOR
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
 from clair_cli.strict_json import parse_object, read_bounded
@@ -21,8 +22,6 @@ from clair_cli.strict_json import parse_object, read_bounded
 MAX_BYTES = 16 * 2**20
 HEADER = ["client", "count"]
 NOBODY: Mapping[str, str] = MappingProxyType({})
-DATA_POOR = ("lacks", "noisy")
-"""Causes that clients with little data have in common with weak poison: who has them only receives."""
 
 
 @dataclass(frozen=True, slots=True)

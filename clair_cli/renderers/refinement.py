@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clair_cli.refined import Refinement
+from clair_cli.refined import DATA_POOR, Refinement
 from clair_cli.renderers.safe import safe_text
 from clair_cli.renderers.words import few, many, percent, share, span
 from clair_cli.report import Report
@@ -38,7 +38,7 @@ def sentences(report: Report, verbose: bool) -> list[str]:
         lines.append(f"{same} of {len(done.clients)} written as they were, byte for byte")
     renamed = [c for c in done.clients if c.client != c.path.rpartition("/")[2]]
     lines += [f"{safe_text(c.client)} is in {safe_text(c.path)}/" for c in renamed]
-    return lines + _not_refined(report, names, verbose)
+    return lines + _receiving(report, done, verbose) + _not_refined(report, names, verbose)
 
 
 def _candidates(path: list[float | str]) -> str:
@@ -91,6 +91,20 @@ def _mean(done: Refinement) -> list[str]:
     cut = "nothing" if lost < NOTHING else f"{percent(lost)} of it"
     where = f"the group's mean is in {safe_text(done.mean.path)}/"
     return [f"{where}, at rank {done.mean.rank}, which cuts off {cut}"]
+
+
+def _receiving(report: Report, done: Refinement, verbose: bool) -> list[str]:
+    """Suspicious clients that got an adapter unasked, because all that is odd is what is missing."""
+    asked = {*(report.settings.get("include") or ())}
+    got = {c.client for c in done.clients if not c.weight} - asked
+    odd = [c for c in report.clients if c.verdict == "suspicious" and c.client in got]
+    poor = [safe_text(c.client) for c in odd if c.cause is not None and c.cause.kind in DATA_POOR]
+    if not poor or report.settings.get("refine_suspicious"):
+        return []
+    names = ", ".join(poor) if verbose else few(poor)
+    gets, counts, it = ("gets", "counts", "it") if len(poor) == 1 else ("get", "count", "them")
+    what = f"{gets} an adapter, and {counts} in no mean"
+    return [f"suspicious, and alike with little data: {names} {what}; --exclude leaves {it} out"]
 
 
 def _not_refined(report: Report, refined: set[str], verbose: bool) -> list[str]:

@@ -223,6 +223,23 @@ def test_honest_clients_who_change_the_outputs_of_one_task_are_no_subspace(
     assert not called(found, "contaminated", "minority")
 
 
+@pytest.mark.parametrize(("seed", "noise", "size"), [(1, 1.4, 1.4), (2, 2.0, 1.4), (0, 1.0, 1.0)])
+def test_colluders_are_never_the_consensus_of_a_majority_that_agrees_without_them(
+    seed: int, noise: float, size: float
+) -> None:
+    """Ten with noise have a little of what six of one mind share, and more with each other: they do not
+    follow the six."""
+    clients = {f"h-{k}": trained(task(seed), 100 * seed + k, False, noise) for k in range(10)}
+    both = task(seed) + size * task(seed + 50)
+    clients |= {f"x-{k}": trained(both, 100 * seed + 50 + k, False, noise) for k in range(6)}
+    found = judged(clients)
+    benign = called(found, "benign")
+    assert not any(name.startswith("x-") for name in benign) or len(benign) > 8
+    if not found.identified:
+        (why,) = (r for r in found.findings if r.code == "CLR303")
+        assert "only 6 of 16 distinct clients agree with each other" in why.message
+
+
 def test_one_who_adds_alone_has_nobody_named_with_it() -> None:
     found = judged(honest(9) | colluders(1, 0.6))
     assert "CLR211" not in codes(found, "x0")
