@@ -25,7 +25,7 @@ ANSWERED = threading.Event()
 """Set once the main thread has said so itself."""
 LEAVING = 5.0
 """Seconds that Ray gets then to stop a cluster that was started for this run."""
-SAID = {signal.SIGINT: "interrupted"}
+SAID = {signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
 
 
 class Terminated(BaseException):
@@ -49,10 +49,14 @@ def main() -> None:
         code = _say("interrupted; nothing was left behind", INTERRUPTED)
     except Terminated as end:
         ANSWERED.set()
-        code = _say("terminated; nothing was left behind", 128 + end.args[0])
+        code = _say(f"{_said(end.args[0])}; nothing was left behind", 128 + end.args[0])
     except BaseException as error:
         code = _crashed(error)
     _leave(code)
+
+
+def _said(number: int) -> str:
+    return SAID.get(signal.Signals(number), "terminated")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -80,7 +84,7 @@ def _answer(reading: int) -> None:
         if time.monotonic() > until:
             os._exit(128 + number)
     if not ANSWERED.is_set():
-        _say(f"{SAID.get(number, 'terminated')}; nothing was left behind", 0)
+        _say(f"{_said(number)}; nothing was left behind", 0)
     elif "ray" in sys.modules:
         time.sleep(LEAVING)
     os._exit(128 + number)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TOO_FEW = "CLR301"
+"""The code of a folder with too few clients, or none."""
+
 
 class ClairError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line returns for it."""

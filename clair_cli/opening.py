@@ -14,6 +14,7 @@ from threading import Event
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Broken, Entries
 from clair_cli.errors import (
+    TOO_FEW,
     AdapterError,
     ClairError,
     Failed,
@@ -60,12 +61,15 @@ def open_entries(
 ) -> Entries:
     """Every entry of a folder: an adapter, a broken client, or a remark on what is neither.
 
-    Raises UsageError (no such folder, or a setting that names no file) and NoVerdict (it is empty).
+    An empty folder is a remark, too. Raises UsageError: no such folder, or a setting that names no file.
     """
     check_files(settings)
     place = place if isinstance(place, Place) else _here(place)
     path = place.folder
-    sources = formats.discover(path, settings.ignore, settings.since)
+    try:
+        sources = formats.discover(path, settings.ignore, settings.since)
+    except NoVerdict as empty:
+        return Entries((), (), (*place.findings, Reason(TOO_FEW, str(empty))))
     objects = place.of({s.path.name: s.path.stem for s in sources}, CONFIG)
     sources = [replace(s, objects=objects.get(s.path.name)) for s in sources]
     sent = open_sent(path, [s.client for s in sources if s.no_client is None], settings)

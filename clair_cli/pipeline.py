@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -202,11 +202,13 @@ def check(
     update: bool = False,
     on_progress: Progress | None = None,
     command: str | None = None,
+    on_judged: Callable[[Checked], object] | None = None,
 ) -> tuple[Report | None, Checked]:
     """Judge one upload jointly with the clients of a folder, or of the reference file `against`.
 
     The report is on all of them; there is none where the upload cannot be compared. With `update` one
-    that passes the gate is put into the reference file. Raises UsageError and OutputError.
+    that passes the gate is put into the reference file; `on_judged` is told what was found before that
+    is written. Raises UsageError and OutputError.
     """
     upload, against, settings = Path(upload), Path(against), settings or Settings()
     clock = Clock(command, Stopwatch(on_progress or silent))
@@ -219,6 +221,8 @@ def check(
         report, found, cohort = _checked(upload, against, settings, clock)
         if report is None or found.exit_code:
             return report, found
+        if on_judged is not None:
+            on_judged(found)
         with replaced.scratch(against) as folder:
             kind, own = kind_of(cohort.clients), Entries(cohort.clients)
             uploads.keep(against, all_sketched(own, kind, folder, settings).adapters, report)

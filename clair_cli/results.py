@@ -98,8 +98,8 @@ class InspectedFolder:
 
     @property
     def exit_code(self) -> int:
-        """1 where a client is broken or not compared."""
-        return int(any(client.error for client in self.clients))
+        """1 where a client is broken or not compared, and where they have nothing to be compared on."""
+        return int(not self.modules or any(client.error for client in self.clients))
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,9 +201,10 @@ class Settings:
         rank = self.subspace_rank
         fine = rank == "auto" or (isinstance(rank, int) and rank >= 0)
         _require(fine, "subspace_rank", "auto or 0 and more", rank)
-        for strength in (self.strength, *self.path):
-            fine = strength == "auto" or (isinstance(strength, int | float) and 0 <= strength <= 1)
-            _require(fine, "strength", "auto or a number from 0 to 1", strength)
+        for name, given in (("strength", (self.strength,)), ("path", self.path)):
+            for value in given:
+                fine = value == "auto" or (isinstance(value, int | float) and 0 <= value <= 1)
+                _require(fine, name, "auto or a number from 0 to 1", value)
         folders = {s if s == "auto" else f"{s:.6g}" for s in self.path}
         _require(len(folders) == len(self.path), "path", "no strength twice", self.path)
         if self.path and self.strength != "auto":

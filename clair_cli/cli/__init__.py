@@ -40,8 +40,8 @@ from clair_cli.cli.help import (
     VERIFY_CODES,
     usage_message,
 )
-from clair_cli.cli.streams import fail, print_out
-from clair_cli.errors import ClairError, SettingError, UsageError
+from clair_cli.cli.streams import fail, print_out, tell_remarks
+from clair_cli.errors import ClairError, OutputError, SettingError, UsageError
 
 HELP = {"-h", "--help"}
 
@@ -86,6 +86,7 @@ def run(arguments: list[str]) -> int:
     if "" in arguments:  # Path("") is the current folder: not what an unset variable means
         return fail("an argument is empty; is a variable not set?", UsageError.exit_code)
     asked = completion.is_asked()
+    tell_remarks()
     command = typer.main.get_command(app)
     try:
         result = command(args=arguments or ["--help"], prog_name="clair", standalone_mode=False)
@@ -103,6 +104,10 @@ def run(arguments: list[str]) -> int:
         return fail(f"{flag(name)}{colon}{said}", error.exit_code)
     except ClairError as error:
         return fail(str(error), error.exit_code)
+    except OSError as error:
+        if arguments and not HELP & set(arguments):
+            raise
+        return fail(f"stdout: {error.strerror or error}", OutputError.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own complaints, whichever click it is
             return fail(usage_message(error, arguments), UsageError.exit_code)

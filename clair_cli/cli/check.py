@@ -10,12 +10,12 @@ from clair_cli.cli.command import decisions
 from clair_cli.cli.delivery import command_line
 from clair_cli.cli.explain import show
 from clair_cli.cli.given import settings_from
-from clair_cli.cli.streams import Progress, print_out
-from clair_cli.errors import UsageError
+from clair_cli.cli.streams import Progress, print_out, tell
+from clair_cli.errors import OutputError, UsageError
 from clair_cli.renderers import RENDERERS
 from clair_cli.renderers.safe import visible
-from clair_cli.renderers.sketches import checked_as_text
-from clair_cli.results import explained
+from clair_cli.renderers.sketches import checked_as_text, verdict_line
+from clair_cli.results import Checked, explained
 
 
 def check(
@@ -60,13 +60,27 @@ def check(
             raise UsageError(f"{path}: no such file or folder")
     from clair_cli import pipeline
 
-    with Progress(quiet or no_progress) as progress:
-        report, found = pipeline.check(upload, against, settings, update, progress, command_line())
-    if format != "text":
-        print_out(RENDERERS[format](found))
-    elif not quiet or found.exit_code:
-        print_out(visible(checked_as_text(found, verbose > 0)))
+    judged: list[Checked] = []
+    try:
+        with Progress(quiet or no_progress) as progress:
+            report, found = pipeline.check(
+                upload, against, settings, update, progress, command_line(), judged.append
+            )
+    except OutputError as error:
+        for found in judged:  # what was said is not lost with the file
+            _say(found, format, quiet, verbose)
+        raise OutputError(f"{error}; nothing was taken in") from None
+    _say(found, format, quiet, verbose, update)
+    if quiet and found.exit_code:
+        tell(verdict_line(found))
     if explain and report is not None and not quiet:
         print_out("\n")
         show(explained(report, [found.verdict.client]))
     return found.exit_code
+
+
+def _say(found: Checked, format: str, quiet: bool, verbose: int, update: bool = False) -> None:
+    if format != "text":
+        print_out(RENDERERS[format](found))
+    elif not quiet:
+        print_out(visible(checked_as_text(found, verbose > 0, update)))

@@ -60,7 +60,7 @@ class Command(TyperCommand):
             ctx.default_map = dict(ctx.obj.values.get(self.name, {}))
             for said in ctx.obj.passed_over:
                 tell(f"clair: {said}")
-            for name, hint in unknown_variables(ctx).items() if self.name != "config" else ():
+            for name, hint in unknown_variables(ctx).items():
                 tell(f"clair: {safe_text(name)} stands for no option{hint}")
         return super().parse_args(ctx, args)
 

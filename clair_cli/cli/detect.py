@@ -76,6 +76,6 @@ def detect(
     with Progress(quiet or no_progress) as progress:
         report = pipeline.detect(folder, settings, progress, command_line())
     code = goes.deliver(report)
-    add_explained(report, explain)
+    code = add_explained(report, explain, code)
     add_timings(report, timings)
     return code

@@ -17,6 +17,8 @@ from clair_cli.report import Report
 from clair_cli.results import Explained, explained
 
 CODE = re.compile(r"CLR\d{3}", re.IGNORECASE)
+ONE_DIGIT = 0.8
+"""Likeness of codes below which more than one digit differs."""
 
 
 def explain(
@@ -47,10 +49,11 @@ def explain(
 
 
 def _rule(code: str) -> Rule:
-    """Raises UsageError, with the nearest code, where there is no such one."""
+    """Raises UsageError where there is no such one, with a code that differs in one digit."""
     if code not in RULES:
-        near = f"; did you mean {min(RULES, key=lambda c: abs(int(c[3:]) - int(code[3:])))}?"
-        raise UsageError(f"{code}: there is no such code{near} `clair rules` lists them")
+        near = meant(code, RULES, ONE_DIGIT)
+        lists = " `clair rules`" if near else "; `clair rules`"
+        raise UsageError(f"{code}: there is no such code{near}{lists} lists them")
     return RULES[code]
 
 
@@ -73,10 +76,10 @@ def check_explained(names: list[str] | None, goes: Delivery) -> None:
         )
 
 
-def add_explained(report: Report, names: list[str] | None) -> None:
-    """Print the explanations that --explain asks for; a client that is not there is told on stderr.
+def add_explained(report: Report, names: list[str] | None, code: int) -> int:
+    """Print the explanations that --explain asks for, and return the exit code, which was `code` so far.
 
-    The report is judged by then, and a mistyped name does not change what it says to a gate.
+    A client that is not there is told on stderr, and is a usage error unless there is a finding.
     """
     there = {c.client for c in report.clients}
     if found := [name for name in names or [] if name in there]:
@@ -84,6 +87,8 @@ def add_explained(report: Report, names: list[str] | None) -> None:
         show(explained(report, found))
     if missing := _missing(report, names or []):
         tell(f"clair: --explain: {missing}")
+        return code or UsageError.exit_code
+    return code
 
 
 def _missing(report: Report, names: list[str]) -> str | None:

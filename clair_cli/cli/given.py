@@ -21,7 +21,7 @@ def saved_report(path: Path) -> Report:
     try:
         return from_dict(parse_object(read_bounded(path, MAX_BYTES), str(path), UsageError))
     except UsageError as error:
-        said = str(error).removeprefix(f"{path}: ")
+        said = str(error).removeprefix(f"{path}: ").removeprefix(f"{str(path)!r}: ")
         raise UsageError(f"{path}: {said}; give what -o json=FILE wrote") from error
 
 
@@ -39,9 +39,9 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the nearest of the known names; empty where none is near."""
-    near = get_close_matches(name, list(known), n=1)
+def meant(name: str, known: Iterable[str], like: float = 0.6) -> str:
+    """`; did you mean ...?` with the nearest of the known names; empty where none is as `like` it."""
+    near = get_close_matches(name, list(known), n=1, cutoff=like)
     return f"; did you mean {safe_text(near[0])}?" if near else ""
 
 

@@ -22,7 +22,8 @@ Exit codes:
 INSPECT_CODES = """\b
 Exit codes:
     0  the adapter can be read, and every number in it is finite
-    1  the adapter is broken, or one of the folder is or is not compared
+    1  the adapter is broken; or one of the folder is or is not compared,
+       or the folder's have no module in common
     2  usage: bad option, no such file or folder
     4  the answer could not be written
    70  internal error"""
@@ -134,9 +135,17 @@ def _complaint(error: Any) -> str:
         name = param.opts[0] if option else param.metavar or param.human_readable_name
         name = origin(error.ctx, param.name) or name if error.ctx else name
         said = error.message.removeprefix("Value error, ").rstrip(".")
+        said = said.partition(", unable to parse")[0] + _got(error, said)
         return f"{name}: {said[:1].lower()}{said[1:]}"
     said = str(error.format_message()).rstrip(".")
     return f"{said[:1].lower()}{said[1:]}"
+
+
+def _got(error: Any, said: str) -> str:
+    """`, got ...` with the value, where the parser knows it and has not said it."""
+    details = getattr(error.__cause__, "errors", None)
+    values = [repr(d["input"])[:60] for d in details()[:1]] if callable(details) else []
+    return "".join(f", got {value}" for value in values if value not in said)
 
 
 def _nearest(mistyped: str, context: Any) -> str | None:

@@ -308,7 +308,8 @@ Explain = Annotated[
     option(
         SHOWING,
         metavar="CLIENT",
-        help="Explain the verdict on this client in plain words, below the table. Repeatable.",
+        help="Explain the verdict on this client in plain words, below the table. Repeatable. A client "
+        "that is not there is exit code 2, unless there is a finding.",
     ),
 ]
 Quiet = Annotated[

@@ -94,6 +94,6 @@ def refine(
     code = goes.deliver(report)
     if report.refinement is not None and goes.talks:
         print_out(f"refined adapters and report: {safe_text(str(out))}\n")
-    add_explained(report, explain)
+    code = add_explained(report, explain, code)
     add_timings(report, timings)
     return code

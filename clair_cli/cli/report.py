@@ -41,5 +41,4 @@ def report(
         saved = against(saved, read_baseline(baseline))
     shown = regated(context, saved, fail_on)
     code = goes.deliver(shown, tuple(earlier))
-    add_explained(shown, explain)
-    return code
+    return add_explained(shown, explain, code)

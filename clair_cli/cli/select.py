@@ -5,10 +5,11 @@ from __future__ import annotations
 from clair_cli.cli import options as o
 from clair_cli.cli import refining as r
 from clair_cli.cli.delivery import place_for
-from clair_cli.cli.streams import Progress, print_out
+from clair_cli.cli.streams import Progress, print_out, tell
 from clair_cli.errors import NoVerdict, UsageError
 from clair_cli.renderers import RENDERERS
 from clair_cli.renderers.safe import safe_text
+from clair_cli.renderers.selection import verdict_line
 
 
 def select(
@@ -51,4 +52,6 @@ def select(
         selection.write_selection(found, document, folder, out, overwrite)
         if format == "text" and not quiet:
             print_out(f"chosen adapters and selection.json: {safe_text(str(out))}\n")
+    if quiet and found.exit_code:
+        tell(verdict_line(found))
     return found.exit_code

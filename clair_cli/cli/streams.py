@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -52,6 +53,21 @@ def fail(message: str, code: int) -> int:
     """Say on stderr what went wrong, and return the exit code for it."""
     tell(f"clair: {safe_text(message)}")
     return code
+
+
+class Remarks(logging.Handler):
+    """What the library logs, a line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it as clair's."""
+        tell(f"clair: {safe_text(record.getMessage())}")
+
+
+def tell_remarks() -> None:
+    """From now on warnings of the library are told; without this Python prints them bare."""
+    log = logging.getLogger("clair_cli")
+    if not any(isinstance(handler, Remarks) for handler in log.handlers):
+        log.addHandler(Remarks(logging.WARNING))
 
 
 def add_timings(report: Report, wanted: bool) -> None:

@@ -72,7 +72,7 @@ def trend(
             streams.print_out(f"\n{text.verdict_line(last)}\n")
         else:
             streams.tell(text.verdict_line(last))
-    elif last.status == "no_verdict":
+    elif last.exit_code:
         streams.tell(text.verdict_line(last))
     for name, path in files:
         replace_bytes(path, render_trend(found, reports, name).encode())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from clair_cli.cli import options as o
-from clair_cli.cli.streams import print_out
+from clair_cli.cli.streams import print_out, tell
 from clair_cli.errors import UsageError
 from clair_cli.output.manifest import MANIFEST, STATEMENT, compared, read_manifest
 from clair_cli.output.signature import compared as signed
 from clair_cli.output.signature import public_key
 from clair_cli.renderers import RENDERERS
+from clair_cli.renderers.verification import verdict_line
 from clair_cli.results import Difference, Verification
 
 
@@ -43,4 +44,6 @@ def verify(
     )
     if format != "text" or not quiet:
         print_out(RENDERERS[format](said))
+    if quiet and said.differences:
+        tell(verdict_line(said))
     return int(bool(said.differences))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clair_cli.cohort import Cohort
-from clair_cli.errors import NotFromSent
+from clair_cli.errors import TOO_FEW, NotFromSent
 from clair_cli.report import Reason
 from clair_cli.settings import MIN_CLIENTS
 
@@ -68,14 +68,16 @@ class Detection:
 def too_few(cohort: Cohort) -> Reason | None:
     """Why nobody of the cohort can be judged, if so."""
     count = len(cohort.clients)
+    if empty := next((r for r in cohort.findings if r.code == TOO_FEW), None):
+        return empty
     strangers = sum(b.reason.code == NotFromSent.code for b in cohort.broken)
     if strangers > count:
         text = f"{strangers} clients were not trained from what --since names, and {count} were"
         return Reason("CLR308", f"{text}; give the adapter that these clients were sent")
     if count < MIN_CLIENTS:
         text = f"{count} usable {'client' if count == 1 else 'clients'}, at least 3 are needed"
-        return Reason("CLR301", f"{text} to tell who is the odd one out")
+        return Reason(TOO_FEW, f"{text} to tell who is the odd one out")
     if not cohort.modules:
-        text = "no module is adapted by all clients, or none is other than zero"
+        text = "the clients have no module in common, or all updates in those are zero"
         return Reason("CLR304", f"{text}; nothing is comparable")
     return None

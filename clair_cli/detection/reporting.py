@@ -36,7 +36,8 @@ def population(found: Detection, settings: Settings) -> Population:
     """What holds of the clients together; the last finding says why there is no verdict."""
     why = too_few(found.cohort)
     judged = found.judgement.findings if found.judgement else ()
-    findings = (*found.cohort.findings, *([why] if why else []), *judged)
+    remarks = [r for r in found.cohort.findings if r is not why]
+    findings = (*remarks, *([why] if why else []), *judged)
     agrees, spectra = portrait(found)
     return Population(
         findings,

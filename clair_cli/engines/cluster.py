@@ -26,7 +26,7 @@ RETRIES = 3
 TICK = 0.1
 """Seconds between two chances to answer a signal."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-MISSING = "needs Ray: pip install 'clair-cli[ray]'"
+MISSING = "needs the library Ray; install clair-cli[ray]"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports its use to its makers unless told not to
     "RAY_DEDUP_LOGS": "0",

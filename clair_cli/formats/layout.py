@@ -93,7 +93,7 @@ def locate(path: Path, root: Path | None, settings: Settings) -> Layout:
     plain = settings.read_as != "lora"
     try:
         if not os.path.isdir(path):
-            return _file_layout(path, root or path.parent, settings, plain)
+            return _file_layout(path, root, settings, plain)
         if root is not None:
             check_folder(path, settings.follow_symlinks)
         if not _could_hold_adapter(path):
@@ -126,14 +126,16 @@ def _may_belong_to_adapter(name: str) -> bool:
     return bool(part or NAMED_ADAPTER.fullmatch(bare))
 
 
-def _file_layout(path: Path, root: Path, settings: Settings, plain: bool) -> Layout:
+def _file_layout(path: Path, top: Path | None, settings: Settings, plain: bool) -> Layout:
     if path.suffix in PICKLES:
         raise pickle_only(path.name)
+    root = top or path.parent
     target = follow(path, root, settings.follow_symlinks)
     if path.suffix not in SUFFIXES:
         with opened(target):  # a special file or a missing one is refused as such
             text = f"{shown(path.name)}: not {EXPECTED_FILE}"
-        raise Unsupported(f"{text}; convert it, or move it out of the folder")
+        away = "" if top is None else ", or move it out of the folder"
+        raise Unsupported(f"{text}; convert it{away}")
     twins = [path.stem + s for s in PICKLES if (path.parent / (path.stem + s)).exists()]
     config = None if plain else _config(None, root, settings)
     return Layout(path, ((path.name, target),), config, pickle_notes(twins))

@@ -8,6 +8,7 @@ them, in bytes: `clients` says whose these are, `report` what was said of the cl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,6 +36,8 @@ KIND = "clair-reference"
 CLIENTS, REPORT = "clients", "report"
 HELD = 2**24
 """Bytes read at a time."""
+UPLOADED = re.compile(r"; (upload|save|re-save) it[^;]*$")
+"""What whoever sends an adapter is told to do, which mends no reference."""
 SUFFIX = ".clair"
 """How the name of a reference file ends."""
 
@@ -105,7 +108,8 @@ def open_reference(path: Path, settings: Settings) -> Reference:
     try:
         return _open(path.resolve(), settings)
     except AdapterError as error:
-        text = f"{error}; make it again with `clair fit`"
+        text = UPLOADED.sub("", str(error).removeprefix(f"{path.name}: "))
+        text += "" if "git lfs" in text else "; make it again with `clair fit`"
         raise UsageError(f"{shown(str(path))}: no reference that can be used: {text}") from None
     except (OSError, RuntimeError) as cause:
         why = getattr(cause, "strerror", None) or cause

@@ -39,7 +39,7 @@ from clair_cli.report import Reason
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)", re.DOTALL)
 """A path that was a URL has lost one of its slashes."""
-MISSING = "needs fsspec: pip install 'clair-cli[remote]'"
+MISSING = "needs the library fsspec; install clair-cli[remote]"
 HOLE = stat.S_ISVTX
 PREFIX = "clair-fetched-"
 DEEPEST = 8

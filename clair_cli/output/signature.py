@@ -76,7 +76,11 @@ def _key(place: Path, option: str, private: bool) -> Any:
             ssh = data.startswith(b"ssh-")
             key = s.load_ssh_public_key(data) if ssh else s.load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        text = f"no {kind} key without a passphrase, in PEM or OpenSSH's form"
+        if b"PRIVATE KEY" in data and not private:
+            text = "a private key; give the public one that belongs to it"
+        else:
+            open_one = " without a passphrase" if private else ""
+            text = f"no {kind} key{open_one}, in PEM or OpenSSH's form"
         raise SettingError(f"{shown} holds {text}") from None
     wanted = ed25519.Ed25519PrivateKey if private else ed25519.Ed25519PublicKey
     if not isinstance(key, wanted):

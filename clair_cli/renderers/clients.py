@@ -172,7 +172,8 @@ def _benign(clients: list[Verdict]) -> list[_Row]:
     rarest = max(
         (c for c in clients if c.rarity is not None), key=lambda c: c.score or 0, default=None
     )
-    why = (as_high(rarest.rarity),) if rarest is not None and rarest.rarity is not None else ()
+    said = as_high(rarest.rarity) if rarest is not None and rarest.rarity is not None else ""
+    why = (said + " as the highest" * (len(clients) > 1),) if said else ()
     return [_Row("benign", many(len(clients), "client"), span, "", why), *named]
 
 

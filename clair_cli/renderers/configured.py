@@ -15,6 +15,8 @@ from clair_cli.results import Configured, Option
 def as_text(found: Configured) -> str:
     """The file, a line per option and per decision, and what is not obeyed."""
     lines = [f"file: {safe_text(found.file) if found.file else 'none'}"]
+    if found.file:
+        lines.append("  a command does not obey it where it lies among the adapters that it reads")
     if found.options:
         rows = [(o.command, o.name, _value(o.value), _from(o)) for o in found.options]
         lines += ["", *aligned([("command", "option", "value", "from"), *rows])]

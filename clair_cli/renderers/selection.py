@@ -39,13 +39,22 @@ def as_text(selection: Selection) -> str:
     ]
     failures = Counter(t.error for c in selection.choices for t in c.tried if t.error is not None)
     lines += [f"failed {times(n)}: {error}" for error, n in failures.most_common()]
+    done, without = _counted(selection)
+    lines += [f"{done}.", *([without] if without else [])]
+    return "".join(f"{safe_text(line)}\n" for line in lines)
+
+
+def verdict_line(selection: Selection) -> str:
+    """The one line that says it all: how many have a choice, and who has none."""
+    return safe_text("; ".join(filter(None, _counted(selection))))
+
+
+def _counted(selection: Selection) -> tuple[str, str]:
     without = [c.client for c in selection.choices if c.best is None]
     done = len(selection.choices) - len(without)
-    lines.append(f"{done} of {len(selection.choices)} clients have a choice.")
-    if without:
-        what = "they get no adapter" if done else "mend the command"
-        lines.append(f"without: {', '.join(without)}; {what}")
-    return "".join(f"{safe_text(line)}\n" for line in lines)
+    what = "they get no adapter" if done else "mend the command"
+    named = f"without: {', '.join(without)}; {what}" if without else ""
+    return f"{done} of {len(selection.choices)} clients have a choice", named
 
 
 def _score(tried: Tried) -> str:

@@ -34,17 +34,23 @@ def fitted_as_text(found: Fitted) -> str:
     counts = ", ".join(f"{found.counts[v]} {v}" for v in VERDICTS)
     lines = [f"reference of {who}: {what}, {_size(found.bytes)}: {found.path}", f"  {counts}"]
     if found.limit is not None:
-        margin = "" if found.margin is None else f", margin {found.margin:.1f}"
-        error = percent(found.sketch_error)
-        lines.append(f"  limit {found.limit:.1f}{margin}; inner products are off by {error}")
+        above = "" if found.margin is None else (
+            f"; the contaminated score at least {found.margin:.1f} more than all others (margin)"
+        )  # fmt: skip
+        error = f"{percent(found.sketch_error)} of the inner products that clients are compared by"
+        lines += [f"  limit {found.limit:.1f}{above}", f"  error of the sketches: {error}"]
     return _joined([*lines, *(f"  note: {said}" for said in found.unsure)])
 
 
-def checked_as_text(found: Checked, verbose: bool = False) -> str:
-    """The verdict on one line; with its reasons and all remarks where `verbose`."""
+def checked_as_text(found: Checked, verbose: bool = False, update: bool = False) -> str:
+    """The verdict and the first reason; all reasons and remarks where `verbose`. With `update` it says
+    whether the upload was taken in."""
     said = found.verdict
     reasons = [f"{r.code} {r.message}" for r in said.reasons]
-    lines = [f"{said.client}: {_verdict(found)}"]
+    lines = [verdict_line(found)]
+    if said.verdict not in ("broken", "benign") and reasons and not verbose:
+        more = f"; {many(len(reasons) - 1, 'more reason')} with -v" if reasons[1:] else ""
+        lines.append(f"  {said.reasons[0].message}{more}")
     if found.in_place_of:
         names = ", ".join(found.in_place_of)
         lines.append(f"  in place of {names}, of the same name or made of the same file")
@@ -53,7 +59,14 @@ def checked_as_text(found: Checked, verbose: bool = False) -> str:
         lines += [f"  note: {r.code} {r.message}" for r in found.findings]
     if found.updated:
         lines.append(f"  is in {found.against} now")
+    elif update:
+        lines.append(f"  was not taken into {found.against}, which takes what passes")
     return _joined(lines)
+
+
+def verdict_line(found: Checked) -> str:
+    """The upload and its verdict, or why there is none."""
+    return safe_text(f"{found.verdict.client}: {_verdict(found)}")
 
 
 def _verdict(found: Checked) -> str:

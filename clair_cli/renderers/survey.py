@@ -12,7 +12,10 @@ from clair_cli.report import VERDICTS, Reason, failing, to_dict
 from clair_cli.results import Apart, Survey
 from clair_cli.settings import failing_verdicts
 
-FEW_OTHERS = "no two others have its base and its shapes"
+FEW_OTHERS = {
+    "base": "no two others have its base and its shapes",
+    "shapes": "no two others have its shapes",
+}
 
 
 def as_json(found: Survey) -> str:
@@ -28,7 +31,12 @@ def _document(found: Survey) -> dict[str, object]:
         "counts": found.counts,
         "groups": [{"name": g.name, "report": to_dict(g.report)} for g in found.groups],
         "not_comparable": [
-            {"id": a.client, "base": a.base, "code": a.reason and a.reason.code, "why": _why(a)}
+            {
+                "id": a.client,
+                "base": a.base,
+                "code": a.reason and a.reason.code,
+                "why": _why(a, found.by),
+            }
             for a in found.apart
         ],
         "broken": [{"id": c, "code": r.code, "why": r.message} for c, r in found.broken],
@@ -41,7 +49,7 @@ def as_text(found: Survey, color: bool = False, verbose: int = 0, width: int | N
     shown = [text.render(g.report, color=color, verbose=verbose, width=width) for g in found.groups]
     rest: list[str] = []
     if found.apart:
-        rows = [(a.client, a.base or "unknown", _why(a)) for a in found.apart]
+        rows = [(a.client, a.base or "unknown", _why(a, found.by)) for a in found.apart]
         rest += [*aligned([("not comparable", "base", "why"), *rows]), ""]
     if found.broken:
         rest += [*aligned([("broken", "why"), *((c, _said(r)) for c, r in found.broken)]), ""]
@@ -53,8 +61,8 @@ def as_text(found: Survey, color: bool = False, verbose: int = 0, width: int | N
     return "\n".join([*shown, visible("\n".join(lines))]) + "\n"
 
 
-def _why(apart: Apart) -> str:
-    return FEW_OTHERS if apart.reason is None else _said(apart.reason)
+def _why(apart: Apart, by: str) -> str:
+    return FEW_OTHERS[by] if apart.reason is None else _said(apart.reason)
 
 
 def _said(reason: Reason) -> str:

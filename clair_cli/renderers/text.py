@@ -118,6 +118,8 @@ def _size(report: Report) -> str:
     usable = len(report.clients) - report.counts["broken"]
     if not usable:
         entries = len(report.clients) + len(_empty(report))
+        if not entries:
+            return "no clients"
         return f"{many(entries, 'entry', 'entries')}, none readable"
     parts = [many(len(report.clients), "client")]
     if since := report.inputs.get("since"):
