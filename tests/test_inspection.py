@@ -146,3 +146,13 @@ def test_several_documents_are_not_one_json(tmp_path: Path) -> None:
     done = clair("inspect", SAMPLES / "client-01", SAMPLES / "client-02", "-f", "json")
     assert done.returncode == 2
     assert "jsonl" in done.stderr
+
+
+def test_a_folder_whose_clients_have_no_module_in_common_exits_1(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", factors({"x.q": (6, 5)}))
+    write_folder(tmp_path / "b", factors({"x.v": (6, 5)}))
+    done = clair("inspect", tmp_path)
+    assert "compared on 0 modules" in done.stdout
+    assert done.returncode == 1
+    write_folder(tmp_path / "b", factors({"x.q": (6, 5)}))
+    assert clair("inspect", tmp_path).returncode == 0

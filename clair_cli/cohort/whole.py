@@ -55,10 +55,8 @@ def _remarks(found: Full, odd: Mapping[str, Mapping[str, Shape]]) -> list[Reason
             groups.setdefault((name in found, tuple(shapes)), []).append(name)
     remarks = []
     for (common, who), names in groups.items():
-        have = "have it" if len(names) == 1 else "have them"
-        unlike = (
-            f"not judged, because most clients do not {have} in one and the same shape; found in"
-        )
+        them = "it" if len(names) == 1 else "them"
+        unlike = f"not judged, because most do not have {them} in one and the same shape; found in"
         text = "compared without" if common else unlike
         said = [f"{c} ({_dimensions(odd[names[0]][c])})" for c in who] if len(names) == 1 else who
         remarks.append(Reason("CLR304", f"{few(names)}: {text} {few(said)}"))

@@ -25,16 +25,20 @@ def test_fit_and_check_say_who_the_upload_is_and_why(work: Path) -> None:
     before = fingerprint(work / "round")
     done = clair("fit", work / "round", "-o", work / "r.clair", "--size", 16)
     assert (done.returncode, done.stderr) == (0, "")
-    first, counts, limit, *notes = done.stdout.splitlines()
+    first, counts, limit, error, *notes = done.stdout.splitlines()
     assert first.startswith("reference of 5 clients: 2 modules, size 16, seed 0, ")
     assert counts == "  5 benign, 0 suspicious, 0 minority, 0 contaminated, 0 broken"
-    assert limit.startswith("  limit 3.0; inner products are off by ")
+    assert limit == "  limit 3.0"
+    assert error.startswith("  error of the sketches: ")
     assert any("nobody is contaminated: how far" in note for note in notes)
     done = clair("check", work / "client-6", "--against", work / "r.clair")
     assert done.returncode == 1
-    (line,) = done.stdout.splitlines()
+    line, why = done.stdout.splitlines()
     assert line.startswith("client-6: contaminated ")
     assert line.endswith(" (limit 3.0)")
+    assert why.endswith(" with -v")
+    silent = clair("check", work / "client-6", "--against", work / "r.clair", "-q")
+    assert (silent.returncode, silent.stdout, silent.stderr) == (1, "", f"{line}\n")
     done = clair("check", work / "client-6", "--against", work / "r.clair", "-f", "json")
     found = json.loads(done.stdout)
     assert (found["verdict"]["id"], found["verdict"]["verdict"]) == ("client-6", "contaminated")
@@ -106,3 +110,39 @@ def test_a_fit_that_is_killed_leaves_nothing_behind(work: Path, tmp_path: Path) 
     assert done.returncode == 143
     assert not (tmp_path / "r.clair").exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_upload_that_is_not_taken_in_is_said_to_be_left_out(work: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.clair"
+    clair("fit", work / "round", "-o", file, "--size", 16)
+    before = file.read_bytes()
+    done = clair("check", work / "client-6", "--against", file, "--update")
+    assert done.returncode == 1
+    assert done.stdout.endswith(f"  was not taken into {file}, which takes what passes\n")
+    hook = """
+        import os
+        def refused(path, *more):
+            raise OSError(28, "No space left on device")
+        os.replace = refused
+    """
+    env = hooked(tmp_path / "hook", hook)
+    own = work / "round" / "client-1"
+    done = clair("check", own, "--against", file, "--update", env=env)
+    assert done.returncode == 4
+    assert done.stdout.startswith("client-1: benign ")
+    assert "is in" not in done.stdout
+    assert done.stderr.endswith("No space left on device; nothing was taken in\n")
+    assert file.read_bytes() == before
+    done = clair("check", own, "--against", file, "--update", "-f", "json", env=env)
+    assert (done.returncode, json.loads(done.stdout)["updated"]) == (4, False)
+
+
+def test_advice_fits_what_is_broken(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "fake.clair").write_bytes(b"123456")
+    (tmp_path / "r.md").write_bytes(b"text")
+    done = clair("check", work / "client-6", "--against", tmp_path / "fake.clair")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "6 bytes are too few for a safetensors header; make it again" in done.stderr
+    done = clair("check", tmp_path / "r.md", "--against", work / "round")
+    assert done.returncode == 1
+    assert done.stdout.endswith("not a .safetensors or .npz file; convert it\n")

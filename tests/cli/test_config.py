@@ -441,5 +441,13 @@ def test_a_mistyped_variable_is_told_by_every_command(place: Path) -> None:
     done = clair("report", "r.json", "-q", cwd=place, env=env)
     assert done.returncode == 1
     assert "clair: CLAIR_FAILON stands for no option; did you mean CLAIR_FAIL_ON?\n" in done.stderr
+    assert clair("config", "show", cwd=place, env=env).stderr == done.stderr.partition("FAIL")[0]
     assert "CLAIR_CLIENT" not in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_a_file_that_counts_here_is_said_not_to_count_for_adapters_around_it(place: Path) -> None:
+    (place / "clair.toml").write_text("threads = 1\n")
+    said = "does not obey it where it lies among the adapters"
+    assert said in clair("config", "show", cwd=place).stdout
+    assert said not in clair("config", "show", "--no-config", cwd=place).stdout

@@ -75,6 +75,23 @@ def test_the_installed_script_exits_as_its_report_says(
     assert clair("report", detected.json, "-o", "json=/dev/full").returncode == 4
 
 
+def test_an_empty_folder_has_a_report_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    saved, out = tmp_path / "r.json", tmp_path / "out"
+    for command in (("detect",), ("refine", "--out", out), ("detect", "--ignore", "*")):
+        done = clair(command[0], tmp_path / "in", *command[1:], "-q", "-o", f"json={saved}")
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr.count("\n") == 1
+        assert f"NO VERDICT: {tmp_path / 'in'}: no client in it; expected a folder" in done.stderr
+        found = json.loads(saved.read_text())
+        assert (found["status"], found["exit_code"], found["clients"]) == ("no_verdict", 3, [])
+        assert [f["code"] for f in found["population"]["findings"]] == ["CLR301"]
+        again = clair("report", saved)
+        assert (again.returncode, again.stdout.splitlines()[0]) == (3, "no clients")
+        saved.unlink()
+    assert not out.exists()
+
+
 # --- 0 and 1
 
 
@@ -307,6 +324,13 @@ def test_a_full_disk_behind_stdout_exits_4(options: tuple[str, ...], detected: D
     assert "No space left" in done.stderr
 
 
+@pytest.mark.parametrize("args", [(), ("--help",), ("detect", "-h"), ("--version",)], ids=str)
+def test_help_on_a_full_disk_exits_4(args: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = clair(*args, stdout=full)
+    assert (done.returncode, done.stderr) == (4, "clair: stdout: No space left on device\n")
+
+
 @pytest.mark.parametrize("path", ["/dev/full", "/proc/report.json"])
 def test_a_file_that_cannot_be_written_exits_4(path: str, detected: Detected) -> None:
     done = clair("report", detected.json, "--fail-on", "never", "-o", f"json={path}")
@@ -417,10 +441,15 @@ def refine_slowly(adapters: Path, out: Path, tmp_path: Path) -> subprocess.Popen
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "hung up"),
+    ],
 )
 def test_a_signal_while_writing_removes_the_staging(
-    number: signal.Signals, code: int, adapters: Path, tmp_path: Path
+    number: signal.Signals, code: int, word: str, adapters: Path, tmp_path: Path
 ) -> None:
     out, before = tmp_path / "out", fingerprint(adapters)
     child = refine_slowly(adapters, out, tmp_path)
@@ -429,7 +458,7 @@ def test_a_signal_while_writing_removes_the_staging(
     said = child.communicate(timeout=20)
     assert child.returncode == code
     assert said[0] == ""
-    assert re.fullmatch("clair: (interrupted|terminated); nothing was left behind\n", said[1])
+    assert said[1] == f"clair: {word}; nothing was left behind\n"
     assert (out.exists(), staging(out), fingerprint(adapters)) == (False, [], before)
 
 

@@ -54,7 +54,8 @@ def test_rules_have_every_code_in_text_and_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("CLR216",), "CLR216: there is no such code; did you mean CLR215?"),
+        (("CLR216",), "CLR216: there is no such code; did you mean CLR"),
+        (("CLR999",), "CLR999: there is no such code; `clair rules` lists them\n"),
         (("client-06",), "client-06: is neither a reason code, such as CLR203, nor a saved report"),
         (("/no/such/report.json",), "cannot be read"),
         (("CLR203", "client-06"), "CLR203: is a reason code, which is explained alone"),
@@ -116,7 +117,7 @@ def test_a_name_that_is_not_there_gets_the_nearest(detected: Detected, tmp_path:
 
 
 @pytest.mark.parametrize("command", ["detect", "report"])
-def test_the_option_adds_the_explanation_and_changes_no_exit_code(
+def test_the_option_adds_the_explanation_and_changes_no_finding(
     command: str, detected: Detected, tmp_path: Path
 ) -> None:
     what = detected.folder if command == "detect" else detected.json
@@ -129,6 +130,9 @@ def test_the_option_adds_the_explanation_and_changes_no_exit_code(
     )
     alone = quick(tmp_path, command, what, "-q", "--explain", WORST)
     assert (alone.returncode, alone.stdout) == (1, f"\n{whole}")
+    passing = ("--fail-on", "never", "-q", "--explain")
+    assert quick(tmp_path, command, what, *passing, WORST).returncode == 0
+    assert quick(tmp_path, command, what, *passing, "clinet-01").returncode == 2
 
 
 @pytest.mark.parametrize("command", ["detect", "report"])

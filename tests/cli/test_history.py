@@ -147,7 +147,10 @@ def test_trend_has_the_exit_code_of_the_last_round(detected: Detected, tmp_path:
     assert "Every client in every round" in page.read_text()
     assert table.read_bytes().count(b"\r\n") == 17
     assert quick(tmp_path, "trend", saved, "--fail-on", "never").returncode == 0
-    assert quick(tmp_path, "trend", saved, "--fail-on", "contaminated", "-q").returncode == 1
+    silent = quick(tmp_path, "trend", saved, "--fail-on", "contaminated", "-q")
+    assert (silent.returncode, silent.stdout) == (1, "")
+    assert silent.stderr.startswith("FAIL: ")
+    assert silent.stderr.count("\n") == 1
     assert json.loads(quick(tmp_path, "trend", saved, saved, "-f", "json").stdout)["rounds"]
 
 

@@ -334,3 +334,11 @@ def test_a_pipe_is_no_place_for_scores(candidates: Path, tmp_path: Path) -> None
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"--resume {str(pipe)!r}: not a regular file" in done.stderr
     assert not ran.exists()
+
+
+def test_silence_says_why_the_exit_code_is_not_0(candidates: Path) -> None:
+    done = clair("select", candidates, "--eval", "false {adapter}", "-q")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("0 of 6 clients have a choice; without: client-01, ")
+    assert done.stderr.count("\n") == 1
+    assert clair("select", candidates, "--eval", "echo {adapter} 1", "-q").stderr == ""

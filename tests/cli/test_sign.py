@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -215,7 +216,10 @@ def test_every_difference_from_what_was_signed_is_counted_and_named(name: str, p
     said = json.loads(done.stdout)
     assert {d["name"]: d["difference"] for d in said["differences"]} == wanted
     plain = verify(place).stdout.splitlines()
-    assert plain[-1] == f"FAIL: {len(wanted)} of {said['compared']} files differ"
+    count, why = said["compared"], wanted.get(STATEMENT)
+    fail = f"FAIL: {len(wanted)} of {count} files differ"
+    unsigned = f"FAIL: {STATEMENT} is {why}; {count - 1} files as written"
+    assert plain[-1] == (fail if why is None else unsigned)
     here = {*files(place / "out"), *wanted} - {STATEMENT}
     # where nothing is signed all is compared with the manifest, which then is not counted itself
     assert said["compared"] == len(here)
@@ -245,6 +249,14 @@ def test_a_tampered_manifest_is_seen_by_the_key_alone(place: Path) -> None:
     assert quick(place, "verify", place / "out").returncode == 0
     done = verify(place)
     assert (done.returncode, done.stdout.splitlines()[0]) == (1, f"manifest.json: {SINCE}")
+
+
+def test_what_differs_is_counted_apart_from_a_signature_that_does_not_hold(place: Path) -> None:
+    a_file_less(place)
+    done = verify(place, "-q", key="stranger.pub")
+    assert (done.returncode, done.stdout) == (1, "")
+    said = f"FAIL: {STATEMENT} is not signed by this key; 1 of [0-9]+ files differ\n"
+    assert re.fullmatch(said, done.stderr)
 
 
 def test_a_wrong_key_says_so(place: Path) -> None:
@@ -307,7 +319,7 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_read(
 
 def test_a_private_key_is_no_public_one(place: Path) -> None:
     done = verify(place, key="key")
-    assert (done.returncode, "no public key" in done.stderr) == (2, True)
+    assert (done.returncode, "holds a private key; give the public" in done.stderr) == (2, True)
     assert done.stdout == ""
 
 

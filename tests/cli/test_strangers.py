@@ -163,3 +163,14 @@ def test_copies_of_one_adapter_are_one_line(tmp_path: Path) -> None:
     every = clair("detect", folder, "-v").stdout
     assert "set of" not in every
     assert sum("copy-" in line.split("   ")[1] for line in every.splitlines() if "   " in line) == 5
+
+
+@pytest.mark.parametrize(
+    ("by", "why"), [("base", "its base and its shapes"), ("shapes", "its shapes")]
+)
+def test_why_a_client_is_in_no_group_names_what_groups_are_made_by(
+    by: str, why: str, mixed: Path
+) -> None:
+    done = clair("detect", mixed, "--group-by", by, "-f", "json")
+    apart = {a["id"]: a["why"] for a in json.loads(done.stdout)["not_comparable"]}
+    assert apart["stranger"] == f"no two others have {why}"

@@ -366,3 +366,11 @@ def test_timings_say_where_the_seconds_went_and_stand_in_the_report(
 
 def test_without_timings_nothing_is_said_of_them() -> None:
     assert "reading modules" not in clair("detect", SAMPLES, "-q").stderr
+
+
+def test_a_remark_of_the_library_is_said_to_be_of_clair(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = clair("detect", SAMPLES, "-q", "--fail-on", "never", "--cache", tmp_path / "file" / "c")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"clair: --cache '{tmp_path}/file/c': cannot be used: ")
+    assert done.stderr.count("\n") == 1

@@ -87,6 +87,35 @@ def test_a_complaint_points_to_the_help_of_its_command(
 
 
 @pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (("detect", "x", "--threads", "abc"), "--threads: "),
+        (("select", "x", "--eval", "y", "--timeout", "abc"), "--timeout: "),
+        (("detect", "x", "--threads", "999"), "--threads: "),
+    ],
+    ids=str,
+)
+def test_a_complaint_about_a_value_names_it(
+    args: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(capsys, *args)
+    assert complaint in told
+    assert args[-1] in told
+    assert "parse" not in told
+
+
+def test_a_complaint_about_a_file_names_it_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "report", "nope.json").count("nope.json") == 1
+
+
+def test_a_strength_out_of_range_is_that_of_the_option_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = said(capsys, "refine", str(tmp_path), "--out", str(tmp_path / "o"), "--path", "0,2")
+    assert told.startswith("clair: --path: expected auto or a number from 0 to 1, got 2")
+
+
+@pytest.mark.parametrize(
     ("args", "nearest"),
     [
         (("refine", "--strenght"), "--strength"),

@@ -178,7 +178,9 @@ def test_every_difference_is_named_and_exits_1(name: str, out: Path) -> None:
     count = 1 if wanted == TORN else len(there_or_listed(out))
     assert plain.stdout.endswith(f"FAIL: {len(wanted)} of {count} files differ\n")
     assert not set("\x1b\u202e") & set(plain.stdout)
-    assert verify(out, "-q").stdout == ""
+    silent = verify(out, "-q")
+    assert silent.stdout == ""
+    assert silent.stderr == plain.stdout.splitlines()[-1] + "\n"
 
 
 def test_a_file_of_another_size_is_not_read(out: Path) -> None:

@@ -56,7 +56,8 @@ def test_what_no_majority_has_in_one_shape_is_said_to_be_unjudged(tmp_path: Path
     assert found.full == {}
     (finding,) = found.findings
     assert finding.message.startswith(
-        "score.weight: not judged, being no majority's in one shape: of c-1"
+        "score.weight: not judged, because most do not have it in one and the same shape; "
+        "found in c-1 (2 x 4), c-2"
     )
     assert all("not compared here" in a.notes[-1].message for a in found.clients)
 
