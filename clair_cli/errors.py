@@ -26,7 +26,7 @@ class ClairError(Exception):
 
 
 class UsageError(ClairError):
-    """A bad option or path; nothing was read."""
+    """A bad option or path; nothing was written."""
 
     exit_code = 2
 

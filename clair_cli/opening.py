@@ -69,7 +69,10 @@ def open_entries(
     try:
         sources = formats.discover(path, settings.ignore, settings.since)
     except NoVerdict as empty:
-        return Entries((), (), (*place.findings, Reason(TOO_FEW, str(empty))))
+        text = str(empty).replace(
+            str(path), place.name
+        )  # a URL is not called by its scratch folder
+        return Entries((), (), (*place.findings, Reason(TOO_FEW, text)))
     objects = place.of({s.path.name: s.path.stem for s in sources}, CONFIG)
     sources = [replace(s, objects=objects.get(s.path.name)) for s in sources]
     sent = open_sent(path, [s.client for s in sources if s.no_client is None], settings)

@@ -47,8 +47,9 @@ def detect(
 ) -> Report:
     """Which clients of the folder `path` are contaminated, where, how sure, and why.
 
-    Raises UsageError (no such folder) or NoVerdict (nothing in it that could be a client); everything
-    wrong with single clients, and a missing majority, is in the report. `command` goes into its `run`.
+    Raises UsageError (no such folder) or NoVerdict (what was sent has changed meanwhile); everything
+    wrong with single clients, and a missing majority or an empty folder, is in the report. `command`
+    goes into its `run`.
     """
     path, settings = Path(path), settings or Settings()
     tell = Stopwatch(on_progress or silent)

@@ -12,7 +12,7 @@ Exit codes:
     0  done, every client accounted for, nothing that --fail-on names
     1  done, and at least one client that --fail-on names
        (with --baseline: that is new)
-    2  usage: bad option, or something is not there; nothing was read
+    2  usage: bad option, or something is not there
     3  no verdict: fewer than 3 usable clients, nothing comparable,
        not identifiable
     4  result computed but could not be written
@@ -22,8 +22,8 @@ Exit codes:
 INSPECT_CODES = """\b
 Exit codes:
     0  the adapter can be read, and every number in it is finite
-    1  the adapter is broken; or one of the folder is or is not compared,
-       or the folder's have no module in common
+    1  the adapter is broken; of a folder: a client is broken or not
+       compared, or no module is common to all
     2  usage: bad option, no such file or folder
     4  the answer could not be written
    70  internal error"""

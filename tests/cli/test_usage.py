@@ -112,7 +112,7 @@ def test_a_strength_out_of_range_is_that_of_the_option_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = said(capsys, "refine", str(tmp_path), "--out", str(tmp_path / "o"), "--path", "0,2")
-    assert told.startswith("clair: --path: expected auto or a number from 0 to 1, got 2")
+    assert told.startswith("--path: expected auto or a number from 0 to 1, got 2")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pytest.importorskip("fsspec", reason="needs the extra [remote]")
 
 import fsspec
 
-from clair_cli.errors import NoVerdict, UsageError
+from clair_cli.errors import UsageError
 from clair_cli.formats import remote
 from clair_cli.formats.remote import arrive, at_hand, told, url_of
 from clair_cli.pipeline import detect, refine
@@ -245,8 +245,9 @@ def test_messages_name_the_url_and_not_the_scratch_folder(store: Any) -> None:
     assert f"{URL}/client-1" in str(caught.value)
     assert remote.PREFIX not in str(caught.value)
     store.pipe("/bucket/empty/notes.txt", b"x")
-    with pytest.raises(NoVerdict, match="memory://bucket/empty: no client"):
-        detect("memory://bucket/empty")
+    why = detect("memory://bucket/empty").population.findings[-1]
+    assert why.code == "CLR301"
+    assert why.message.startswith("memory://bucket/empty: no client")
 
 
 def test_a_folder_that_is_called_like_a_url_is_a_folder(
