@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from clair_cli.renderers.words import as_high
 from clair_cli.report import Report, from_dict
 from tests import ROOT
 from tests.conftest import Detected
-from tests.helpers.commands import CONTAMINATED, ENVIRONMENT, SCRIPT, clair, hooked, quick
+from tests.helpers.commands import CONTAMINATED, ENVIRONMENT, SCRIPT, clair, hooked, quick, samples
 
 WORST = max(CONTAMINATED)
 
@@ -89,6 +90,16 @@ def test_a_client_is_explained_by_what_was_seen_how_rare_it_is_where_and_what_to
     worst = sorted(client.modules, key=lambda m: -m.score)[:5]
     table = done.stdout.partition("worst modules")[2].splitlines()[1:]
     assert [line.split()[0] for line in table] == [m.name for m in worst]
+
+
+def test_a_copy_is_not_told_to_be_one_without_what_it_copies(tmp_path: Path) -> None:
+    samples(tmp_path / "round")
+    shutil.copytree(tmp_path / "round" / "client-08", tmp_path / "round" / "client-09")
+    done = clair("detect", tmp_path / "round", "--explain", "client-09")
+    stable = next(line for line in done.stdout.splitlines() if "how stable" in line)
+    assert stable.endswith(
+        "without any one of the others, but without what it is like it is no copy"
+    )
 
 
 def test_without_a_name_all_that_are_not_benign_are_explained(
