@@ -47,6 +47,14 @@ def check(run: Path) -> Parts:
     return made
 
 
+def same_answers(run: Path) -> Parts:
+    """Of benchmarks.same_answers."""
+    from benchmarks import same_answers
+
+    rows = lines.kept(run / "same.jsonl")
+    return {"verdicts": same_answers.table(rows)} if rows else {}
+
+
 def speed(run: Path) -> Parts:
     """Of benchmarks.speed_curves."""
     from benchmarks import speed_curves
@@ -201,6 +209,12 @@ IN_PART = (
         judging,
         "python -m benchmarks.judging --clients 100 300 1000 3000 --threads 1 --keep FILE",
         "seconds of an earlier clair",
+    ),
+    InPart(
+        "same_answers.md",
+        "same_answers",
+        same_answers,
+        "python -m benchmarks.same_answers --work DIR, ten minutes",
     ),
     InPart(
         "speed.md",

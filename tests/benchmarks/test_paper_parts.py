@@ -73,6 +73,13 @@ def judged(file: Path) -> None:
     lines(file, [{"clients": 10**n, "cpu_seconds": 10.0 ** (n - 3), **spent} for n in (2, 3, 4)])
 
 
+def compared(work: Path) -> None:
+    exact = {"a": ["benign", 1.0], "b": ["contaminated", 5.0], "c": ["benign", 0.5]}
+    one = {"clients": 70, "mix": 0, "own": False, "seed": 1, "limits": dict.fromkeys("abc", 3.0)}
+    sketched = exact | {"a": ["suspicious", 2.0]}
+    lines(work / "same.jsonl", [one | {"exact": exact, "sketched": sketched, "apart": 2e-4}])
+
+
 def curves(work: Path) -> None:
     points = dict.fromkeys(p for points in speed_curves.CURVES.values() for p in points)
     lines(work / "curves.jsonl", [row(point, 1.0) for point in points])
@@ -116,6 +123,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "fuzz.md": fuzzed,
     "history.md": history,
     "judging.md": judged,
+    "same_answers.md": compared,
     "speed.md": curves,
 }
 NEEDS = {"federated_rounds.md": "peft", "history.md": "peft", "flower.md": ""}
@@ -181,6 +189,9 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     assert "whole adapters (wanted 0.98) | 0.500 |" in found["check.md"]["left out"]
     assert "| detect DIR | 3.0 | 1.00 |" in found["check.md"]["time"]
     assert "--against FILE | 1.0 | 0.38 |\n\nThe adapters take 100 MB" in found["check.md"]["time"]
+    same = found["same_answers.md"]["verdicts"]
+    assert "| 70 | 1 | 3 | 1 | 1 | 0.000 | 0.980 | 1.000 |" in same
+    assert "Refined adapters of 1 cohorts are at most 2.0e-04 apart." in same
     assert found["faults.md"]["counts"].startswith("**2 400 kills, 4 torn outputs; 4 800 looks")
     ends = found["faults.md"]["ends"]
     assert "| the old output, staging left beside it | 9 |" in ends  # not those before every call
