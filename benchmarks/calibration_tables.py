@@ -78,7 +78,8 @@ def document(run: Run) -> str:
 
 {made(cohorts)}
 
-As delivered, clair convicts {first.found} of the {bad} contaminated clients, those in minorities not counted.
+As delivered, clair convicts {first.found} of the {bad} contaminated clients.
+Those in minorities are not counted.
 It convicts {first.honest} of the {sum(clients) - bad} honest ones.
 In {first.exact} of {len(cohorts)} cohorts the convicted are exactly the contaminated.
 In {silent} clair gives no verdict, and so convicts nobody.

@@ -179,7 +179,7 @@ YET = {"speed-curves.png"}
 """What is made of runs of which none was kept so far."""
 COMMANDS = {
     "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
-    "calibration.md": "python -m benchmarks.calibration --grid DIR --shift 2000 --keep FILE, half an hour",
+    "calibration.md": "python -m benchmarks.calibration --grid DIR --keep FILE, half an hour",
     "page.md": "python -m benchmarks.page --keep FILE",
     "theory.md": "python -m benchmarks.theory --keep FILE, eight minutes",
 }
