@@ -100,7 +100,8 @@ class Cohort:
         with numerics(self.opened, settings) as self.machine:
             self.cohort, self.stacks = read_modules(self.opened, settings, self.machine)
             remark = later_round(self.cohort, self.stacks, numbers)
-            self.cohort = replace(self.cohort, findings=(remark,) if remark else ())
+            said = (remark,) if remark else ()
+            self.cohort = replace(self.cohort, findings=(*self.cohort.findings, *said))
             self.full = read_full(self.cohort, settings, self.machine.device)
 
     def _judged(self, numbers: DetectionCalibration) -> Outcome:

@@ -45,6 +45,17 @@ def test_a_cohort_in_memory_is_judged_as_its_folder(cohorts: list[Cohort]):
     assert first.inits == 2
 
 
+def test_remarks_are_those_of_the_folder_whether_it_is_read_again_or_not(tmp_path: Path):
+    shutil.copytree(SAMPLES, tmp_path / "round")
+    (tmp_path / "round" / "nothing").mkdir()
+    cohort = Cohort(tmp_path / "round", CONTAMINATED, "cipher", "shared")
+    report = detect(tmp_path / "round", Settings(threads=1))
+    assert report.population.findings
+    assert cohort.usual.findings == tuple(sorted({f.code for f in report.population.findings}))
+    for name in ("max_columns", "limit"):
+        assert cohort.outcome(name, DETECTION) == cohort.usual
+
+
 def test_every_constant_has_its_values_on_both_sides_within_its_bounds():
     for field in fields(DETECTION):
         usual, (low, high) = getattr(DETECTION, field.name), field.metadata["range"]
