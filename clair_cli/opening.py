@@ -69,9 +69,8 @@ def open_entries(
     try:
         sources = formats.discover(path, settings.ignore, settings.since)
     except NoVerdict as empty:
-        text = str(empty).replace(
-            str(path), place.name
-        )  # a URL is not called by its scratch folder
+        # a URL is not called by its scratch folder
+        text = str(empty).replace(str(path), place.name)
         return Entries((), (), (*place.findings, Reason(TOO_FEW, text)))
     objects = place.of({s.path.name: s.path.stem for s in sources}, CONFIG)
     sources = [replace(s, objects=objects.get(s.path.name)) for s in sources]

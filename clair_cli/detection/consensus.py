@@ -73,7 +73,7 @@ class Consensus:
 
     def unidentified(self, group: Mask, count: int) -> Reason | None:
         """Why no verdict can be given on `count` distinct clients, if so."""
-        if 2 * self._with(group) <= count or group.sum() < MIN_CLIENTS:
+        if 2 * self._with(group, count) <= count or group.sum() < MIN_CLIENTS:
             return self.no_majority(group)
         usual, spread = (float(x[0, 0]) for x in self._usual(self.distances.single(group)))
         if usual <= self._least():
@@ -104,9 +104,9 @@ class Consensus:
             found[b] = groups.counts[b] + self.distances.following(groups, int(b))
         return found
 
-    def _with(self, group: Mask) -> int:
-        """The same of one group among all distinct clients."""
-        return int(self._with_each(self.distances.single(group), int(self.distinct.sum()))[0])
+    def _with(self, group: Mask, count: int) -> int:
+        """The same of one group."""
+        return int(self._with_each(self.distances.single(group), count)[0])
 
     def _least(self) -> float:
         """The agreement that is more than chance."""
@@ -125,7 +125,7 @@ class Consensus:
         """That the members and who follows them are too few, and the groups that there are."""
         count = int(self.distinct.sum())
         text = (
-            f"only {self._with(group)} of {count} distinct clients agree with each other; "
+            f"only {self._with(group, count)} of {count} distinct clients agree with each other; "
             f"{max(count // 2 + 1, MIN_CLIENTS)} are needed to tell which side is right"
         )
         return Reason("CLR303", text + self._sides())

@@ -327,13 +327,13 @@ def _ordered(filled: Array, low: int, high: int) -> tuple[Array, Array]:
     Against groups that are nearly the same, values are nearly the same. So where the first row has its
     entries around these places, the others mostly have theirs, and only those few are sorted.
     """
-    *outer, count, width = (1, *filled.shape)
+    count, width = filled.shape[-2:]
     if width < WIDE or count < SEVERAL:
         filled.partition(high, axis=-1)
         upper = filled[..., high]
         return (filled[..., :high].max(axis=-1) if high > low else upper), upper
     lower, upper = (np.empty(filled.shape[:-1], filled.dtype) for _ in range(2))
-    for m in np.ndindex(*outer[1:]):
+    for m in np.ndindex(filled.shape[:-2]):
         rows, margin = filled[m], width // WIDE
         around = np.sort(rows[0])[[max(low - margin, 0), min(high + margin, width - 1)]]
         before = (rows < around[0]).sum(axis=1)
@@ -345,8 +345,9 @@ def _ordered(filled: Array, low: int, high: int) -> tuple[Array, Array]:
         sure = (before <= low) & (high < before + found)
         for out, place in ((lower, low), (upper, high)):
             out[m][sure] = few[sure, place - before[sure]]
-            if not sure.all():
-                out[m][~sure] = np.partition(rows[~sure], place, axis=1)[:, place]
+        if not sure.all():
+            rest = np.partition(rows[~sure], (low, high), axis=1)
+            lower[m][~sure], upper[m][~sure] = rest[:, low], rest[:, high]
     return lower, upper
 
 
