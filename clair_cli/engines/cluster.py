@@ -30,7 +30,6 @@ MISSING = "needs the library Ray; install clair-cli[ray]"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports its use to its makers unless told not to
     "RAY_DEDUP_LOGS": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # lost tasks are told of by what is raised
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
