@@ -16,7 +16,7 @@ from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.references import References, Table
 from clair_cli.detection.residuals import inverse
-from clair_cli.detection.scales import MAD, robust_scale, small_sample
+from clair_cli.detection.scales import MAD, median, robust_scale, small_sample
 from clair_cli.settings import MIN_CLIENTS
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _exact(kernels: Kernels, suspects: Mask, group: Mask) -> Array:
     if cosine is None:
         return np.zeros(len(suspects))
     pairs = agreement.pairs(cosine, honest)
-    middle, spread = float(np.median(pairs)), robust_scale(pairs)
+    middle, spread = median(pairs), robust_scale(pairs)
     mean = agreement.support(cosine, suspects)
     unit = max(spread / math.sqrt(suspects.sum() - 1), kernels.numbers.accord_floor)
     score = (mean - middle) / unit
@@ -99,7 +99,7 @@ def _of_base(kernels: Kernels, base: Mask) -> tuple[Array, Array, Table, Table, 
             part = np.full((1, len(base)), np.nan)  # no bound
         length = residuals.lengths(kernels.wholes.diagonal, part[0])
         cosine = residuals.cosines(kernels.wholes.values, part[0], length)
-        middle = float(np.median(agreement.pairs(cosine, base)))
+        middle = median(agreement.pairs(cosine, base))
         return part[0], length, Table(cosine), Table(np.abs(cosine - middle)), middle
 
     found: tuple[Array, Array, Table, Table, float] = kernels.wholes.known(base, "accord", made)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clair_cli.detection.blocks import blocks
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.report import InitialisationName
 
@@ -88,8 +89,17 @@ def initialisation(
 
 def pairs(kernel: Array, members: Mask) -> Array:
     """The entries of a symmetric kernel (K, K) for every two different members, each pair once."""
-    inside = kernel[np.ix_(members, members)]
-    return np.asarray(inside[np.tri(len(inside), k=-1, dtype=bool)])
+    return pairs_of(kernel, np.flatnonzero(members))
+
+
+def pairs_of(kernel: Array, who: NDArray[np.intp]) -> Array:
+    """The same for the clients at positions `who`, which are in order."""
+    found = np.empty(len(who) * (len(who) - 1) // 2, kernel.dtype)
+    end = 0
+    for i, k in enumerate(who):
+        found[end : end + i] = kernel[k, who[:i]]
+        end += i
+    return found
 
 
 def chance_deviation(d_out: Array) -> float:
@@ -108,9 +118,12 @@ def support(kernel: Array, group: Mask) -> Array:
 
 def rows_support(kernels: Array, group: Mask) -> Array:
     """`support` for a stack of kernels (modules, K, K): (modules, K)."""
-    own = np.einsum("mkk->mk", kernels) * group
-    others = group.sum() - group.astype(float)
-    return np.asarray((kernels @ group.astype(float) - own) / np.maximum(others, 1))
+    own, weights = np.einsum("mkk->mk", kernels) * group, group.astype(float)
+    found = np.empty(kernels.shape[:-1])
+    for m, kernel in enumerate(kernels):
+        for rows in blocks(len(kernel)):  # float32 is widened a few rows at a time
+            found[m, rows] = kernel[rows] @ weights
+    return np.asarray((found - own) / np.maximum(group.sum() - weights, 1))
 
 
 def _over(top: Array, bottom: Array) -> Array:

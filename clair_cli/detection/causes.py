@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clair_cli.detection import residuals
-from clair_cli.detection.agreement import Array, Mask
+from clair_cli.detection.agreement import Array, Mask, pairs_of
 from clair_cli.detection.blocks import blocks
 from clair_cli.detection.linkage import linked
 from clair_cli.detection.references import References, Table
-from clair_cli.detection.scales import robust_scale
+from clair_cli.detection.scales import median, robust_scale
 
 ROUNDING = 1e-8
 """Error, in energies of what is shared, that is rounding: nobody has company in it."""
@@ -174,19 +174,15 @@ def _company(
 ) -> Company | None:
     """These members against all others, None where they are no more alike than those."""
     members = np.array(found)
-    cosine = float(_pairs(company, members).mean())
+    cosine = float(pairs_of(company, members).mean())
     if float(company[members].sum(axis=0, dtype=float)[others].max()) > apart * cosine * len(found):
         return None
-    pairs = _pairs(company, others)
+    pairs = pairs_of(company, others)
     if cosine <= pairs.max():
         return None
     unit = max(robust_scale(pairs), least)
-    score = (cosine - float(np.median(pairs))) / unit * math.sqrt(len(members) - 1)
+    score = (cosine - median(pairs)) / unit * math.sqrt(len(members) - 1)
     return Company(tuple(found), cosine, score)
-
-
-def _pairs(kernel: Array, who: NDArray[np.intp]) -> Array:
-    return np.asarray(kernel[np.ix_(who, who)][np.tri(len(who), k=-1, dtype=bool)])
 
 
 def sides(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clair_cli.detection.agreement import Array, Mask, pairs
 from clair_cli.detection.blocks import blocks
 from clair_cli.detection.calibration import DetectionCalibration
+from clair_cli.detection.scales import median
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +71,7 @@ def alike(distance: Array, digests: Sequence[str], share: float, least: float) -
     """
     same = np.unique(np.array(digests), return_inverse=True)[1]
     every = pairs(distance, np.ones(len(distance), bool))
-    usual = float(np.median(every)) if len(every) else 0.0
+    usual = median(every) if len(every) else 0.0
     while True:
         twins = _near(distance, same, max(share * usual, least))
         found = Copies(twins, _originals(twins))

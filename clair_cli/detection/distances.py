@@ -178,12 +178,12 @@ class Distances(Kernels):
         """Copies are judged as what they copy, but for their size: each would vouch for the other."""
         if evidence is None:
             return None
-        first = self.originals
+        first, copied = self.originals, ~self.copies.first
+        values, scores = evidence.values.copy(), evidence.scores.copy()
+        for found in (values, scores):
+            found[:, copied] = found[:, first[copied]]
         return replace(
-            evidence,
-            values=evidence.values[:, first],
-            scores=evidence.scores[:, first],
-            words=lambda k: evidence.words(int(first[k])),
+            evidence, values=values, scores=scores, words=lambda k: evidence.words(int(first[k]))
         )
 
     def _together(self, parts: Sequence[Evidence], groups: References, settled: bool) -> Evidence:
@@ -273,12 +273,9 @@ class Distances(Kernels):
         unit: a large learning rate or little data make noise, a wrong alpha makes everything larger.
         """
         s, size = self.numbers, self.sizes
-        inside, among_all = (
-            size - self.kind(groups.median(self.fixed_sizes)),
-            size - float(np.median(size[self.distinct])),
-        )
+        middle, spread = self.among_all
+        inside, among_all = size - self.kind(groups.median(self.fixed_sizes)), size - middle
         log = np.where(np.abs(inside) < np.abs(among_all), inside, among_all)
-        spread = robust_scale(size[self.distinct])
         above = np.maximum(self._unit(groups, size, s.norm_floor), spread)
         below = np.maximum(self._unit(groups, size, s.small_norm_floor), spread)
         large = log / above
@@ -295,6 +292,12 @@ class Distances(Kernels):
 
         least, most = (float(math.exp(s.limit * x[0, 0])) for x in (-below, above))
         return Evidence("CLR202", np.exp(log), scores, (least, most), words)
+
+    @cached_property
+    def among_all(self) -> tuple[float, float]:
+        """Median and robust scale of `sizes` over the distinct clients, whatever the group."""
+        distinct = self.sizes[self.distinct]
+        return float(np.median(distinct)), robust_scale(distinct)
 
     @cached_property
     def fixed_sizes(self) -> Fixed:

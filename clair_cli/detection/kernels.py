@@ -10,14 +10,14 @@ import numpy as np
 from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.alone import alone
-from clair_cli.detection.blocks import blocks
+from clair_cli.detection.blocks import blocks, each
 from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.causes import Causes, Shares, shares, with_company
 from clair_cli.detection.copies import copies
 from clair_cli.detection.heads import Heads
 from clair_cli.detection.references import Apart, Fixed, Measuring, References, Table, measured
 from clair_cli.detection.residuals import inverse
-from clair_cli.detection.scales import robust_scale
+from clair_cli.detection.scales import median, robust_scale
 from clair_cli.detection.tables import Tables
 from clair_cli.settings import MIN_CLIENTS
 
@@ -36,8 +36,10 @@ class Kernels(Measuring):
     <D_i, D_j Q>^2 over Q is ||D_i' D_j||_F^2 / d_in (Haar measure).
     """
 
-    def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
-        self.tables, self.numbers = tables, numbers
+    def __init__(
+        self, tables: Tables, numbers: DetectionCalibration, threads: int | None = None
+    ) -> None:
+        self.tables, self.numbers, self.threads = tables, numbers, threads
         self.inner = Table(tables.inner)
         self.ranks = agreement.effective_ranks(tables.inner, tables.overlap)
         energy = np.einsum("mkk->mk", tables.inner).astype(float)
@@ -68,7 +70,8 @@ class Kernels(Measuring):
         fourth = inverse(np.sqrt(np.einsum("mkk->mk", t.overlap).astype(float).clip(min=0)))
         root = np.sqrt(self.ranks)
         size = inverse(np.sqrt(((self.norms / unit[:, None]) ** 2).sum(axis=0)))
-        for rows in blocks(count):
+
+        def fill(rows: slice) -> None:
             near, part, own, spread, out = (
                 np.zeros((rows.stop - rows.start, count)) for _ in range(5)
             )
@@ -93,6 +96,8 @@ class Kernels(Measuring):
             both = size[rows, None] * size
             direction[rows] = part
             chance[rows] = np.sqrt(spread) * both
+
+        each(blocks(count), fill, self.threads)
         self.wholes = Table(whole)
         one = inverse(np.sqrt(self.wholes.diagonal.astype(float).clip(min=0)))
         for rows in blocks(count):
@@ -231,7 +236,7 @@ class Kernels(Measuring):
     def alike(self, group: Mask) -> Array:
         """How alike two clients are whatever their size, (K, K), 1 as two typical members are."""
         kernel = self.direction if self.clear(group) else self.kernel
-        usual = float(np.median(agreement.pairs(kernel, group)))
+        usual = median(agreement.pairs(kernel, group))
         return np.asarray(kernel / np.asarray(usual, kernel.dtype)) if usual > 0 else kernel
 
     def comparable(self, group: Mask) -> tuple[Array, bool]:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.scales import MAD, TENTH, small_sample
+from clair_cli.detection.agreement import Array, Mask, pairs
+from clair_cli.detection.scales import MAD, TENTH, median, ordered, small_sample
 
 Answer = TypeVar("Answer")
 FEW, SHARE = 4, 32
@@ -23,8 +23,9 @@ FEW, SHARE = 4, 32
 larger of FEW and one in SHARE."""
 BASES = 3
 """Bases that a table remembers its sums of."""
-WIDE, SEVERAL = 64, 16
-"""Clients and groups from which on order statistics look at one client in WIDE, to both sides."""
+WIDE, SEVERAL, NEXT = 64, 4, 8
+"""Clients and groups from which on order statistics look at NEXT clients, and at one in 4 WIDE, to both
+sides."""
 EXCHANGES = 64
 """Exchanges of whole rows up to which they are faster than partial sorting of each column."""
 
@@ -277,20 +278,18 @@ class References:
             added = entries * more * int(self.base.sum() + more)
             low = (len(known) - less - 1) // 2 - added
             high = (len(known) + added) // 2 + less
-            inside = [p for p in (low, high) if 0 <= p < len(known)]
-            if inside:
-                known.partition(inside)
-            return (
-                float(known[low]) if low >= 0 else -np.inf,
-                float(known[high]) if high < len(known) else np.inf,
-            )
+            last = len(known) - 1
+            if last < 0:
+                return -np.inf, np.inf
+            least, most = ordered(known, max(low, 0), min(high, last)).tolist()
+            return least if low >= 0 else -np.inf, most if high <= last else np.inf
 
         found: tuple[float, float] = table.known(self.base, key, made)
         return found
 
     def exact_pair_median(self, table: Table, row: int, diagonal: bool) -> float:
         """The median itself, of one group."""
-        return float(np.median(_entries(table.values, self.masks[row], diagonal)))
+        return median(_entries(table.values, self.masks[row], diagonal))
 
 
 def _sorted(values: Array, base: Mask) -> tuple[Array, NDArray[np.intp]]:
@@ -303,8 +302,7 @@ def _sorted(values: Array, base: Mask) -> tuple[Array, NDArray[np.intp]]:
 
 
 def _entries(values: Array, members: Mask, diagonal: bool) -> Array:
-    inside = values[np.ix_(members, members)]
-    return inside.ravel() if diagonal else inside[np.tri(len(inside), k=-1, dtype=bool)]
+    return values[np.ix_(members, members)].ravel() if diagonal else pairs(values, members)
 
 
 def _median(filled: Array, count: int) -> Array:
@@ -334,8 +332,9 @@ def _ordered(filled: Array, low: int, high: int) -> tuple[Array, Array]:
         return (filled[..., :high].max(axis=-1) if high > low else upper), upper
     lower, upper = (np.empty(filled.shape[:-1], filled.dtype) for _ in range(2))
     for m in np.ndindex(filled.shape[:-2]):
-        rows, margin = filled[m], width // WIDE
-        around = np.sort(rows[0])[[max(low - margin, 0), min(high + margin, width - 1)]]
+        rows, margin = filled[m], width // (4 * WIDE) + NEXT
+        ends = max(low - margin, 0), min(high + margin, width - 1)
+        around = np.partition(rows[0], ends)[list(ends)]
         before = (rows < around[0]).sum(axis=1)
         inside = (rows >= around[0]) & (rows <= around[1])
         found = inside.sum(axis=1)

@@ -21,6 +21,7 @@ from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.distances import Distances
 from clair_cli.detection.evidence import Evidence
 from clair_cli.detection.groups import Groups
+from clair_cli.detection.scales import median
 from clair_cli.detection.tables import Tables
 from clair_cli.detection.without import same_without
 from clair_cli.report import Cause, CauseName, Reason, Verdict, VerdictName
@@ -61,7 +62,7 @@ class Judgement:
 def judge(tables: Tables, settings: Settings | None = None) -> Judgement:
     """Judge K >= 3 clients. Order of clients, gauge, and scale of the whole cohort do not matter."""
     settings = settings or Settings()
-    distances = Distances(tables, settings.detection)
+    distances = Distances(tables, settings.detection, settings.threads)
     consensus = Consensus(distances)
     group, problem = consensus.settle(consensus.distinct)
     if problem is not None:
@@ -334,7 +335,7 @@ class _Bench:
             return []
         nearest = float(kernel[k, good].max())
         if (key := good.tobytes()) not in self._usual:
-            self._usual[key] = float(np.median(kernel[np.ix_(good, good)]))
+            self._usual[key] = median(kernel[np.ix_(good, good)].ravel())
         least = max(nearest, self.settings.detection.ally_agreement * self._usual[key])
         return [int(j) for j in np.flatnonzero(bad & (kernel[k] > least))]
 
@@ -361,7 +362,7 @@ class _Bench:
             text = "benign clients come in kinds: an honest kind that few have may be flagged"
             found.append(Reason("CLR305", text, kinds, n.kinds_spread))
         if self.settings.read_as == "update" and group.sum() > 1:
-            alike = float(np.median(agreement.pairs(self.distances.direction, group)))
+            alike = median(agreement.pairs(self.distances.direction, group))
             if alike > n.whole_weights:
                 text = (
                     "the matrices are nearly the same in all clients: if they are whole weights and not "

@@ -6,22 +6,21 @@ differ by few clients, so each costs K steps and not K^2 (`references`); equal o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clair_cli.detection import blocks
 from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.blocks import BLOCK
 from clair_cli.detection.coherence import EVERY, coherent_without
 from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.references import Apart, References
 from clair_cli.settings import MIN_CLIENTS
 
-THREADS = 2
-"""Threads that judge where no number is given; the verdicts are the same with any."""
+TOGETHER, PARTS = 8, 16
+"""Blocks of numbers that a thread works on at a time, and parts there are at least: with smaller ones
+threads wait for the interpreter."""
 
 Who = NDArray[np.intp]
 Law = Callable[[References], tuple[Mask, ...]]
@@ -45,7 +44,7 @@ class Without:
 
     def __init__(self, consensus: Consensus, each: Who, threads: int | None) -> None:
         self.consensus, self.each = consensus, each
-        self.threads = threads or min(os.cpu_count() or 1, THREADS)
+        self.threads = threads
         self.distances, self.numbers = consensus.distances, consensus.numbers
         self.count = len(each) - 1
         self.present = np.repeat(consensus.distinct[None], len(each), axis=0)
@@ -142,10 +141,9 @@ class Without:
         different = groups[first]
         base = 2 * different.sum(axis=0) > len(different)
         width = groups.shape[1] * max(len(self.distances.norms), 1)
-        step = max(2 * BLOCK // width, 1)
+        step = max(min(TOGETHER * blocks.BLOCK // width, len(different) // PARTS), 1)
         some = [different[i : i + step] for i in range(0, len(different), step)]
-        with ThreadPoolExecutor(self.threads) as pool:
-            parts = list(pool.map(lambda g: _apart(g, base, law), some))
+        parts = blocks.each(some, lambda g: _apart(g, base, law), self.threads)
         return tuple(np.concatenate(part)[which] for part in zip(*parts, strict=True))
 
 
