@@ -18,9 +18,9 @@ from clair_cli.detection.consensus import Consensus
 from clair_cli.detection.references import Apart, References
 from clair_cli.settings import MIN_CLIENTS
 
-TOGETHER, PARTS = 8, 16
-"""Blocks of numbers that a thread works on at a time, and parts there are at least: with smaller ones
-threads wait for the interpreter."""
+TOGETHER, PARTS = (2, 8), 16
+"""Least and most blocks of numbers that a thread works on at a time, and how many parts there are between
+these: with smaller ones threads wait for the interpreter."""
 
 Who = NDArray[np.intp]
 Law = Callable[[References], tuple[Mask, ...]]
@@ -141,7 +141,8 @@ class Without:
         different = groups[first]
         base = 2 * different.sum(axis=0) > len(different)
         width = groups.shape[1] * max(len(self.distances.norms), 1)
-        step = max(min(TOGETHER * blocks.BLOCK // width, len(different) // PARTS), 1)
+        least, most = (max(x * blocks.BLOCK // width, 1) for x in TOGETHER)
+        step = min(max(least, len(different) // PARTS), most)
         some = [different[i : i + step] for i in range(0, len(different), step)]
         parts = blocks.each(some, lambda g: _apart(g, base, law), self.threads)
         return tuple(np.concatenate(part)[which] for part in zip(*parts, strict=True))
