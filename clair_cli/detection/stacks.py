@@ -194,7 +194,8 @@ def _pairs(one: Tensor, other: Tensor) -> Tensor:
     size = one.shape[1]
     row, column = torch.triu_indices(size, size, device=one.device)
     twice = (1 + (row != column).to(one)).sqrt()
-    return gram(torch.bmm(one, other.transpose(1, 2))[:, row, column] * twice).cpu().double()
+    products = torch.bmm(one, other.transpose(1, 2)).flatten(1)
+    return gram(products.index_select(1, row * size + column) * twice).cpu().double()
 
 
 def _row_cosines(bases: Tensor, ranks: Tensor, projected: bool) -> Tensor:
