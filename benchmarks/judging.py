@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -175,7 +176,8 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.judging", "--here", "--clients", str(clients)]
         command += ["--seed", str(given.seed), "--repeat", str(given.repeat)]
         command += ["--threads", str(given.threads)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the command line has it
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=alone)
         rows.append(json.loads(done.stdout))
         print(done.stdout, end="", flush=True)
     if given.keep:

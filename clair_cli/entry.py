@@ -41,6 +41,7 @@ def main() -> None:
         _watch_signals()
         _open_streams()
         _keep_quiet()
+        _few_threads()
         from clair_cli.cli import run
 
         code = run(sys.argv[1:])
@@ -101,6 +102,15 @@ def _keep_quiet() -> None:
     """Warnings of libraries are for who writes programs: shown with -vv, or as Python's -W says."""
     if not sys.warnoptions and "-vv" not in sys.argv:
         warnings.simplefilter("ignore")
+
+
+def _few_threads() -> None:
+    """One thread in numpy's OpenBLAS: the tables of judging are small, and threads share them already.
+
+    Its threads would spin while they wait. Elsewhere than on x86 torch may multiply with it as well.
+    """
+    if os.uname().machine in ("x86_64", "amd64") and "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _say(text: str, code: int) -> int:

@@ -126,10 +126,9 @@ class Kernels(Measuring):
     @cached_property
     def likeness(self) -> Array:
         """Agreement and, where cosines are more than chance, direction: (K, K), each in its own unit."""
-        tiny = np.finfo(float).tiny
-        clear, units = 0.0, np.zeros(2)
-        who = np.flatnonzero(self.distinct)
-        for rows in blocks(len(who), len(self.distinct)):
+        who, tiny = np.flatnonzero(self.distinct), np.finfo(float).tiny
+
+        def sums(rows: slice) -> tuple[float, float, float]:
             near, cosine, chance = (
                 t.values[who[rows]][:, who].astype(float)
                 for t in (self.agreement, self.cosines, self.chances)
@@ -137,15 +136,18 @@ class Kernels(Measuring):
             places = np.arange(len(near)), np.arange(len(who))[rows]
             for table in (near, cosine):
                 table[places] = 0
-            clear += float(((cosine / np.maximum(chance, tiny)) ** 2).sum())
-            units += near.clip(min=0).sum(), cosine.clip(min=0).sum()
+            clear = ((cosine / np.maximum(chance, tiny)) ** 2).sum()
+            return clear, near.clip(min=0).sum(), cosine.clip(min=0).sum()
+
+        parts = each(blocks(len(who), len(self.distinct)), sums, self.threads)
         pairs = len(who) * (len(who) - 1)
         if pairs == 0:
             return self.kernel
-        found, usual = self.kernel, units / pairs
+        clear, *usual = np.sum(parts, axis=0) / pairs
+        found = self.kernel
         if usual[0] > 0:
             found = found / usual[0].astype(found.dtype)
-        if clear / pairs > self.numbers.clear_of_chance**2:
+        if clear > self.numbers.clear_of_chance**2:
             other = self.direction
             found = found + (other / usual[1].astype(other.dtype) if usual[1] > 0 else other)
         return found

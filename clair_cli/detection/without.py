@@ -19,8 +19,8 @@ from clair_cli.detection.references import Apart, References
 from clair_cli.settings import MIN_CLIENTS
 
 TOGETHER, PARTS = (2, 8), 16
-"""Least and most blocks of numbers that a thread works on at a time, and how many parts there are between
-these: with smaller ones threads wait for the interpreter."""
+"""Least and most blocks of numbers that a thread works on at a time, and how many parts there are
+between these: with smaller ones threads wait for the interpreter."""
 
 Who = NDArray[np.intp]
 Law = Callable[[References], tuple[Mask, ...]]
