@@ -207,7 +207,7 @@ IN_PART = (
         "judging.md",
         "judging.jsonl",
         judging,
-        "python -m benchmarks.judging --clients 100 300 1000 3000 --threads 1 --keep FILE",
+        "python -m benchmarks.judging --threads 1 --keep FILE",
         "seconds of an earlier clair",
     ),
     InPart(
