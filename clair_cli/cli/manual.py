@@ -20,7 +20,8 @@ ENVIRONMENT = {
     "CLAIR_FAIL_ON": "Stands for --fail-on, and so for every option; CLAIR_DETECT_FAIL_ON for that of "
     "detect alone.",
     "NO_COLOR": "Where it is set, no colours are used.",
-    "OMP_NUM_THREADS": "Threads of the linear algebra, where --threads does not say.",
+    "OMP_NUM_THREADS": "Threads of the linear algebra, where --threads does not say. Without it "
+    "numpy's OpenBLAS has one on x86; OPENBLAS_NUM_THREADS says otherwise.",
 }
 
 
