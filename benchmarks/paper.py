@@ -175,8 +175,6 @@ ANEW = {
     "refinement-real.md": "by hand, as the page says: of the seeds that the rules were set on",
 }
 """What keeps no run, how it is made, and why."""
-YET: set[str] = set()
-"""What is made of runs of which none was kept so far."""
 COMMANDS = {
     "adaptive.md": "python -m benchmarks.adaptive --work DIR --shift 2000, hours",
     "calibration.md": "python -m benchmarks.calibration --grid DIR --keep FILE, half an hour",

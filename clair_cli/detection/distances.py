@@ -176,8 +176,8 @@ class Distances(Kernels):
 
     def _of_originals(self, evidence: Evidence | None) -> Evidence | None:
         """Copies are judged as what they copy, but for their size: each would vouch for the other."""
-        if evidence is None:
-            return None
+        if evidence is None or self.copies.first.all():
+            return evidence
         first, copied = self.originals, ~self.copies.first
         values, scores = evidence.values.copy(), evidence.scores.copy()
         for found in (values, scores):

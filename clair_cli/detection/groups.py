@@ -136,8 +136,7 @@ class Groups:
     def likeness(self, minorities: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
         """How alike two members of each minority are, in units of two typical members of `group`."""
         alike = self.distances.alike(self.group)
-        pairs = [alike[np.ix_(g, g)][np.triu_indices(len(g), 1)] for g in minorities]
-        return tuple(float(p.mean()) for p in pairs)
+        return tuple(float(agreement.pairs_of(alike, np.array(g)).mean()) for g in minorities)
 
     def _elsewhere(self, company: Company) -> bool:
         """Whether its members lack of the common content, too: then they do something else."""

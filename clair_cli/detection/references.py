@@ -307,7 +307,7 @@ def _entries(values: Array, members: Mask, diagonal: bool) -> Array:
 
 def _median(filled: Array, count: int) -> Array:
     """Of the `count` least entries of the last axis."""
-    lower, upper = _ordered(filled, (count - 1) // 2, count // 2)
+    lower, upper = _rows_ordered(filled, (count - 1) // 2, count // 2)
     return np.asarray((lower + upper) / 2) if count % 2 == 0 else upper
 
 
@@ -315,11 +315,11 @@ def _tenth(filled: Array, count: int) -> Array:
     """Lower tenth of the `count` least entries of the last axis, between two of them as np.quantile."""
     place = 0.1 * (count - 1)
     below = int(place)
-    lower, upper = _ordered(filled, below, min(below + 1, count - 1))
+    lower, upper = _rows_ordered(filled, below, min(below + 1, count - 1))
     return np.asarray(lower + (upper - lower) * (place - below))
 
 
-def _ordered(filled: Array, low: int, high: int) -> tuple[Array, Array]:
+def _rows_ordered(filled: Array, low: int, high: int) -> tuple[Array, Array]:
     """The entries (...) at places `low` and `high`, the same or the next, of the sorted last axis.
 
     Against groups that are nearly the same, values are nearly the same. So where the first row has its

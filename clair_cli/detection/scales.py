@@ -32,7 +32,7 @@ def robust_scale(values: Array) -> float:
 def median(values: Array) -> float:
     """Median of the values (n,), as np.median gives it, of many of them sooner."""
     count = len(values)
-    if count < MANY:
+    if count < MANY or np.isnan(values.max()):
         return float(np.median(values))
     return float(np.mean(ordered(values, (count - 1) // 2, count // 2)))
 

@@ -130,8 +130,7 @@ class _Bench:
         self.why = distances.causes(self.group)
         self.kept = distances.kept(self.group)
         self.heads = distances.heads.kept(self.group)
-        same = same_without(self.consensus, self.scores >= n.limit, self.settings.threads)
-        self.same = np.ascontiguousarray(same.T)
+        self.same = np.ascontiguousarray(same_without(self.consensus, self.scores >= n.limit).T)
         for company in self.groups.companies:
             members = np.isin(distances.originals, company.members)
             said = min(n.limit * company.score / n.addition, n.score_cap)
@@ -383,7 +382,7 @@ class _Bench:
             left -= cluster
             if len(cluster) > 1:
                 members = sorted(cluster)
-                inside = float(np.mean([kernel[i, j] for i in members for j in members if i < j]))
+                inside = float(agreement.pairs_of(kernel, np.array(members)).mean())
                 names = ", ".join(self.distances.tables.clients[j] for j in members)
                 text = f"{len(members)} contaminated clients agree with each other: {names}"
                 found.append(Reason("CLR208", text, inside))

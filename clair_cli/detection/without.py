@@ -26,14 +26,14 @@ Who = NDArray[np.intp]
 Law = Callable[[References], tuple[Mask, ...]]
 
 
-def same_without(consensus: Consensus, out: Mask, threads: int | None = None) -> Mask:
+def same_without(consensus: Consensus, out: Mask) -> Mask:
     """[j, k]: whether client k is `out` or not also when j, and whatever copies it, is left out.
 
     One client less widens every limit, so whoever is out stays out until inside the consensus.
     """
     each = np.flatnonzero(consensus.distinct)
     least = np.where(out, consensus.numbers.inside, consensus.numbers.limit)
-    again = Without(consensus, each, threads).out(least, ~out)
+    again = Without(consensus, each).out(least, ~out)
     same = np.ones((len(out), len(out)), bool)
     same[each] = (again == out) | consensus.zero | (consensus.distances.originals == each[:, None])
     return same
@@ -42,9 +42,8 @@ def same_without(consensus: Consensus, out: Mask, threads: int | None = None) ->
 class Without:
     """The consensus of one cohort without each of its distinct clients `each` (J,)."""
 
-    def __init__(self, consensus: Consensus, each: Who, threads: int | None) -> None:
+    def __init__(self, consensus: Consensus, each: Who) -> None:
         self.consensus, self.each = consensus, each
-        self.threads = threads
         self.distances, self.numbers = consensus.distances, consensus.numbers
         self.count = len(each) - 1
         self.present = np.repeat(consensus.distinct[None], len(each), axis=0)
@@ -144,7 +143,7 @@ class Without:
         least, most = (max(x * blocks.BLOCK // width, 1) for x in TOGETHER)
         step = min(max(least, len(different) // PARTS), most)
         some = [different[i : i + step] for i in range(0, len(different), step)]
-        parts = blocks.each(some, lambda g: _apart(g, base, law), self.threads)
+        parts = blocks.each(some, lambda g: _apart(g, base, law), self.distances.threads)
         return tuple(np.concatenate(part)[which] for part in zip(*parts, strict=True))
 
 
