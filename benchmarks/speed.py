@@ -132,7 +132,14 @@ for path in sorted(root.glob("*/adapter_model.safetensors")):
             os.fsync(file.fileno())
 print(time.perf_counter() - began, time.process_time() - spent)
 """
-START_UP = "import torch, clair_cli.pipeline, clair_cli.cli.refine, clair_cli.refinement.sparing"
+START_UP = """
+import gc, os
+from clair_cli import entry
+gc.set_threshold(entry.OBJECTS)
+import torch, clair_cli.pipeline, clair_cli.cli.refine, clair_cli.refinement.sparing
+os._exit(0)
+"""
+SAMPLE = Path(__file__).resolve().parents[1] / "sample_adapters"
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,20 @@ def measure(root: Path, scratch: Path, given: argparse.Namespace) -> dict[str, o
     return found | {f"{n}_gb": max(c.memory for c in rows[n]) for n in ("detect", "refine")}
 
 
+def start_up(turns: int) -> dict[str, list[float]]:
+    """Seconds of the clock of `import torch`, in turn with detect on the sample; the sorted ratios."""
+    detect = ["-m", "clair_cli.entry", "detect", str(SAMPLE), "--threads", "1"]
+    pairs = [
+        [run([sys.executable, *c])[0].wall for c in (["-c", "import torch"], detect)]
+        for _ in range(turns)
+    ]
+    return {
+        "torch": [round(t, 2) for t, _ in pairs],
+        "detect": [round(d, 2) for _, d in pairs],
+        "ratio": sorted(round(d / t, 2) for t, d in pairs),
+    }
+
+
 def exponents(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Slopes of log seconds, less start-up, against log clients, by least squares."""
     clients = np.log([row["clients"] for row in rows])
@@ -222,7 +243,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--cold", action="store_true", help="Read from the disk every time.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--start-up", type=int, metavar="N", help="of the sample alone, N times")
     given = parser.parse_args()
+    if given.start_up:
+        print(json.dumps(start_up(given.start_up)))
+        return
     rows: list[dict[str, Any]] = []
     for clients in map(int, given.clients.split(",")):
         with tempfile.TemporaryDirectory() as scratch:

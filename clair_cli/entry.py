@@ -6,6 +6,7 @@ failing import included, becomes 70 here.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
@@ -27,7 +28,11 @@ ANSWERED = threading.Event()
 LEAVING = 5.0
 """Seconds that Ray gets then to stop a cluster that was started for this run."""
 OBJECTS = 50_000
-"""New objects before Python looks for cycles: at 700, the usual, loading torch makes it look 350 times."""
+"""New objects before Python looks for cycles; at 700, the usual, it looks 350 times in loading torch."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Names of mallopt(3)."""
+LARGEST, KEPT = 2**25, 2**30
+"""Bytes: of the largest array that is made of freed memory, which glibc allows, and of what is kept."""
 SAID = {signal.SIGINT: "interrupted", signal.SIGHUP: "hung up"}
 
 
@@ -45,6 +50,7 @@ def main() -> None:
         _open_streams()
         _keep_quiet()
         _few_threads()
+        _keep_memory()
         gc.set_threshold(OBJECTS)
         from clair_cli.cli import run
 
@@ -115,6 +121,17 @@ def _few_threads() -> None:
     """
     if os.uname().machine in ("x86_64", "amd64") and "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _keep_memory() -> None:
+    """Memory that was freed is used again, where the C library is glibc.
+
+    It would go back to the system after every large array, and the next one would wait for pages.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _say(text: str, code: int) -> int:

@@ -7,7 +7,7 @@ Q = B V the coefficients V stand for directions, and Q'Q = V' (B'B) V for their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,13 +34,20 @@ def moved(tensor: Tensor, device: str) -> Tensor:
 
 def gram(rows: Tensor, panels: int = 4) -> Tensor:
     """Gram matrix (n, n) of the rows of an (n, d) tensor; each pair of panels is multiplied once."""
-    n = rows.shape[0]
-    out = rows.new_empty((n, n))
-    step = -(-n // panels) or 1
-    for i in range(0, n, step):
-        strip = rows[i : i + step] @ rows[i:].T  # (step, n - i)
-        out[i : i + step, i:] = strip
-        out[i:, i : i + step] = strip.T
+    return gram_of([rows], panels)
+
+
+def gram_of(parts: Iterable[Tensor], panels: int = 4) -> Tensor:
+    """`gram` of a matrix whose columns come in parts (n, d'), of which one is held at a time."""
+    out: Tensor | None = None
+    for rows in parts:
+        out = rows.new_zeros((len(rows), len(rows))) if out is None else out
+        step = -(-len(rows) // panels) or 1
+        for i in range(0, len(rows), step):
+            out[i : i + step, i:].addmm_(rows[i : i + step], rows[i:].T)
+    assert out is not None
+    for i in range(step, len(out), step):
+        out[i:, i - step : i] = out[i - step : i, i:].T
     return out
 
 
