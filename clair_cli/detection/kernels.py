@@ -9,7 +9,7 @@ import numpy as np
 
 from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
-from clair_cli.detection.alone import alone
+from clair_cli.detection.alone import Who, alone
 from clair_cli.detection.blocks import blocks, each
 from clair_cli.detection.calibration import DetectionCalibration
 from clair_cli.detection.causes import Causes, Shares, shares, with_company
@@ -204,17 +204,31 @@ class Kernels(Measuring):
         return alone(self.told, groups, why, some, self.distinct, n.alone)
 
     def following(self, groups: References, b: int) -> int:
-        """How many of the stragglers of group b share more with its members than with each other.
+        """How many of the stragglers of group b follow its members.
 
-        Else they are a side of their own, which has a little of what the members share.
+        Those who share more with each other than with the members are a side of their own, with whoever
+        outside has as much of what they share as one of them. It does not follow if it is no smaller
+        than the members.
         """
         who, why = np.flatnonzero(self.stragglers(groups)[b]), self.shares(groups)
-        if why is None or self.told is None or not len(who):
-            return 0
+        if why is None or self.told is None or len(who) < 2:
+            return len(who)
         part = why.part[b, who].astype(float)
-        common = part * (part.sum() - part)
-        inner = self.told.values[np.ix_(who, who)].astype(float)
-        return int((inner.sum(axis=1) - np.diag(inner) <= 2 * common).sum())
+        common = part * (part.sum() - part) / (len(who) - 1)
+        apart = who[self._shared(who, who) > 2 * common]
+        if len(apart) < 2:
+            return len(who)
+        outside = np.flatnonzero(self.distinct & ~groups.masks[b])
+        least = self._shared(apart, apart).min()
+        side = (self._shared(outside, apart) >= least).sum()
+        return len(who) - len(apart) * int(side >= groups.counts[b])
+
+    def _shared(self, one: Who, others: Who) -> Array:
+        """Mean inner product of each client with the `others` but itself, all by position."""
+        assert self.told is not None
+        other = one[:, None] != others
+        inner = self.told.values[np.ix_(one, others)].astype(float)
+        return np.asarray((inner * other).sum(axis=1) / other.sum(axis=1))
 
     @measured
     def narrowness(self, groups: References) -> Array:

@@ -240,6 +240,31 @@ def test_colluders_are_never_the_consensus_of_a_majority_that_agrees_without_the
         assert "only 6 of 16 distinct clients agree with each other" in why.message
 
 
+def early(seed: int) -> dict[str, Client]:
+    """Six with a task, and four that have less than half of it, and more in common that is their own."""
+    part = 0.4 * task(seed) + 0.44 * task(seed + 60)
+    clients = {f"h-{k}": trained(task(seed), 100 * seed + k, True) for k in range(6)}
+    return clients | {f"f-{k}": trained(part, 100 * seed + 30 + k, True, 2.0) for k in range(4)}
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_who_shares_more_with_fewer_than_the_members_still_follows(seed: int) -> None:
+    """Clients with little data are alike in more than the content. They do not outnumber the members, so
+    there is a majority, and strangers are found."""
+    strangers = {f"o-{k}": trained(task(20 + k), 100 * seed + 60 + k, True) for k in range(3)}
+    found = judged(early(seed) | strangers)
+    assert found.identified
+    assert called(found, "contaminated", "minority") == strangers.keys()
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_side_of_its_own_counts_all_who_have_what_it_shares(seed: int) -> None:
+    """Four more share the same and have nothing of the members': no side is a majority."""
+    rest = 0.8 * task(seed + 60)
+    more = {f"e-{k}": trained(rest, 100 * seed + 60 + k, True, 2.0) for k in range(4)}
+    assert not judged(early(seed) | more).identified
+
+
 def test_one_who_adds_alone_has_nobody_named_with_it() -> None:
     found = judged(honest(9) | colluders(1, 0.6))
     assert "CLR211" not in codes(found, "x0")
