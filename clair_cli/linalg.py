@@ -32,6 +32,12 @@ def moved(tensor: Tensor, device: str) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether every entry is. Their sum tells in a twentieth of the time, unless it overflows."""
+    wide = torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
+    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
+
+
 def gram(rows: Tensor, panels: int = 4) -> Tensor:
     """Gram matrix (n, n) of the rows of an (n, d) tensor; each pair of panels is multiplied once."""
     return gram_of([rows], panels)

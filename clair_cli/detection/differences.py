@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clair_cli.detection.calibration import DETECTION, DetectionCalibration
 from clair_cli.detection.copies import alike
+from clair_cli.linalg import finite
 from clair_cli.update import LowRankUpdate
 
 
@@ -24,7 +25,7 @@ def centred(
     up = [u.up.double() for u in updates]
     down = [u.down.double() * u.scale for u in updates]
     both = zip(up, down, strict=True)
-    fine = [bool(torch.isfinite(b).all() and torch.isfinite(a).all()) for b, a in both]
+    fine = [finite(b) and finite(a) for b, a in both]
     if not any(fine):
         return list(updates)
     weights, energy = _geometric_median(up, down, torch.tensor(fine), numbers)
@@ -78,7 +79,7 @@ def _distinct(gram: Tensor, share: float) -> Tensor:
 
 def _lifted(up: Tensor, down: Tensor, lift: float, like: LowRankUpdate) -> LowRankUpdate:
     """up @ down and `lift` in a row and a column of its own; cancelled before it is rounded."""
-    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+    if not (finite(up) and finite(down)):
         left, right = up, down
     else:
         basis, turn = torch.linalg.qr(down.T)

@@ -25,9 +25,10 @@ from torch import Tensor
 import clair_cli
 from clair_cli.cache import Cache, cache_of
 from clair_cli.cohort import Adapter, Sketching
-from clair_cli.detection.packing import Expected, as_expected, finite, packed, unpacked
+from clair_cli.detection.packing import Expected, as_expected, packed, unpacked
 from clair_cli.detection.sketches import Sketch
 from clair_cli.detection.stacks import ModuleStack
+from clair_cli.linalg import finite
 from clair_cli.records import decode
 from clair_cli.settings import Settings
 from clair_cli.update import LowRankUpdate

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clair_cli.linalg import finite
+
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 ALIGNED = 8
 """Bytes to whose multiples every tensor is padded."""
@@ -63,8 +65,3 @@ def as_expected(tensors: Mapping[str, Tensor], expected: Expected) -> bool:
 def _fits(shape: Sequence[int], expected: Shape) -> bool:
     pairs = zip(shape, expected, strict=False)
     return len(shape) == len(expected) and all(e is None or s == e for s, e in pairs)
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether all of it is."""
-    return bool(tensor.isfinite().all())

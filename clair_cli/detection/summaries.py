@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clair_cli.cohort import Sketching, UpdateSpec
 from clair_cli.detection.sketches import Sketch, projected
+from clair_cli.linalg import finite
 from clair_cli.update import LowRankUpdate, faint
 
 
@@ -36,7 +37,7 @@ def summary(update: LowRankUpdate, kind: Sketching) -> LowRankUpdate:
 
 def _turned(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """L (d_out, r) and R (d_in, r) with L R' = up @ down, the columns of R orthonormal or zero."""
-    if not bool(up.isfinite().all() and down.isfinite().all()):
+    if not (finite(up) and finite(down)):
         return torch.full_like(up, torch.nan), torch.full_like(down.T, torch.nan)
     basis, lower = torch.linalg.qr(down.T)
     turn, sizes, _ = torch.linalg.svd(lower)

@@ -140,11 +140,11 @@ def check_finite(adapter: Adapter, module: str) -> None:
     """Raises NonFinite, naming the first place, where a stored factor of `module` is NaN or Inf."""
     import torch
 
+    from clair_cli.linalg import finite
+
     spec = adapter.updates[module]
     parts = _parts(adapter, spec, read_tensor)
-    if spec.parts > 1 and all(
-        bool(t.isfinite().all()) for t in RULES[spec.rule].factors(parts, spec)
-    ):
+    if spec.parts > 1 and all(map(finite, RULES[spec.rule].factors(parts, spec))):
         return
     for role, name in spec.tensors.items():
         tensor = parts[role]

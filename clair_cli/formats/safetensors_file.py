@@ -325,8 +325,10 @@ def stored(tensor: Tensor, dtype: str, name: str) -> bytes:
     """The bytes of `tensor` in a dtype of FLOATS. Raises OutputError where values are not finite."""
     import torch
 
+    from clair_cli.linalg import finite
+
     rounded = tensor.to(getattr(torch, FLOATS[dtype]))
-    if not bool(torch.isfinite(rounded).all()):
+    if not finite(rounded):
         text = f"tensor {name!r}: values are not finite in the stored dtype {dtype}"
         raise Unstorable(f"{text}; save the input as float32 and refine that")
     return to_bytes(rounded)

@@ -242,9 +242,10 @@ def check_energy(found: LowRankUpdate, spec: UpdateSpec, kind: Sketching, what: 
     `spec` gives the shape, and `found` the norm as its scale. Every bucket takes ceil(d / p) rows, so
     that no sketch has more than that times the energy, per side.
     """
+    from clair_cli.linalg import finite
     from clair_cli.update import LowRankUpdate, energy
 
-    if not bool(found.up.isfinite().all() and found.down.isfinite().all()):
+    if not (finite(found.up) and finite(found.down)):
         return
     share = energy(LowRankUpdate(found.up.double(), found.down.double()))
     if found.scale == 0:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clair_cli.linalg import eigh, standing_out
+from clair_cli.linalg import eigh, finite, standing_out
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
 from clair_cli.refinement.coordinates import Frame, coordinates
 from clair_cli.refinement.kept import Kept, along, kept_alike
@@ -122,7 +122,7 @@ class ModuleRefiner:
     @property
     def finite(self) -> bool:
         """Whether the mean is."""
-        return bool(torch.isfinite(self.space.mean).all())
+        return finite(self.space.mean)
 
     def refined(
         self,
