@@ -310,9 +310,8 @@ class _Mean:
         outside of it, the random vectors that the other side's were drawn for."""
         basis = (self.left, self.right)[which]
         inside = basis.T @ columns  # (p, r)
-        beyond = torch.addmm(
-            columns.T, inside.T, basis.T, alpha=-1
-        )  # (r, d): twice as fast as (d, r)
+        # as rows (r, d): as columns it takes twice as long
+        beyond = torch.addmm(columns.T, inside.T, basis.T, alpha=-1)
         gram = (beyond @ beyond.T).double()
         values, vectors = eigh(gram)
         real = values > NEGLIGIBLE**2 * (inside.square().sum() + gram.trace())
