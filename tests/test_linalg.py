@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from clair_cli import linalg
-from clair_cli.linalg import dominant, gram, standing_out, whiten
+from clair_cli.linalg import dominant, finite, gram, gram_of, standing_out, whiten
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -22,6 +23,26 @@ def random(*shape: int) -> torch.Tensor:
 def test_gram_is_every_inner_product(rows: int) -> None:
     x = random(rows, 23)
     torch.testing.assert_close(gram(x), x @ x.T)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("parts", [1, 2, 23])
+def test_gram_is_the_same_of_columns_in_parts(rows: int, parts: int) -> None:
+    x = random(rows, 23)
+    torch.testing.assert_close(gram_of(x.tensor_split(parts, dim=1)), x @ x.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_finite_is_told_though_its_sum_is_not(dtype: torch.dtype) -> None:
+    most = torch.full((64, 3), torch.finfo(dtype).max, dtype=dtype)
+    assert finite(most)
+    assert finite(most[:0])
+    for bad in (math.nan, math.inf, -math.inf):
+        for where in ((0, 0), (63, 2)):
+            one = most.clone()
+            one[where] = bad
+            assert not finite(one)
+    assert not finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
 
 
 def test_whitening_makes_the_metric_the_identity_and_drops_what_is_null() -> None:
