@@ -42,6 +42,17 @@ def test_the_projection_is_of_equal_buckets() -> None:
     assert left.abs().sum(dim=0).tolist() == [1.0] * 640
 
 
+@pytest.mark.parametrize("d", [1, 5, 37, 64])
+def test_where_nothing_is_projected_all_tables_are_exact(d: int) -> None:
+    """Strips of rows are of any number, down to one."""
+    clients = [LowRankUpdate(u.up.double(), u.down.double(), u.scale) for u in strangers(9, 4, d)]
+    exact = stack_module("m", clients, max_columns=10**6)
+    found = stack_module("m", clients, max_columns=0, size=SIZE)
+    assert found.sketched
+    for name in ("inner", "overlap", "rows", "energies"):
+        torch.testing.assert_close(getattr(found, name), getattr(exact, name))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_strangers_stay_strangers(seed: int) -> None:
     """By far more pairs than one can see: their mean agreement is chance, and so are their cosines."""
