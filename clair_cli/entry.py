@@ -6,6 +6,7 @@ failing import included, becomes 70 here.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import os
@@ -152,10 +153,12 @@ def _crashed(error: BaseException) -> int:
 def _leave(code: int) -> None:
     """Flush and exit without letting a closed stdout change the code.
 
-    Nothing is taken down object by object, for torch takes a third of the time that it took to load. Ray
-    has a cluster to stop.
+    What was registered for the end is run. Nothing is taken down object by object: with torch that takes
+    a third of the time that it took to load. Ray has a cluster to stop.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be cleaned up
+    if "ray" not in sys.modules:
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
