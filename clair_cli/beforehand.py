@@ -43,7 +43,7 @@ def begin_cache(settings: Settings, *places: Path) -> None:
 def check_places(path: Path, out: Path, settings: Settings) -> None:
     """Raises UsageError where the input cannot be read or the output not be written."""
     if not path.is_dir():
-        raise UsageError(f"{str(path)!r}: no such folder; give the one that holds the clients")
+        formats.discover(path)  # raises
     publish.check_output(out, path, settings.overwrite)
     if settings.since is not None:
         check_files(settings)

@@ -121,15 +121,15 @@ def _key(path: Path) -> tuple[int, int]:
 
 
 def _check_replaceable(out: Path, shown: str, overwrite: bool) -> None:
-    if not overwrite:
-        raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
     foreign = manifest.steady(out, _foreign)
     if foreign is None:
-        text = f"has no {MANIFEST} of clair and is not overwritten"
+        text = f"exists, has no {MANIFEST} of clair and is not overwritten"
         raise UsageError(f"--out {shown}: {text}; delete it yourself or give a new name")
     if foreign:
         text = f"holds {foreign[0]!r}, which clair did not write; move it away or give a new name"
         raise UsageError(f"--out {shown}: {text}")
+    if not overwrite:
+        raise UsageError(f"--out {shown}: exists; give a new name, or pass --overwrite")
 
 
 def _foreign(out: Path) -> list[str] | None:
