@@ -149,6 +149,9 @@ def test_overwrite_takes_only_a_folder_that_clair_wrote(inputs: Path, tmp_path: 
     for name, words in cases.items():
         with pytest.raises(UsageError, match=words):
             publish_files(tmp_path / name, inputs, overwrite=True)
+        with pytest.raises(UsageError) as caught:  # nobody is sent to an option that will not do it
+            publish_files(tmp_path / name, inputs)
+        assert "--overwrite" not in str(caught.value)
     with pytest.raises(UsageError, match="pass --overwrite"):
         publish_files(out, inputs)
     publish_files(out, inputs, {"new": b"1"}, overwrite=True)
