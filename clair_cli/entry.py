@@ -7,7 +7,6 @@ failing import included, becomes 70 here.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import os
 import shutil
@@ -129,6 +128,8 @@ def _keep_memory() -> None:
 
     It would go back to the system after every large array, and the next one would wait for pages.
     """
+    import ctypes  # after signals are answered
+
     with suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGEST)
