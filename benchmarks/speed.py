@@ -133,13 +133,14 @@ for path in sorted(root.glob("*/adapter_model.safetensors")):
 print(time.perf_counter() - began, time.process_time() - spent)
 """
 START_UP = """
-import gc, os
+import os
 from clair_cli import entry
-gc.set_threshold(entry.OBJECTS)
+entry.prepare()
 import torch, clair_cli.pipeline, clair_cli.cli.refine, clair_cli.refinement.sparing
 os._exit(0)
 """
-SAMPLE = Path(__file__).resolve().parents[1] / "sample_adapters"
+SAMPLES = Path(__file__).resolve().parent.parent / "sample_adapters"
+CLAIR = [sys.executable, "-m", "clair_cli.entry"]
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,6 @@ def evict(root: Path) -> None:
 def measure(root: Path, scratch: Path, given: argparse.Namespace) -> dict[str, object]:
     """Floors, detect and refine in turn: medians of the costs, and of the ratios turn by turn."""
     options = ["--threads", str(given.threads), "--fail-on", "never", "--device", given.device]
-    clair = [sys.executable, "-m", "clair_cli.entry"]
     rows: dict[str, list[Cost]] = {n: [] for n in ("start", "read", "write", "detect", "refine")}
     ready = (lambda: evict(root)) if given.cold else (lambda: None)
     for _ in range(given.repeat):
@@ -192,10 +192,10 @@ def measure(root: Path, scratch: Path, given: argparse.Namespace) -> dict[str, o
         with tempfile.TemporaryDirectory(dir=scratch) as out:
             rows["write"].append(floor(root, given.threads, out))
         ready()
-        rows["detect"].append(run([*clair, "detect", str(root), *options])[0])
+        rows["detect"].append(run([*CLAIR, "detect", str(root), *options])[0])
         ready()
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            command = [*clair, "refine", str(root), "--out", f"{out}/refined", *options]
+            command = [*CLAIR, "refine", str(root), "--out", f"{out}/refined", *options]
             rows["refine"].append(run(command)[0])
     found: dict[str, object] = {}
     for kind in ("wall", "cpu"):
@@ -210,11 +210,9 @@ def measure(root: Path, scratch: Path, given: argparse.Namespace) -> dict[str, o
 
 def start_up(turns: int) -> dict[str, list[float]]:
     """Seconds of the clock of `import torch`, in turn with detect on the sample; the sorted ratios."""
-    detect = ["-m", "clair_cli.entry", "detect", str(SAMPLE), "--threads", "1"]
-    pairs = [
-        [run([sys.executable, *c])[0].wall for c in (["-c", "import torch"], detect)]
-        for _ in range(turns)
-    ]
+    torch_alone = [sys.executable, "-c", "import torch"]
+    detect = [*CLAIR, "detect", str(SAMPLES), "--threads", "1"]
+    pairs = [[run(command)[0].wall for command in (torch_alone, detect)] for _ in range(turns)]
     return {
         "torch": [round(t, 2) for t, _ in pairs],
         "detect": [round(d, 2) for _, d in pairs],

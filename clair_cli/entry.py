@@ -49,9 +49,7 @@ def main() -> None:
         _watch_signals()
         _open_streams()
         _keep_quiet()
-        _few_threads()
-        _keep_memory()
-        gc.set_threshold(OBJECTS)
+        prepare()
         from clair_cli.cli import run
 
         code = run(sys.argv[1:])
@@ -112,6 +110,13 @@ def _keep_quiet() -> None:
     """Warnings of libraries are for who writes programs: shown with -vv, or as Python's -W says."""
     if not sys.warnoptions and "-vv" not in sys.argv:
         warnings.simplefilter("ignore")
+
+
+def prepare() -> None:
+    """What is set for the whole process, before any number is loaded."""
+    _few_threads()
+    _keep_memory()
+    gc.set_threshold(OBJECTS)
 
 
 def _few_threads() -> None:

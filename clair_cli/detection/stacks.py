@@ -20,9 +20,9 @@ from clair_cli.detection.sketches import Sketch, sketch_size, sketched
 from clair_cli.linalg import eigh, gram, gram_of
 from clair_cli.update import LowRankUpdate
 
-WHOLE_STRIPS, HALF_STRIPS = 4, 16
-"""Strips of rows in which products are made and compared: they stay in the cache, and of symmetric ones
-only the half is made, and one part in so many of the other."""
+STRIPS = 16
+"""Strips of rows in which products are made and compared: little memory is needed at a time, and of
+symmetric ones only the half is made, and one part in so many of the other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,7 +169,7 @@ def stack_sketches(module: str, sketches: Sequence[Sketch]) -> ModuleStack:
     rows = _row_cosines(bases, ranks.cpu().double(), right.shape[1] < sketches[0].shape[1])
     right, error = _of_energy(left, right, energies)
     blocks = torch.bmm(right.transpose(1, 2), right)
-    inner = gram_of(_products(left, right)).cpu().double()
+    inner = gram_of(_strips(left, right)).cpu().double()
     inner.diagonal().copy_(energies)
     return ModuleStack(
         module=module,
@@ -191,26 +191,23 @@ def _padded(matrix: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, width - matrix.shape[1]))
 
 
-def _products(one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """The entries of one_k other_k' (K, p, q), some rows of all clients at a time, (K, entries)."""
-    step = -(-one.shape[1] // WHOLE_STRIPS)
-    for i in range(0, one.shape[1], step):
-        yield torch.bmm(one[:, i : i + step], other.transpose(1, 2)).flatten(1)
+def _strips(one: Tensor, other: Tensor, halved: bool = False) -> Iterator[Tensor]:
+    """The entries of one_k other_k' (K, p, q), some rows of all clients at a time, (K, entries).
 
-
-def _halves(one: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """The same of symmetric products (K, p, p), each strip from its diagonal block on. What is right of
-    that counts twice."""
-    step = -(-one.shape[1] // HALF_STRIPS)
+    Of symmetric products, `halved`, each strip begins with its diagonal block. What is right of that
+    counts twice.
+    """
+    step = -(-one.shape[1] // STRIPS)
     for i in range(0, one.shape[1], step):
-        strip = torch.bmm(one[:, i : i + step], other[:, i:].transpose(1, 2))
-        strip[:, :, step:] *= math.sqrt(2)
+        strip = torch.bmm(one[:, i : i + step], other[:, i * halved :].transpose(1, 2))
+        if halved:
+            strip[:, :, step:] *= math.sqrt(2)
         yield strip.flatten(1)
 
 
 def _pairs(one: Tensor, other: Tensor) -> Tensor:
     """<P_i, P_j> (K, K) in float64 on the CPU, of the symmetric P_k = one_k other_k' (K, p, p)."""
-    return gram_of(_halves(one, other)).cpu().double()
+    return gram_of(_strips(one, other, halved=True)).cpu().double()
 
 
 def _row_cosines(bases: Tensor, ranks: Tensor, projected: bool) -> Tensor:

@@ -247,13 +247,15 @@ def _compressed(
     size, sample = numbers.mean_rank, clients[:: -(-len(clients) // SAMPLE)]
     draw = Draw(giving[0].up)
     mean = _Mean.of(giving, gathered(giving, size), draw)
-    tried = {id(client): mean.frame(client) for client in sample}
-    while _off(tried.values()) > numbers.mean_error and size < most:
+    while True:
+        tried = {id(client): mean.frame(client) for client in sample}
+        fine = _off(tried.values()) <= numbers.mean_error
+        if fine or size >= most:
+            break
         size = min(2 * size, most)
         more = draw(d_in, size - mean.right.shape[1])
         mean = _Mean.of(giving, torch.cat([mean.right, more], dim=1), draw)
-        tried = {id(client): mean.frame(client) for client in sample}
-    if few and _off(tried.values()) > numbers.mean_error:
+    if few and not fine:
         return None
     frames = [tried.get(id(client)) or mean.frame(client) for client in clients]
     left, right, rest = mean.left, mean.right, mean.rest
