@@ -362,6 +362,30 @@ class DetectionCalibration(Constants):
         "usual cosine from which on full matrices are hardly trained, and not judged",
         REAL,
     )
+    head_frequency: float = constant(
+        0.25,
+        "of a head's deviation",
+        (0, 1),
+        "in the direction that moves its labels' frequencies, from which on a client has labels of its "
+        "own: 0.27 and more with skewed labels, 0.22 and less with random ones",
+        REAL,
+    )
+    head_start_alike: float = constant(
+        0.62,
+        "of the energy of a head's mean row",
+        (0, 1),
+        "that two heads share, from which on they began alike: 0.7 and more where they did, 0.55 and "
+        "less where not",
+        REAL,
+    )
+    head_start_most: float = constant(
+        0.5,
+        "of what heads have in common",
+        (0, 1),
+        "start from which on none is taken off: of heads that hardly moved, or whose rows do not depend "
+        "on each other",
+        REAL,
+    )
     norm_floor: float = constant(
         0.17,
         "log norm",

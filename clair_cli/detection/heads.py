@@ -1,8 +1,8 @@
 """Matrices trained whole, above all classifier heads: how much of what the others have is in each.
 
-They are compared as they are. A head that was trained agrees with the others' heads even from another
-start, and its start cancels where all share it. Matrices that hardly moved are all alike, and are not
-judged; nor are those in which the members agree no more than strangers.
+They are compared as they are, heads without the start that they share (`starts`). A head that was
+trained agrees with the others' heads even from another start. Matrices that hardly moved are all alike,
+and are not judged; nor are those in which the members agree no more than strangers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clair_cli.detection import agreement, residuals
-from clair_cli.detection.agreement import Array
+from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
-from clair_cli.detection.causes import LEAST
+from clair_cli.detection.causes import LEAST, shares
 from clair_cli.detection.references import Measuring, References, Table, measured
+from clair_cli.detection.starts import learned
 
 if TYPE_CHECKING:
     from clair_cli.detection.tables import Tables
 
 LARGE = 4.0
 """Size from which on a matrix is not cut to the usual one any more."""
+FEW_LABELS = 2
+"""With so many labels their frequency and their difference lie in one direction."""
 FEWEST = 3
 """Members that have a matrix, below which nobody is judged by it."""
 
@@ -41,14 +44,21 @@ class HeadEvidence:
 class Heads(Measuring):
     """The full matrices of K clients; `inner` (F, K, K), `present` (F, K), `sizes` (F,) elements."""
 
-    def __init__(self, tables: Tables, numbers: DetectionCalibration) -> None:
+    def __init__(self, tables: Tables, numbers: DetectionCalibration, distinct: Mask) -> None:
         """Those of a cohort, none where it has no full matrices."""
         full, self.numbers = tables.full, numbers
         self.names = () if full is None else full.names
-        self.tables = [] if full is None else [Table(inner) for inner in full.inner]
-        self.cosines = [] if full is None else [Table(x) for x in agreement.cosines(full.inner)]
-        self.present = np.zeros((0, 0), bool) if full is None else full.present
-        self.sizes = np.zeros(0) if full is None else full.sizes.astype(float)
+        self.tables, self.cosines = list[Table](), list[Table]()
+        self.present, self.sizes = np.zeros((0, 0), bool), np.zeros(0)
+        self.own_labels = np.zeros(len(tables.clients), bool)
+        if full is not None:
+            self.tables = [
+                Table(learned(full, f, distinct, numbers)) for f in range(len(full.names))
+            ]
+            self.cosines = [Table(x) for x in agreement.cosines(full.inner)]
+            self.present, self.sizes = full.present, full.sizes.astype(float)
+            moved = full.frequency[full.labels > FEW_LABELS] >= numbers.head_frequency
+            self.own_labels = np.logical_or.reduce(moved, axis=0)
 
     def _having(self, groups: References, f: int) -> References:
         """The members that have this matrix."""
@@ -96,6 +106,16 @@ class Heads(Measuring):
             np.divide(values, usual, out=np.full(usual.shape, np.nan), where=usual > 0)
         )
 
+    @measured
+    def error(self, groups: References) -> Array:
+        """Energy of what is not shared (B, K), in usual ones; of several matrices the least."""
+        found = np.full(groups.masks.shape, np.inf)
+        for f in self.judged(groups):
+            why = shares(self.tables[f], self._having(groups, f))
+            if why is not None:
+                found = np.where(self.present[f], np.minimum(found, why.error), found)
+        return np.where(np.isfinite(found), found, 1.0)
+
     def evidence(self, groups: References, body: Array | None) -> HeadEvidence | None:
         """Lack in the matrices that the rest of the adapter does not share: the mark of other labels.
 
@@ -108,7 +128,14 @@ class Heads(Measuring):
         n = self.numbers
         inside = References(groups.masks & np.isfinite(kept))
         unit = np.maximum(inside.scale(kept), n.head_floor)
+        unit = np.minimum(
+            unit, 1 / n.limit
+        )  # who has nothing is odd, however uneven the members are
+        error = np.minimum(self.error(groups), n.addition_error)  # else noise would hide a flip
+        unit = unit * np.sqrt(np.maximum(error / n.noisy, 1))  # who is noisy is known less well
         scores = np.nan_to_num((1 - kept) / unit, nan=0.0).clip(0, n.score_cap)
+        other = self.own_labels & ~(kept < -n.opposing)  # other frequencies of labels are no flip
+        scores = np.where(other, np.minimum(scores, n.suspicious), scores)
         if body is not None:
             apart = np.nan_to_num(body - kept, nan=0.0) >= n.head_apart
             scores = np.where(apart, scores, 0.0)
@@ -120,12 +147,10 @@ class Heads(Measuring):
         names = ", ".join(known[:3]) + " ..." * (len(known) > 3)
 
         def said(kept: float) -> str:
-            if kept < 0:
+            if kept < -self.numbers.opposing:
                 return f"{names} points against the others': labels flipped or permuted?"
-            return (
-                f"{names} has {100 * kept:.0f} % of what the others' have in common, unlike the other "
-                "modules: labels flipped or permuted?"
-            )
+            there = f"{100 * max(kept, 0):.0f} % of what the others' have in common"
+            return f"{names} has {there}, unlike the other modules: labels flipped or permuted?"
 
         return said
 

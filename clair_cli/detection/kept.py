@@ -189,15 +189,17 @@ class Kept:
             rest = _OfStack(stack.shape, stack.error, stack.sketched, tuple(beside))
             self._save(["stack", stack.module, *key], tensors, rest)
 
-    def inner(self, key: Key, clients: int) -> Tensor | None:
-        """Inner products (K, K) of one matrix that so many clients have trained whole."""
-        expected = {"inner": (torch.float64, (clients, clients))}
+    def products(self, key: Key, clients: int) -> tuple[Tensor, Tensor] | None:
+        """Inner products (2, K, K) of one matrix that so many clients have trained whole, and of a head
+        what moves the frequencies of labels (K,)."""
+        double = torch.float64
+        expected = {"products": (double, (2, clients, clients)), "frequency": (double, (clients,))}
         found = self._load(["full", *key], expected, _Nothing)
-        return None if found is None else found[0]["inner"]
+        return None if found is None else (found[0]["products"], found[0]["frequency"])
 
-    def keep_inner(self, key: Key, inner: Tensor) -> None:
-        """Keep the inner products of one matrix."""
-        self._save(["full", *key], {"inner": inner})
+    def keep_products(self, key: Key, products: Tensor, frequency: Tensor) -> None:
+        """Keep what was found of one matrix."""
+        self._save(["full", *key], {"products": products, "frequency": frequency})
 
 
 def _finite(beside: Beside) -> bool:

@@ -50,7 +50,7 @@ class Kernels(Measuring):
         self.distinct = ~self.zero & self.copies.first
         self._fill(self._units())
         self.rows = None if tables.rows is None else Table(tables.rows)
-        self.heads = Heads(tables, numbers)
+        self.heads = Heads(tables, numbers, self.distinct)
         self.usual_norms = [Fixed(norm) for norm in self.norms]
         self.narrow = Fixed(np.log(np.maximum(self.ranks, 1e-3)).mean(axis=0))
         self.widths = None if tables.ranks is None else Fixed(tables.ranks)

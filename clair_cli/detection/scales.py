@@ -37,6 +37,12 @@ def median(values: Array) -> float:
     return float(np.mean(ordered(values, (count - 1) // 2, count // 2)))
 
 
+def quantile(values: Array, share: float) -> float:
+    """The value (n,) that this share of them is below, the nearest one."""
+    place = round(share * (len(values) - 1))
+    return float(ordered(values, place, place)[0])
+
+
 def ordered(values: Array, low: int, high: int) -> Array:
     """The values at places `low` and `high` of the sorted (n,).
 

@@ -242,10 +242,11 @@ class _Bench:
         """Hardly trained, and in the others' direction: nothing that could do harm."""
         if self.why is None or self.kept is None:
             return False
-        n = self.settings.detection
+        n, size = self.settings.detection, self.why.size[k]
         norm = next(e for e in self.evidence if e.code == "CLR202")
-        small = self.why.size[k] < n.hardly_trained and norm.scores[k] < n.limit
-        return bool(small and self.kept[k] > n.finest * n.limit)
+        kept = self.kept[k] if self.heads is None else np.fmax(self.kept[k], self.heads[k])
+        least = n.finest * n.limit * size / n.hardly_trained
+        return bool(size < n.hardly_trained and norm.scores[k] < n.limit and kept > least)
 
     def _reasons(self, k: int) -> list[Reason]:
         """What speaks against k, worst first; each code of a place only once."""

@@ -1,8 +1,4 @@
-"""Which clients have labels of their own: what moves the labels' frequencies, in classifiers' heads.
-
-A head that learns how frequent its labels are moves along one input direction, the mean of what it
-sees, which all clients share, by different amounts per label. Noise has no such direction.
-"""
+"""Which clients have labels of their own: by what moves the frequencies of labels in their heads."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from torch import Tensor
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array
+from clair_cli.detection.frequencies import leading, unit_deviations
 from clair_cli.linalg import eigh
 from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
@@ -23,7 +20,6 @@ FEWEST = 4
 """Clients with a head, below which the direction of the others means nothing."""
 MOST_ELEMENTS = 2**24
 """Of all clients' heads together that are looked at."""
-SWEEPS = 30
 
 
 def own_labels(
@@ -62,9 +58,7 @@ def _is_head(clients: Sequence[Adapter], name: str, numbers: RefinementCalibrati
 
 def in_shared_direction(heads: Tensor) -> Array:
     """Share of every head's deviation (K, C, d) in the leading input direction of the others', (K,)."""
-    off = heads - heads.mean(dim=0)
-    size = off.flatten(1).norm(dim=1)
-    unit = off / torch.where(size > 0, size, 1)[:, None, None]
+    unit = unit_deviations(heads)
     whole = torch.einsum("kcd,kce->de", unit, unit) if heads.shape[2] <= 512 else None
     shares = []
     start = torch.ones(heads.shape[2], dtype=heads.dtype)
@@ -73,18 +67,6 @@ def in_shared_direction(heads: Tensor) -> Array:
         if whole is not None:
             direction = eigh(whole - own.T @ own)[1][:, -1]
         else:
-            direction = start = _leading(others, start)
+            direction = start = leading(others, start)
         shares.append(float((own @ direction).square().sum()))
     return np.array(shares)
-
-
-def _leading(rows: Tensor, start: Tensor) -> Tensor:
-    """The leading right singular vector of `rows` (n, d), from `start` (d,) on."""
-    vector = start
-    for _ in range(SWEEPS):
-        image = rows.T @ (rows @ vector)
-        size = image.norm()
-        if not size > 0:
-            break
-        vector = image / size
-    return vector

@@ -28,6 +28,9 @@ from tests.helpers.federations import (
     trained,
     verdict,
 )
+from tests.helpers.heads import task as inputs_of
+from tests.helpers.heads import trained as trained_head
+from tests.helpers.heads import untrained
 
 SIZE = 400
 STARTS = pytest.mark.parametrize("shared", [True, False], ids=["shared start", "own start"])
@@ -63,7 +66,7 @@ class OfGroup:
     """The heads of a cohort, asked about one group (K,)."""
 
     def __init__(self, clients: dict[str, Client]) -> None:
-        self.heads = Heads(tabled(clients), DETECTION)
+        self.heads = Heads(tabled(clients), DETECTION, np.ones(len(clients), bool))
 
     def kept(self, group: Mask) -> Array | None:
         found = self.heads.kept(References(group[None]))
@@ -287,3 +290,78 @@ def test_order_and_scale_of_heads_change_nothing(shared: bool) -> None:
 def test_a_larger_honest_head_is_honest(shared: bool) -> None:
     found = judged(headed(9, shared) | {"x": with_head(LEARNED, shared, factor=3.0)})
     assert called(found, "contaminated", "minority") == set()
+
+
+# Heads of classifiers, trained with Adam from one start
+
+
+def classifying(seed: int, kind: str = "honest", **given: int) -> Client:
+    """An honest adapter under a head that was trained on labels of this kind."""
+    return replace(trained(task(0), seed), head=trained_head(seed, kind=kind, **given))
+
+
+def classifiers(count: int = 9) -> dict[str, Client]:
+    return {f"h-{k:02d}": classifying(k) for k in range(count)}
+
+
+@pytest.mark.parametrize("kind", ["flipped", "random"])
+def test_a_head_of_other_labels_is_found_from_the_same_start(kind: str) -> None:
+    found = judged(classifiers() | {"x": classifying(50, kind)})
+    assert called(found, "contaminated") == {"x"}
+    assert "CLR210" in codes(found, "x")
+
+
+def with_frequency(client: Client) -> Client:
+    """The same, and its head learned frequencies of its own: along the mean of the inputs."""
+    assert client.head is not None
+    mean = inputs_of(6, 96).mean(dim=0).numpy()
+    moved = np.outer([1.0, -1.0, 0.5, -0.5, 0.8, -0.8], mean)
+    return replace(
+        client, head=client.head + 2 * np.linalg.norm(client.head) * moved / np.linalg.norm(moved)
+    )
+
+
+def own_labels(clients: dict[str, Client]) -> set[str]:
+    found = Heads(tabled(clients), DETECTION, np.ones(len(clients), bool)).own_labels
+    return {name for name, own in zip(clients, found, strict=True) if own}
+
+
+def test_labels_of_its_own_make_a_head_suspicious_at_most() -> None:
+    odd = replace(classifying(50), head=0.2 * (trained_head(50) - untrained(0).numpy()))
+    odd = replace(odd, head=untrained(0).numpy() + odd.head)
+    assert called(judged(classifiers() | {"x": odd}), "contaminated") == {"x"}
+    skewed = classifiers() | {"x": with_frequency(odd)}
+    assert "x" in own_labels(skewed)
+    assert called(judged(skewed), "suspicious") == {"x"}
+
+
+def test_labels_of_its_own_do_not_hide_a_flip() -> None:
+    clients = classifiers() | {"x": with_frequency(classifying(50, "flipped"))}
+    assert "x" in own_labels(clients)
+    assert called(judged(clients), "contaminated") == {"x"}
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0, 1000.0])
+def test_noise_does_not_hide_a_flip(size: float) -> None:
+    flipped = classifying(50, "flipped")
+    assert flipped.head is not None
+    noise = np.random.default_rng(9).standard_normal(flipped.head.shape)
+    noise *= size * np.linalg.norm(flipped.head) / np.linalg.norm(noise)
+    found = judged(classifiers() | {"x": replace(flipped, head=flipped.head + noise)})
+    assert verdict(found, "x").verdict in ("contaminated", "suspicious")
+    assert called(found, "benign") == classifiers().keys()
+
+
+def test_hardly_any_data_make_a_head_noisy_and_no_flipped_one() -> None:
+    found = judged(classifiers() | {"x": classifying(50, samples=10)})
+    assert called(found, "contaminated", "minority") == set()
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.01, 0.1])
+def test_a_head_that_hardly_moved_has_little_and_opposes_nobody(moved: float) -> None:
+    start = untrained(0).numpy()
+    x = replace(classifying(50), head=start + moved * (trained_head(50) - start))
+    cause = verdict(judged(classifiers() | {"x": x}), "x").cause
+    assert cause is not None
+    assert cause.head is not None
+    assert -0.5 < cause.head < 0.5

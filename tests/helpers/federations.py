@@ -17,6 +17,7 @@ from clair_cli.detection.tables import Tables
 from clair_cli.detection.verdicts import Judgement, judge
 from clair_cli.report import Verdict
 from clair_cli.settings import Settings
+from tests.helpers.heads import tables_of
 
 Array = NDArray[np.float64]
 MODULES, D_OUT, D_IN, RANK = 6, 48, 40, 8
@@ -45,7 +46,8 @@ def rows(seed: int, rank: int = RANK) -> Array:
 
 @dataclass(frozen=True)
 class Client:
-    """A client's update (MODULES, D_OUT, D_IN), its rank, and its head (n,) where it has one."""
+    """A client's update (MODULES, D_OUT, D_IN), its rank, and its head where it has one:
+    (n,), or (C, d) of a classifier."""
 
     update: Array
     rank: int = RANK
@@ -101,9 +103,9 @@ def _heads(every: Sequence[Client]) -> FullTables | None:
     present = np.array([[c.head is not None for c in every]])
     if not present.any():
         return None
-    size = next(len(c.head) for c in every if c.head is not None)
-    flat = np.array([np.zeros(size) if c.head is None else c.head for c in every])
-    return FullTables(("score.weight",), np.array([size]), present, (flat @ flat.T)[None], {})
+    shape = next(np.atleast_2d(c.head).shape for c in every if c.head is not None)
+    heads = [np.zeros(shape) if c.head is None else np.atleast_2d(c.head) for c in every]
+    return tables_of({"score.weight": np.array(heads)}, present)
 
 
 def judged(clients: Mapping[str, Client], settings: Settings | None = None) -> Judgement:

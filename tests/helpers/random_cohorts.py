@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from clair_cli.detection.full import FullTables
 from clair_cli.detection.tables import Tables
+from tests.helpers.heads import tables_of
 
 Array = NDArray[np.float64]
-D_OUT, D_IN, HEAD = 24, 40, 30
+D_OUT, D_IN, HEAD, LABELS = 24, 40, 30, 5
 KINDS = (
     "flipped",
     "stranger",
@@ -109,6 +110,5 @@ def _tabled(
 def _full(heads: Array, draw: np.random.Generator) -> FullTables:
     present = draw.random((2, len(heads))) < draw.choice([0.8, 1.0])
     both = np.stack([heads, heads[:, ::-1] + 0.3 * draw.standard_normal(heads.shape)])
-    both = np.where(present[:, :, None], both, 0.0)
-    sizes = np.array([HEAD, HEAD])
-    return FullTables(("a", "b"), sizes, present, both @ both.transpose(0, 2, 1), {})
+    both = np.where(present[:, :, None], both, 0.0).reshape(2, len(heads), LABELS, -1)
+    return tables_of({"a": both[0], "b": both[1]}, present)
