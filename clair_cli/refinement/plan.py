@@ -210,11 +210,9 @@ class _Looking:
         relative = not all(members[0].updates[m].absolute for m in self.modules)
         full = full_matrices(who, settings, device)
         stand = even(giving) if relative else self._standing(here, giving, full)
-        labels = self._own_labels(who, stand, full)
+        labels, others = self._own_labels(who, stand, full)
         place = self._places(who)
-        stand, labels = stand.as_at(place), None if labels is None else labels[place]
-        least = settings.refinement.label_prior
-        others = 0.0 if labels is None else float((labels[giving] >= least).mean())
+        stand = stand.as_at(place)
         known = look(
             self.inner,
             self.rows,
@@ -255,16 +253,24 @@ class _Looking:
         ]
         return np.array(found, dtype=np.intp)
 
-    def _own_labels(self, who: Recipients, stand: Standing, full: FullMatrices) -> Array | None:
-        """How far each client has labels of its own; None where no heads tell."""
-        numbers, trained = self.settings.refinement, ~stand.short & np.array(who.giving)
-        found = np.zeros(len(trained))
-        clients = [a for a, is_trained in zip(who.clients, trained, strict=True) if is_trained]
-        inside = own_labels(clients, full.names, numbers)
+    def _own_labels(
+        self, who: Recipients, stand: Standing, full: FullMatrices
+    ) -> tuple[Array | None, float]:
+        """How far each client has labels of its own, None where no heads tell, and the share who
+        clearly have; copies count as one.
+
+        Asked of all who get an adapter, for labels of its own may be why a client gives nothing.
+        """
+        originals = [self.found.counts_as[a.client] for a in who.clients]
+        _, first, which = np.unique(originals, return_index=True, return_inverse=True)
+        trained = first[~stand.short[first]]
+        inside = own_labels([who.clients[k] for k in trained], full.names, self.settings.refinement)
         if inside is None:
-            return None
+            return None, 0.0
+        found = np.zeros(len(which))
         found[trained] = inside
-        return found
+        clear = found[first] >= self.settings.refinement.label_prior
+        return np.asarray(found[first[which]]), float(clear.mean())
 
     def _standing(self, here: Mask, giving: Mask, full: FullMatrices) -> Standing:
         """Of the clients of a group, by all modules whose updates mean something by themselves."""

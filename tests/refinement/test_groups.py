@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clair_cli import Settings, open_adapter, read_update, refine
 from clair_cli.pipeline import examined, opened
-from clair_cli.refinement.plan import plan_refinement
+from clair_cli.refinement.plan import Group, plan_refinement
 from clair_cli.refinement.write import write_refined
 from tests.helpers.adapters import PREFIX
 from tests.helpers.cohorts import Array, save_cohort
@@ -101,6 +102,67 @@ def test_strength_zero_keeps_every_head(tmp_path: Path, clients: list[str]) -> N
     refined(tmp_path / "in", tmp_path / "out", strength=0.0)
     for client, head in heads.items():
         assert torch.equal(load_file(tmp_path / "out" / client / WEIGHTS)[HEAD], head)
+
+
+# --- labels of their own
+
+
+def frequent(clients: list[str], own: list[str]) -> dict[str, torch.Tensor]:
+    """Heads that share something, of which those of `own` moved along one input direction, too."""
+    heads, draw = drawn_heads(clients, 1.0), torch.Generator().manual_seed(3)
+    mean = torch.randn(32, generator=draw)
+    for client in own:
+        heads[client] = heads[client] + 2 * torch.randn(3, 1, generator=draw) * mean / mean.norm()
+    return heads
+
+
+def planned(folder: Path, suspicious: list[str]) -> Group:
+    """The majority's plan, where these are suspicious, and give nothing."""
+    settings = Settings(threads=1, refine_suspicious=True)
+    found = examined(opened(folder, settings), settings)
+    assert found.judgement is not None
+    verdicts = tuple(
+        replace(v, verdict="suspicious" if v.client in suspicious else "benign")
+        for v in found.judgement.verdicts
+    )
+    return plan_refinement(found, verdicts, settings, {}).groups[0]
+
+
+def test_a_suspicious_client_with_labels_of_its_own_keeps_what_is_its_own(
+    tmp_path: Path, clients: list[str]
+) -> None:
+    own = clients[6:]
+    for name, heads in (("own", frequent(clients, own)), ("none", frequent(clients, []))):
+        save_cohort(tmp_path / name, COUNT)
+        for k, client in enumerate(own):  # much error: what would be taken for little data
+            file = tmp_path / name / client / WEIGHTS
+            noise = torch.Generator().manual_seed(k)
+            tensors = {
+                key: x
+                + (2 * x.std() * torch.randn(x.shape, generator=noise) if "lora_B" in key else 0)
+                for key, x in load_file(file).items()
+            }
+            save_file(tensors, file, {"format": "pt"})
+        with_heads(tmp_path / name, heads)
+    keeps = {
+        name: dict(zip((a.client for a in g.clients), g.keeps[0], strict=True))
+        for name in ("own", "none")
+        for g in [planned(tmp_path / name, own)]
+    }
+    assert all(keeps["own"][client] == 1 for client in own)
+    assert all(keeps["none"][client] < 1 for client in own)
+
+
+def test_copies_of_a_client_with_labels_of_its_own_count_as_one(
+    tmp_path: Path, clients: list[str]
+) -> None:
+    save_cohort(tmp_path / "in", COUNT)
+    with_heads(tmp_path / "in", frequent(clients, clients[8:]))
+    before = planned(tmp_path / "in", clients[8:]).known.own_labels
+    for n in range(5):
+        shutil.copytree(tmp_path / "in" / clients[8], tmp_path / "in" / f"copy-{n}")
+    after = planned(tmp_path / "in", [*clients[8:], *(f"copy-{n}" for n in range(5))])
+    assert after.known.own_labels == before
 
 
 # --- minorities
