@@ -33,14 +33,30 @@ HEADS = 2**25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """A full matrix of `labels` rows and `width` columns that may be the head of a classifier.
+
+    `sums` (K, K) are inner products of the sums of the clients' rows, zero of those who lack it;
+    `frequency` (K,) is what moves the frequencies of labels, as in `moving_frequencies`.
+    """
+
+    labels: int
+    width: int
+    sums: NDArray[np.float64]
+    frequency: NDArray[np.float64]
+
+    def select(self, who: NDArray[np.intp]) -> Head:
+        """The same of the clients at these positions alone."""
+        return replace(self, sums=self.sums[np.ix_(who, who)], frequency=self.frequency[who])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FullTables:
     """F full matrices of K clients: `sizes` (F,) numbers of elements, `present` (F, K) who has which.
 
     `inner` (F, K, K) holds <W_i, W_j> of the matrices as they are stored, in float64; it is zero in
     the rows and columns of clients that lack the matrix, and of those in `failed` (position ->
-    reason) everywhere. `labels` (F,) are the rows of those that may be classifiers' heads, else 0, and
-    `widths` (F,) their columns; of heads `sums` (F, K, K) are the inner products of the sums of their
-    rows, and `frequency` (F, K) is what moves the frequencies of labels, as in `moving_frequencies`.
+    reason) everywhere. `heads` are those that may be heads, by their position in `names`.
     """
 
     names: tuple[str, ...]
@@ -48,10 +64,7 @@ class FullTables:
     present: NDArray[np.bool_]
     inner: NDArray[np.float64]
     failed: Mapping[int, Reason]
-    labels: NDArray[np.int64]
-    widths: NDArray[np.int64]
-    sums: NDArray[np.float64]
-    frequency: NDArray[np.float64]
+    heads: Mapping[int, Head]
 
     def select(self, clients: Sequence[int]) -> FullTables:
         """The same of the clients at these positions alone, none of which may have failed."""
@@ -60,8 +73,7 @@ class FullTables:
             self,
             present=self.present[:, who],
             inner=self.inner[:, who][:, :, who],
-            sums=self.sums[:, who][:, :, who],
-            frequency=self.frequency[:, who],
+            heads={f: head.select(who) for f, head in self.heads.items()},
             failed={},
         )
 
@@ -75,48 +87,47 @@ def read_full(
     At most BLOCK bytes of all clients together are in memory. A client that cannot be read, or holds
     numbers that are not finite, is in `failed`, and the others go on.
     """
-    count, failed = len(cohort.clients), dict[int, Reason]()
+    count, failed, heads = len(cohort.clients), dict[int, Reason](), dict[int, Head]()
     watch = Watch(range(count), settings.client_timeout)
     job = partial(_products, cohort, settings, device)
     items = ((name, watch.of(range(count), watch.usual())) for name in cohort.full)
-    products = np.zeros((2, len(cohort.full), count, count))
-    frequency = np.zeros((len(cohort.full), count))
+    inner = np.zeros((len(cohort.full), count, count))
     for f, found in enumerate(engines.choose(settings.engine).map(job, items)):
-        products[:, f], frequency[f] = found.products, found.frequency
+        inner[f] = found.inner
+        if found.head is not None:
+            heads[f] = found.head
         watch.add(found.spent)
         failed |= {k: reason for k, reason in found.failed.items() if k not in failed}
-        on_progress("reading full matrices", f + 1, len(cohort.full))
+        on_progress("reading full matrices", f + 1, len(inner))
     gone = sorted(failed)
-    products[..., gone, :] = 0
-    products[..., gone] = 0
+    for table in (*inner, *(head.sums for head in heads.values())):
+        table[gone] = 0
+        table[:, gone] = 0
     having = [cohort.having(name) for name in cohort.full]
-    shapes = cohort.full.values()
     return FullTables(
         names=tuple(cohort.full),
-        sizes=np.array([math.prod(shape) for shape in shapes], dtype=np.int64),
+        sizes=np.array([math.prod(shape) for shape in cohort.full.values()], dtype=np.int64),
         present=np.array([np.isin(np.arange(count), who) for who in having]).reshape(-1, count),
-        inner=products[0],
+        inner=inner,
         failed=failed,
-        labels=np.array([_labels(shape, count) for shape in shapes], dtype=np.int64),
-        widths=np.array([math.prod(shape[1:]) for shape in shapes], dtype=np.int64),
-        sums=products[1],
-        frequency=frequency,
+        heads=heads,
     )
 
 
-def _labels(shape: tuple[int, ...], clients: int) -> int:
-    """The rows of a matrix that may be a classifier's head, of few outputs for what it sees; else 0."""
-    head = len(shape) == 2 and 2 <= shape[0] <= min(LABELS, shape[1] - 1)
-    return shape[0] if head and clients * math.prod(shape) <= HEADS else 0
+def is_head(shape: tuple[int, ...], clients: int) -> bool:
+    """Whether a matrix may be a classifier's head: of few outputs for what it sees, and so small that
+    those of all clients are looked at together."""
+    few = len(shape) == 2 and 2 <= shape[0] <= min(LABELS, shape[1] - 1)
+    return few and clients * math.prod(shape) <= HEADS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Products:
-    """Inner products (2, K, K) of one matrix and of the sums of its rows, what moves the frequencies of
-    labels (K,), the clients whose could not be read, and the time it took."""
+    """Inner products (K, K) of one matrix, what is known of it as a head, the clients whose could not be
+    read, and the time it took."""
 
-    products: NDArray[np.float64]
-    frequency: NDArray[np.float64]
+    inner: NDArray[np.float64]
+    head: Head | None
     failed: Mapping[int, Reason]
     spent: Mapping[int, float]
 
@@ -125,24 +136,34 @@ def _products(
     cohort: Cohort, settings: Settings, device: str, item: tuple[str, Watch]
 ) -> _Products:
     name, watch = item
-    kept, who = Kept.of(settings, device), cohort.having(name)
+    kept, who, shape = Kept.of(settings, device), cohort.having(name), cohort.full[name]
+    count = len(cohort.clients)
     origins = [origin(cohort.clients[k], lambda a: a.full.get(name)) for k in who]
-    key = [cohort.full[name], len(cohort.clients), who, origins]
-    known = None if kept is None else kept.products(key, len(cohort.clients))
+    key = [shape, count, who, origins]
+    known = None if kept is None else kept.products(key, count, is_head(shape, count))
     if known is not None:
-        return _Products(known[0].numpy(), known[1].numpy(), {}, {})
-    found = _computed(cohort, device, name, watch)
-    if kept is not None and not found.failed:
-        kept.keep_products(key, *map(torch.from_numpy, (found.products, found.frequency)))
-    return found
+        return _Products(known["inner"], _head(shape, known), {}, {})
+    found, failed = _computed(cohort, device, name, watch)
+    if kept is not None and not failed:
+        kept.keep_products(key, found)
+    return _Products(found["inner"], _head(shape, found), failed, watch.added)
 
 
-def _computed(cohort: Cohort, device: str, name: str, watch: Watch) -> _Products:
-    who, shape = cohort.having(name), cohort.full[name]
-    labels, size = _labels(shape, len(cohort.clients)), math.prod(shape)
-    step = size if labels else max(BLOCK // (8 * max(len(who), 1)), 1)
-    total = torch.zeros((2, len(who), len(who)), dtype=torch.float64, device=device)
-    frequency = torch.zeros(len(who), dtype=torch.float64, device=device)
+def _head(shape: tuple[int, ...], found: Mapping[str, NDArray[np.float64]]) -> Head | None:
+    if "sums" not in found:
+        return None
+    return Head(shape[0], shape[1], found["sums"], found["frequency"])
+
+
+def _computed(
+    cohort: Cohort, device: str, name: str, watch: Watch
+) -> tuple[dict[str, NDArray[np.float64]], dict[int, Reason]]:
+    """`inner`, of heads `sums` and `frequency`, and who could not be read."""
+    who, shape, count = list(cohort.having(name)), cohort.full[name], len(cohort.clients)
+    head, size = is_head(shape, count), math.prod(shape)
+    step = size if head else max(BLOCK // (8 * max(len(who), 1)), 1)
+    total = torch.zeros((len(who), len(who)), dtype=torch.float64, device=device)
+    block = torch.zeros((len(who), 0), dtype=torch.float64, device=device)
     failed: dict[int, Reason] = {}
     for begin, end in spans(size, step):
         block = torch.zeros((len(who), end - begin), dtype=torch.float64, device=device)
@@ -155,21 +176,20 @@ def _computed(cohort: Cohort, device: str, name: str, watch: Watch) -> _Products
                 block[row] = without_sent(whole, cohort.clients[k], name, begin, end)
             except AdapterError as error:
                 failed[k] = Reason(error.code, str(error))
-        total[0] += block @ block.T
-        if labels:
-            heads = block.reshape(len(who), labels, -1)
-    for row in torch.nonzero(~torch.isfinite(total[0].diagonal())).flatten().tolist():
+        total += block @ block.T
+    for row in torch.nonzero(~torch.isfinite(total.diagonal())).flatten().tolist():
         failed[who[row]] = _not_finite(cohort.clients[who[row]], name)
-    if labels:
-        fine = [row for row, k in enumerate(who) if k not in failed]
+    found: dict[str, NDArray[np.float64]] = {"inner": np.zeros((count, count))}
+    here = np.ix_(who, who)
+    found["inner"][here] = total.cpu().numpy()
+    if head:
+        heads = block.reshape(len(who), *shape)
         sums = heads.sum(dim=1)
-        total[1], frequency[fine] = sums @ sums.T, moving_frequencies(heads[fine])
-    products = np.zeros((2, len(cohort.clients), len(cohort.clients)))
-    rows, columns = np.ix_(who, who)
-    products[:, rows, columns] = total.cpu().numpy()
-    every = np.zeros(len(cohort.clients))
-    every[list(who)] = frequency.cpu().numpy()
-    return _Products(products, every, failed, watch.added)
+        found |= {"sums": np.zeros((count, count)), "frequency": np.zeros(count)}
+        found["sums"][here] = (sums @ sums.T).cpu().numpy()
+        fine = [row for row, k in enumerate(who) if k not in failed]
+        found["frequency"][np.array(who, int)[fine]] = moving_frequencies(heads[fine]).cpu().numpy()
+    return found, failed
 
 
 def read_full_estimate(

@@ -57,8 +57,9 @@ class Heads(Measuring):
             ]
             self.cosines = [Table(x) for x in agreement.cosines(full.inner)]
             self.present, self.sizes = full.present, full.sizes.astype(float)
-            moved = full.frequency[full.labels > FEW_LABELS] >= numbers.head_frequency
-            self.own_labels = np.logical_or.reduce(moved, axis=0)
+            for head in full.heads.values():
+                if head.labels > FEW_LABELS:
+                    self.own_labels |= head.frequency >= numbers.head_frequency
 
     def _having(self, groups: References, f: int) -> References:
         """The members that have this matrix."""

@@ -25,6 +25,7 @@ from torch import Tensor
 import clair_cli
 from clair_cli.cache import Cache, cache_of
 from clair_cli.cohort import Adapter, Sketching
+from clair_cli.detection.agreement import Array
 from clair_cli.detection.packing import Expected, as_expected, packed, unpacked
 from clair_cli.detection.sketches import Sketch
 from clair_cli.detection.stacks import ModuleStack
@@ -189,17 +190,19 @@ class Kept:
             rest = _OfStack(stack.shape, stack.error, stack.sketched, tuple(beside))
             self._save(["stack", stack.module, *key], tensors, rest)
 
-    def products(self, key: Key, clients: int) -> tuple[Tensor, Tensor] | None:
-        """Inner products (2, K, K) of one matrix that so many clients have trained whole, and of a head
-        what moves the frequencies of labels (K,)."""
-        double = torch.float64
-        expected = {"products": (double, (2, clients, clients)), "frequency": (double, (clients,))}
+    def products(self, key: Key, clients: int, head: bool) -> dict[str, Array] | None:
+        """Inner products (K, K) of one matrix that so many clients have trained whole; of a `head` those
+        of the sums of its rows, and what moves the frequencies of labels (K,)."""
+        double, table = torch.float64, (clients, clients)
+        expected: Expected = {"inner": (double, table)}
+        if head:
+            expected = {**expected, "sums": (double, table), "frequency": (double, (clients,))}
         found = self._load(["full", *key], expected, _Nothing)
-        return None if found is None else (found[0]["products"], found[0]["frequency"])
+        return None if found is None else {name: x.numpy() for name, x in found[0].items()}
 
-    def keep_products(self, key: Key, products: Tensor, frequency: Tensor) -> None:
+    def keep_products(self, key: Key, found: Mapping[str, Array]) -> None:
         """Keep what was found of one matrix."""
-        self._save(["full", *key], {"products": products, "frequency": frequency})
+        self._save(["full", *key], {name: torch.from_numpy(x) for name, x in found.items()})
 
 
 def _finite(beside: Beside) -> bool:

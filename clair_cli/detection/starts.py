@@ -35,17 +35,17 @@ def learned(
     quartile of those most alike: who moved least tells most of it. In the C - 1 other directions it has
     as much each. Of a pair as much is taken off as its mean rows are alike.
     """
-    inner, labels = full.inner[f], int(full.labels[f])
+    inner, head = full.inner[f], full.heads.get(f)
     who = np.flatnonzero(full.present[f] & distinct)
-    if labels < 2 or len(who) <= 2 * DIRECTIONS:
+    if head is None or len(who) <= 2 * DIRECTIONS:
         return np.asarray(inner)
-    mean = full.sums[f] / labels
+    mean = head.sums / head.labels
     rest = inner - mean
     core = _most_alike(mean, who)
-    still = _without_moved(mean[np.ix_(core, core)]) / (1 - DIRECTIONS / full.widths[f])
+    still = _without_moved(mean[np.ix_(core, core)]) / (1 - DIRECTIONS / head.width)
     shared = quantile(agreement.pairs_of(still, np.arange(len(core))), 0.25)
     alike = shared >= numbers.head_start_alike * quantile(still.diagonal(), 0.25) > 0
-    start = (labels - 1) * shared
+    start = (head.labels - 1) * shared
     common = quantile(agreement.pairs_of(rest, who), 0.75)
     if not alike or start >= numbers.head_start_most * common:
         return np.asarray(inner)

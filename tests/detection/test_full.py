@@ -75,7 +75,7 @@ def test_pieces_give_what_one_piece_gives(
     monkeypatch.setattr(module, "BLOCK", size)
     parts = found(every)
     np.testing.assert_allclose(parts.inner, whole.inner, rtol=1e-14, atol=1e-14)
-    np.testing.assert_allclose(parts.sums, whole.sums, rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(parts.heads[2].sums, whole.heads[2].sums, rtol=1e-14, atol=1e-14)
 
 
 def test_who_lacks_a_matrix_or_has_another_shape_has_zeros_and_is_not_present(
@@ -165,15 +165,12 @@ def test_without_full_matrices_there_is_nothing(tmp_path: Path) -> None:
 
 def test_of_heads_the_sums_of_rows_are_known_and_of_nothing_else(tmp_path: Path) -> None:
     clients = heads()
-    tables = found(cohort(tmp_path, *clients))
-    assert tables.labels.tolist() == [0, 0, 3]
-    assert tables.widths.tolist() == [1, 1, 7]
+    (place, head), *others = found(cohort(tmp_path, *clients)).heads.items()
+    assert (place, others, head.labels, head.width) == (2, [], 3, 7)
     wanted = gram([c["score.weight"].double().sum(dim=0) for c in clients])
-    np.testing.assert_allclose(tables.sums[2], wanted, rtol=1e-14, atol=1e-14)
-    assert not tables.sums[:2].any()
+    np.testing.assert_allclose(head.sums, wanted, rtol=1e-14, atol=1e-14)
     stacked = torch.stack([c["score.weight"].double() for c in clients])
-    np.testing.assert_allclose(tables.frequency[2], moving_frequencies(stacked), rtol=1e-12)
-    assert not tables.frequency[:2].any()
+    np.testing.assert_allclose(head.frequency, moving_frequencies(stacked), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (9, 9), (600, 700)])
@@ -181,25 +178,25 @@ def test_a_regression_a_square_and_many_rows_are_no_heads(
     shape: tuple[int, int], tmp_path: Path
 ) -> None:
     tables = found(cohort(tmp_path, *({"w": normal(*shape, seed=k)} for k in range(3))))
-    assert tables.labels.tolist() == [0]
-    assert not tables.sums.any()
+    assert tables.heads == {}
 
 
-def test_heads_too_large_together_are_read_in_pieces_and_tell_no_start(
+def test_heads_too_large_together_are_read_in_pieces_and_are_no_heads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = cohort(tmp_path, *heads())
     whole = found(every)
     monkeypatch.setattr(module, "HEADS", 4 * 21 - 1)
     tables = found(every)
-    assert tables.labels.tolist() == [0, 0, 0]
+    assert tables.heads == {}
     np.testing.assert_allclose(tables.inner, whole.inner, rtol=1e-14, atol=1e-14)
 
 
 def test_a_client_that_fails_moves_no_frequency_of_the_others(tmp_path: Path) -> None:
     clients = heads(5)
-    alone = found(cohort(tmp_path / "a", *clients[:2], *clients[3:])).frequency[2]
+    alone = found(cohort(tmp_path / "a", *clients[:2], *clients[3:])).heads[2].frequency
     clients[2]["score.weight"][1, 3] = float("nan")
-    with_it = found(cohort(tmp_path / "b", *clients))
-    assert with_it.frequency[2, 2] == 0
-    np.testing.assert_allclose(np.delete(with_it.frequency[2], 2), alone, rtol=1e-12)
+    with_it = found(cohort(tmp_path / "b", *clients)).heads[2]
+    assert with_it.frequency[2] == 0
+    assert not with_it.sums[2].any()
+    np.testing.assert_allclose(np.delete(with_it.frequency, 2), alone, rtol=1e-12)

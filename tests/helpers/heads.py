@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from clair_cli.detection.frequencies import moving_frequencies
-from clair_cli.detection.full import FullTables
+from clair_cli.detection.full import FullTables, Head
 
 Array = NDArray[np.float64]
 WIDTH, START = 96, 0.1
@@ -21,18 +21,21 @@ def tables_of(heads: Mapping[str, Array], present: NDArray[np.bool_] | None = No
     """The tables of matrices (K, C, d) by name; those of one row are no heads. `present` (F, K)."""
     every = list(heads.values())
     flat = [x.reshape(len(x), -1) for x in every]
-    sums = [x.sum(axis=1) for x in every]
     return FullTables(
         names=tuple(heads),
         sizes=np.array([x.shape[1] for x in flat]),
         present=np.ones((len(every), len(every[0])), bool) if present is None else present,
         inner=np.array([x @ x.T for x in flat]),
         failed={},
-        labels=np.array([x.shape[1] if x.shape[1] > 1 else 0 for x in every]),
-        widths=np.array([x.shape[2] for x in every]),
-        sums=np.array([x @ x.T for x in sums]),
-        frequency=np.array([moving_frequencies(torch.tensor(x)).numpy() for x in every]),
+        heads={f: head_of(x) for f, x in enumerate(every) if x.shape[1] > 1},
     )
+
+
+def head_of(heads: Array) -> Head:
+    """What is known of heads (K, C, d)."""
+    sums = heads.sum(axis=1)
+    frequency = moving_frequencies(torch.tensor(heads)).numpy()
+    return Head(heads.shape[1], heads.shape[2], sums @ sums.T, frequency)
 
 
 @cache
