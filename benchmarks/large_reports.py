@@ -62,7 +62,7 @@ def _verdict(draw: np.random.Generator, name: str, bad: bool, modules: list[str]
         reasons=reasons * bad,
         modules=found,
         cause=Cause("lacks" if bad else None, *draw.gamma(9.0, 0.1, 4).tolist(), "client-0001"),
-        rarity=Rarity(21, 9788, None, Rate(0, 5052), Rate(21, 4739)),
+        rarity=Rarity(21, 9791, None, Rate(0, 5052), Rate(21, 4739)),
         rank=16,
     )
 

@@ -95,13 +95,13 @@ def test_the_report_is_in_the_page_whole_or_says_what_it_lacks() -> None:
 
 
 def test_the_first_screen_says_how_sure_and_breaks_no_name() -> None:
-    rarity = Rarity(0, 9788, None, Rate(0, 5052), Rate(0, 4739))
+    rarity = Rarity(0, 9791, None, Rate(0, 5052), Rate(0, 4739))
     bad = next(c for c in COMPLETE.clients if c.verdict == "contaminated")
     odd = replace(bad, client="clinic-7", rarity=rarity)
     benign = [c for c in COMPLETE.clients if c.verdict == "benign"]
     page = page_of(replace(COMPLETE, clients=(odd, *benign)))
     first = page.partition("<section")[2].partition("</section>")[0]
-    assert "None of 9788 honest clients of the benchmark scored as high" in first
+    assert "None of 9791 honest clients of the benchmark scored as high" in first
     assert first.count('<span class="whole">clinic-7') >= 2
     assert "The gate fails: " in first
 
