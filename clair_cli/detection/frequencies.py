@@ -15,6 +15,8 @@ SWEEPS = 30
 def moving_frequencies(heads: Tensor) -> Tensor:
     """Share of every head's deviation (K, C, d) in the input direction that all deviations share most,
     (K,) in [0, 1]."""
+    if not len(heads):
+        return heads.new_zeros(0)
     unit = unit_deviations(heads)
     rows = unit.flatten(0, 1)
     return (unit @ leading(rows, torch.ones_like(rows[0]))).square().sum(dim=1)

@@ -84,8 +84,8 @@ def read_full(
     """Every matrix of `cohort.full` of every client that has it, minus what it was sent, read once;
     products on `device`.
 
-    At most BLOCK bytes of all clients together are in memory. A client that cannot be read, or holds
-    numbers that are not finite, is in `failed`, and the others go on.
+    At most BLOCK bytes of all clients together are in memory, or one head. A client that cannot be
+    read, or holds numbers that are not finite, is in `failed`, and the others go on.
     """
     count, failed, heads = len(cohort.clients), dict[int, Reason](), dict[int, Head]()
     watch = Watch(range(count), settings.client_timeout)
@@ -177,17 +177,17 @@ def _computed(
             except AdapterError as error:
                 failed[k] = Reason(error.code, str(error))
         total += block @ block.T
-    for row in torch.nonzero(~torch.isfinite(total.diagonal())).flatten().tolist():
+    heads = block.reshape(len(who), *shape) if head else block[:, :0, None]
+    sums = heads.sum(dim=1)
+    sizes = total.diagonal() + sums.square().sum(dim=1)
+    for row in torch.nonzero(~torch.isfinite(sizes)).flatten().tolist():
         failed[who[row]] = _not_finite(cohort.clients[who[row]], name)
     found: dict[str, NDArray[np.float64]] = {"inner": np.zeros((count, count))}
-    here = np.ix_(who, who)
+    here, fine = np.ix_(who, who), [row for row, k in enumerate(who) if k not in failed]
     found["inner"][here] = total.cpu().numpy()
     if head:
-        heads = block.reshape(len(who), *shape)
-        sums = heads.sum(dim=1)
         found |= {"sums": np.zeros((count, count)), "frequency": np.zeros(count)}
         found["sums"][here] = (sums @ sums.T).cpu().numpy()
-        fine = [row for row, k in enumerate(who) if k not in failed]
         found["frequency"][np.array(who, int)[fine]] = moving_frequencies(heads[fine]).cpu().numpy()
     return found, failed
 

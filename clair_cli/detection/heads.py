@@ -128,10 +128,8 @@ class Heads(Measuring):
             return None
         n = self.numbers
         inside = References(groups.masks & np.isfinite(kept))
-        unit = np.maximum(inside.scale(kept), n.head_floor)
-        unit = np.minimum(
-            unit, 1 / n.limit
-        )  # who has nothing is odd, however uneven the members are
+        # who has nothing is odd, however uneven the members are
+        unit = np.maximum(inside.scale(kept), n.head_floor).clip(max=1 / n.limit)
         error = np.minimum(self.error(groups), n.addition_error)  # else noise would hide a flip
         unit = unit * np.sqrt(np.maximum(error / n.noisy, 1))  # who is noisy is known less well
         scores = np.nan_to_num((1 - kept) / unit, nan=0.0).clip(0, n.score_cap)

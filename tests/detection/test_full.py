@@ -200,3 +200,22 @@ def test_a_client_that_fails_moves_no_frequency_of_the_others(tmp_path: Path) ->
     assert with_it.frequency[2] == 0
     assert not with_it.sums[2].any()
     np.testing.assert_allclose(np.delete(with_it.frequency, 2), alone, rtol=1e-12)
+
+
+def test_where_nobody_can_read_its_head_all_are_named_and_nothing_else_happens(
+    tmp_path: Path,
+) -> None:
+    clients = heads(3)
+    for extra in clients:
+        extra["score.weight"][0, 0] = float("nan")
+    tables = found(cohort(tmp_path, *clients))
+    assert tables.failed.keys() == {0, 1, 2}
+    assert not tables.heads[2].frequency.any()
+
+
+def test_a_head_whose_sums_are_too_large_fails_its_client_alone(tmp_path: Path) -> None:
+    clients = heads()
+    clients[1]["score.weight"] = torch.full((3, 7), 2.2e153, dtype=torch.float64)
+    tables = found(cohort(tmp_path, *clients))
+    assert tables.failed.keys() == {1}
+    assert np.isfinite(tables.heads[2].sums).all()
