@@ -242,11 +242,11 @@ class _Bench:
         """Hardly trained, and in the others' direction: nothing that could do harm."""
         if self.why is None or self.kept is None:
             return False
-        n, size = self.settings.detection, self.why.size[k]
+        n = self.settings.detection
         norm = next(e for e in self.evidence if e.code == "CLR202")
+        small = self.why.size[k] < n.hardly_trained and norm.scores[k] < n.limit
         kept = self.kept[k] if self.heads is None else np.fmax(self.kept[k], self.heads[k])
-        least = n.finest * n.limit * size / n.hardly_trained
-        return bool(size < n.hardly_trained and norm.scores[k] < n.limit and kept > least)
+        return bool(small and kept > n.finest * n.limit)
 
     def _reasons(self, k: int) -> list[Reason]:
         """What speaks against k, worst first; each code of a place only once."""
