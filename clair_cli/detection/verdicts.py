@@ -243,8 +243,7 @@ class _Bench:
         if self.why is None or self.kept is None:
             return False
         n = self.settings.detection
-        norm = next(e for e in self.evidence if e.code == "CLR202")
-        small = self.why.size[k] < n.hardly_trained and norm.scores[k] < n.limit
+        small = self.why.size[k] < n.hardly_trained and self._score("CLR202", k) < n.limit
         kept = self.kept[k] if self.heads is None else np.fmax(self.kept[k], self.heads[k])
         return bool(small and kept > n.finest * n.limit)
 
