@@ -61,28 +61,41 @@ class Causes:
     company: Array
 
 
-def shares(whole: Table, groups: References) -> Shares | None:
-    """From inner products against several groups; None where their members share nothing."""
-    norm = np.sqrt(whole.diagonal.clip(min=0))
-    usual = groups.median(norm)
+def parted(whole: Table, groups: References) -> tuple[Array, Array, Array] | None:
+    """What the members share, (B, 1), and content and error (B, K) of each client in units of that, from
+    inner products against several groups; None where their members share nothing."""
     sums = groups.sums(whole)
     own = whole.diagonal * groups.masks
     pairs = np.maximum(groups.counts * (groups.counts - 1.0), 1).astype(sums.dtype)
     shared = (((sums - whole.diagonal) * groups.masks).sum(axis=1) / pairs)[:, None]
-    if not groups.agreed((shared > 0) & (usual > 0)):
+    if not groups.agreed(shared > 0):
         return None
     content = (sums - own) * groups.each(sums.dtype) / shared
     error = whole.diagonal / shared - content**2
-    error = np.where(error > ROUNDING, error, 0)
+    return shared, content, np.where(error > ROUNDING, error, 0)
+
+
+def in_usual(error: Array, groups: References) -> Array:
+    """Errors (B, K) in units of the members' median, where that is not zero."""
+    typical = groups.median(error)
+    return np.asarray(error / np.where(typical > 0, typical, 1))
+
+
+def shares(whole: Table, groups: References) -> Shares | None:
+    """From inner products against several groups; None where their members share nothing."""
+    norm = np.sqrt(whole.diagonal.clip(min=0))
+    usual, found = groups.median(norm), parted(whole, groups)
+    if found is None or not groups.agreed(usual > 0):
+        return None
+    shared, content, error = found
     kept = groups.weighted(whole, "cut", usual[:, 0], norm, _cut)
     middle = groups.median(kept)
     if not groups.agreed(middle > 0):
         return None
-    typical = groups.median(error)
     root = np.sqrt(shared)
     return Shares(
         content,
-        error / np.where(typical > 0, typical, 1),
+        in_usual(error, groups),
         norm / usual,
         kept / middle,
         content * root,

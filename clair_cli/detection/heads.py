@@ -17,7 +17,7 @@ import numpy as np
 from clair_cli.detection import agreement, residuals
 from clair_cli.detection.agreement import Array, Mask
 from clair_cli.detection.calibration import DetectionCalibration
-from clair_cli.detection.causes import LEAST, shares
+from clair_cli.detection.causes import LEAST, in_usual, parted
 from clair_cli.detection.references import Measuring, References, Table, measured
 from clair_cli.detection.starts import learned
 
@@ -112,9 +112,10 @@ class Heads(Measuring):
         """Energy of what is not shared (B, K), in usual ones; of several matrices the least."""
         found = np.full(groups.masks.shape, np.inf)
         for f in self.judged(groups):
-            why = shares(self.tables[f], self._having(groups, f))
-            if why is not None:
-                found = np.where(self.present[f], np.minimum(found, why.error), found)
+            members = self._having(groups, f)
+            if (parts := parted(self.tables[f], members)) is not None:
+                error = in_usual(parts[2], members)
+                found = np.where(self.present[f], np.minimum(found, error), found)
         return np.where(np.isfinite(found), found, 1.0)
 
     def evidence(self, groups: References, body: Array | None) -> HeadEvidence | None:
@@ -131,8 +132,8 @@ class Heads(Measuring):
         # who has nothing is odd, however uneven the members are
         unit = np.maximum(inside.scale(kept), n.head_floor).clip(max=1 / n.limit)
         error = np.minimum(self.error(groups), n.addition_error)  # else noise would hide a flip
-        unit = unit * np.sqrt(np.maximum(error / n.noisy, 1))  # who is noisy is known less well
-        scores = np.nan_to_num((1 - kept) / unit, nan=0.0).clip(0, n.score_cap)
+        own = unit * np.sqrt(np.maximum(error / n.noisy, 1))  # who is noisy is known less well
+        scores = np.nan_to_num((1 - kept) / own, nan=0.0).clip(0, n.score_cap)
         other = self.own_labels & ~(kept < -n.opposing)  # other frequencies of labels are no flip
         scores = np.where(other, np.minimum(scores, n.suspicious), scores)
         if body is not None:

@@ -311,14 +311,19 @@ def test_a_head_of_other_labels_is_found_from_the_same_start(kind: str) -> None:
     assert "CLR210" in codes(found, "x")
 
 
+def moved(share: float) -> Client:
+    """An honest adapter whose head went this share of its way only."""
+    start = untrained(0).numpy()
+    return replace(classifying(50), head=start + share * (trained_head(50) - start))
+
+
 def with_frequency(client: Client) -> Client:
     """The same, and its head learned frequencies of its own: along the mean of the inputs."""
     assert client.head is not None
     mean = inputs_of(6, 96).mean(dim=0).numpy()
-    moved = np.outer([1.0, -1.0, 0.5, -0.5, 0.8, -0.8], mean)
-    return replace(
-        client, head=client.head + 2 * np.linalg.norm(client.head) * moved / np.linalg.norm(moved)
-    )
+    added = np.outer([1.0, -1.0, 0.5, -0.5, 0.8, -0.8], mean)
+    size = 2 * np.linalg.norm(client.head) / np.linalg.norm(added)
+    return replace(client, head=client.head + size * added)
 
 
 def own_labels(clients: dict[str, Client]) -> set[str]:
@@ -327,8 +332,7 @@ def own_labels(clients: dict[str, Client]) -> set[str]:
 
 
 def test_labels_of_its_own_make_a_head_suspicious_at_most() -> None:
-    odd = replace(classifying(50), head=0.2 * (trained_head(50) - untrained(0).numpy()))
-    odd = replace(odd, head=untrained(0).numpy() + odd.head)
+    odd = moved(0.2)
     assert called(judged(classifiers() | {"x": odd}), "contaminated") == {"x"}
     skewed = classifiers() | {"x": with_frequency(odd)}
     assert "x" in own_labels(skewed)
@@ -357,11 +361,24 @@ def test_hardly_any_data_make_a_head_noisy_and_no_flipped_one() -> None:
     assert called(found, "contaminated", "minority") == set()
 
 
-@pytest.mark.parametrize("moved", [0.0, 0.01, 0.1])
-def test_a_head_that_hardly_moved_has_little_and_opposes_nobody(moved: float) -> None:
-    start = untrained(0).numpy()
-    x = replace(classifying(50), head=start + moved * (trained_head(50) - start))
-    cause = verdict(judged(classifiers() | {"x": x}), "x").cause
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1])
+def test_a_head_that_hardly_moved_has_little_and_opposes_nobody(share: float) -> None:
+    cause = verdict(judged(classifiers() | {"x": moved(share)}), "x").cause
     assert cause is not None
     assert cause.head is not None
     assert -0.5 < cause.head < 0.5
+
+
+def test_the_limit_that_is_told_is_nobodys_own() -> None:
+    """It does not depend on how noisy the head of whoever comes first is."""
+    clients = classifiers() | {
+        "noisy": classifying(60, samples=10),
+        "x": classifying(50, "flipped"),
+    }
+    turned = dict(reversed(clients.items()))
+    one, other = (
+        next(r.limit for r in verdict(judged(c), "x").reasons if r.code == "CLR210")
+        for c in (clients, turned)
+    )
+    assert one == pytest.approx(other)
+    assert judged(turned).verdicts[1].client == "noisy"
