@@ -12,6 +12,12 @@ from torch import Tensor
 SWEEPS = 30
 
 
+def few_outputs(shape: tuple[int, ...], most: int) -> bool:
+    """Whether a matrix may be a classifier's head: of two rows to `most`, one for each label, and fewer
+    than columns."""
+    return len(shape) == 2 and 2 <= shape[0] <= min(most, shape[1] - 1)
+
+
 def moving_frequencies(heads: Tensor) -> Tensor:
     """Share of every head's deviation (K, C, d) in the input direction that all deviations share most,
     (K,) in [0, 1]."""

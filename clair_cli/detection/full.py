@@ -15,7 +15,7 @@ from torch import Tensor
 from clair_cli import engines, formats
 from clair_cli.cohort import Adapter, Cohort
 from clair_cli.detection.changes import without_sent
-from clair_cli.detection.frequencies import moving_frequencies
+from clair_cli.detection.frequencies import few_outputs, moving_frequencies
 from clair_cli.detection.guard import Watch
 from clair_cli.detection.kept import Kept, origin
 from clair_cli.errors import AdapterError, NonFinite, contained
@@ -115,10 +115,9 @@ def read_full(
 
 
 def is_head(shape: tuple[int, ...], clients: int) -> bool:
-    """Whether a matrix may be a classifier's head: of few outputs for what it sees, and so small that
-    those of all clients are looked at together."""
-    few = len(shape) == 2 and 2 <= shape[0] <= min(LABELS, shape[1] - 1)
-    return few and clients * math.prod(shape) <= HEADS
+    """Whether a matrix may be a classifier's head, and so small that those of all clients are looked at
+    together."""
+    return few_outputs(shape, LABELS) and clients * math.prod(shape) <= HEADS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,36 +159,55 @@ def _computed(
 ) -> tuple[dict[str, NDArray[np.float64]], dict[int, Reason]]:
     """`inner`, of heads `sums` and `frequency`, and who could not be read."""
     who, shape, count = list(cohort.having(name)), cohort.full[name], len(cohort.clients)
-    head, size = is_head(shape, count), math.prod(shape)
-    step = size if head else max(BLOCK // (8 * max(len(who), 1)), 1)
-    total = torch.zeros((len(who), len(who)), dtype=torch.float64, device=device)
-    block = torch.zeros((len(who), 0), dtype=torch.float64, device=device)
     failed: dict[int, Reason] = {}
-    for begin, end in spans(size, step):
-        block = torch.zeros((len(who), end - begin), dtype=torch.float64, device=device)
-        for row, k in enumerate(who):
-            if k in failed:
-                continue
-            try:
-                with watch.reading(k, repr(name)):
-                    whole = read_full_estimate(cohort.clients[k], name, begin, end, device)
-                block[row] = without_sent(whole, cohort.clients[k], name, begin, end)
-            except AdapterError as error:
-                failed[k] = Reason(error.code, str(error))
+    read = partial(_block, cohort, device, name, who, watch, failed)
+    size, table = math.prod(shape), (len(who), len(who))
+    heads = read((0, size)).reshape(len(who), *shape) if is_head(shape, count) else None
+    step = max(BLOCK // (8 * max(len(who), 1)), 1)
+    blocks = map(read, spans(size, step)) if heads is None else [heads.flatten(1)]
+    total = torch.zeros(table, dtype=torch.float64, device=device)
+    for block in blocks:
         total += block @ block.T
-    heads = block.reshape(len(who), *shape) if head else block[:, :0, None]
-    sums = heads.sum(dim=1)
-    sizes = total.diagonal() + sums.square().sum(dim=1)
+    sizes = total.diagonal()
+    tables = {"inner": total}
+    if heads is not None:
+        rows = heads.sum(dim=1)
+        tables["sums"] = rows @ rows.T
+        sizes = sizes + tables["sums"].diagonal()
     for row in torch.nonzero(~torch.isfinite(sizes)).flatten().tolist():
         failed[who[row]] = _not_finite(cohort.clients[who[row]], name)
-    found: dict[str, NDArray[np.float64]] = {"inner": np.zeros((count, count))}
-    here, fine = np.ix_(who, who), [row for row, k in enumerate(who) if k not in failed]
-    found["inner"][here] = total.cpu().numpy()
-    if head:
-        found |= {"sums": np.zeros((count, count)), "frequency": np.zeros(count)}
-        found["sums"][here] = (sums @ sums.T).cpu().numpy()
-        found["frequency"][np.array(who, int)[fine]] = moving_frequencies(heads[fine]).cpu().numpy()
+    found: dict[str, NDArray[np.float64]] = {key: np.zeros((count, count)) for key in tables}
+    for key, one in tables.items():
+        found[key][np.ix_(who, who)] = one.cpu().numpy()
+    if heads is not None:
+        fine = [row for row, k in enumerate(who) if k not in failed]
+        found["frequency"] = frequency = np.zeros(count)
+        frequency[np.array(who, int)[fine]] = moving_frequencies(heads[fine]).cpu().numpy()
     return found, failed
+
+
+def _block(
+    cohort: Cohort,
+    device: str,
+    name: str,
+    who: Sequence[int],
+    watch: Watch,
+    failed: dict[int, Reason],
+    span: tuple[int, int],
+) -> Tensor:
+    """Elements of one matrix of the clients `who`, (len(who), end - begin); who cannot be read is put
+    into `failed`, and has zeros from there on."""
+    block = torch.zeros((len(who), span[1] - span[0]), dtype=torch.float64, device=device)
+    for row, k in enumerate(who):
+        if k in failed:
+            continue
+        try:
+            with watch.reading(k, repr(name)):
+                whole = read_full_estimate(cohort.clients[k], name, *span, device)
+            block[row] = without_sent(whole, cohort.clients[k], name, *span)
+        except AdapterError as error:
+            failed[k] = Reason(error.code, str(error))
+    return block
 
 
 def read_full_estimate(

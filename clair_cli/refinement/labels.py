@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from clair_cli import formats
 from clair_cli.cohort import Adapter
 from clair_cli.detection.agreement import Array
-from clair_cli.detection.frequencies import leading, unit_deviations
+from clair_cli.detection.frequencies import few_outputs, leading, unit_deviations
 from clair_cli.linalg import eigh
 from clair_cli.refinement.blame import of_client
 from clair_cli.refinement.calibration import REFINEMENT, RefinementCalibration
@@ -49,11 +50,9 @@ def _head(adapter: Adapter, name: str) -> Tensor:
 def _is_head(clients: Sequence[Adapter], name: str, numbers: RefinementCalibration) -> bool:
     """A matrix of few outputs, alike in all of them."""
     shapes = {a.full[name].shape for a in clients}
-    if len(shapes) > 1 or len(shape := shapes.pop()) != 2:
+    if len(shapes) > 1 or not few_outputs(shape := shapes.pop(), numbers.label_rows):
         return False
-    rows, columns = shape
-    few = 2 <= rows <= min(numbers.label_rows, columns - 1)
-    return few and len(clients) * rows * columns <= MOST_ELEMENTS
+    return len(clients) * math.prod(shape) <= MOST_ELEMENTS
 
 
 def in_shared_direction(heads: Tensor) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clair_cli.detection import agreement
+from clair_cli.detection import agreement, starts
 from clair_cli.detection.agreement import Array
 from clair_cli.detection.starts import learned
 from tests.helpers.heads import START, WIDTH, tables_of, trained
@@ -107,3 +107,15 @@ def test_the_order_of_clients_changes_nothing() -> None:
     found = learned(tables_of({"score": np.array(heads)}), 0, every)
     turned = learned(tables_of({"score": np.array(heads)[order]}), 0, every)
     np.testing.assert_allclose(turned, found[np.ix_(order, order)], rtol=1e-6, atol=1e-9)
+
+
+@LABELS
+def test_the_directions_of_many_clients_are_those_of_few(
+    labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [*honest(labels), *(trained(50 + k, kind="random", labels=labels) for k in range(3))]
+    tables, every = tables_of({"score": np.array(heads)}), np.ones(len(heads), bool)
+    whole = learned(tables, 0, every)
+    monkeypatch.setattr(starts, "MANY", 0)
+    np.testing.assert_allclose(learned(tables, 0, every), whole, rtol=2e-2)
+    assert not np.array_equal(whole, tables.inner[0])
